@@ -1,0 +1,93 @@
+"""What the head looks at: attention maps over the patch, and how they agree with the masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from skimage.transform import resize
+
+from histoclip_lib.cmm import CMM
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.features import undo_view
+from histoclip_lib.training import EVALUATION_BATCH, FeatureReader
+
+
+@torch.inference_mode()
+def attention_maps(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
+    """Return where each class looks, averaged over the heads of the last layer and over the views.
+
+    Parameters
+    ----------
+    head : CMM
+        Trained on patch tokens.
+    reader : FeatureReader
+        Tokens of the B patches in V views; each view's map is turned back before the average.
+    rows : ndarray of int, shape (n,)
+        Which patches.
+
+    Returns
+    -------
+    ndarray of shape (n, N, g, g), float32
+        Sums to 1 over the g x g grid; row by row from the top left.
+    """
+    head.to(reader.device).eval()
+    maps = []
+    for start in range(0, len(rows), EVALUATION_BATCH):
+        batch = rows[start : start + EVALUATION_BATCH]
+        turned = []
+        for view in range(reader.n_views):
+            weights = head(reader.take(batch, view))[1].mean(dim=1).float()  # (n, N, L)
+            side = round(weights.shape[-1] ** 0.5)
+            turned.append(undo_view(weights.unflatten(-1, (side, side)), view))
+        maps.append(torch.stack(turned).mean(dim=0).cpu().numpy())
+    return np.concatenate(maps)
+
+
+def square_crop(image: np.ndarray) -> np.ndarray:
+    """Return the centre square of an image or mask (H, W, ...): the part that the encoder sees."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
+    """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
+    return resize(attention, (size, size), order=1, mode="edge", anti_aliasing=False)
+
+
+def score_maps(maps: np.ndarray, patches: PatchDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Compare attention with the masks, for each class over the patches in which it is present.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n, N, g, g)
+        As `attention_maps` gives them.
+    patches : PatchDataset
+        With masks; a patch that has none is passed over.
+    rows : ndarray of int, shape (n,)
+        The patches that the maps belong to.
+
+    Returns
+    -------
+    dict
+        Arrays of shape (N,), NaN for a class without patches. `pointing`: how often the pixel with the highest
+        attention lies in the class's mask (the pointing game, Zhang et al. 2018). `mass`: fraction of the attention
+        inside the mask. `area`: fraction of the patch that the mask covers, which is what uniform attention scores
+        in both. `patches`: how many patches count.
+    """
+    found: list[list[tuple[float, float, float]]] = [[] for _ in patches.classes]
+    for row, patch_maps in zip(rows, maps, strict=True):
+        mask = patches.mask(row)
+        if mask is None:
+            continue
+        mask = square_crop(mask)
+        for k in np.flatnonzero(patches.labels[row]):
+            inside = mask == k + 1
+            if inside.any():
+                pixels = enlarge(patch_maps[k], len(mask))
+                mass = (pixels * inside).sum() / pixels.sum()
+                found[k].append((float(inside.flat[pixels.argmax()]), mass, inside.mean()))
+    means = np.array([np.mean(values, axis=0) if values else [np.nan] * 3 for values in found])
+    scores = dict(zip(("pointing", "mass", "area"), means.T, strict=True))
+    return {**scores, "patches": np.array([len(values) for values in found])}

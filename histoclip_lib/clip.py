@@ -1,0 +1,297 @@
+"""A frozen CLIP: loading, image features (pooled and as patch tokens) and text features."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from histoclip_lib import lite0_minilm
+from histoclip_lib.errors import HistoCLIPError
+
+PRECISIONS = ("auto", "fp32", "amp")
+
+
+@dataclass(frozen=True, eq=False)
+class CLIP:
+    """A frozen image and text encoder with one joint space.
+
+    Attributes
+    ----------
+    model : nn.Module
+        open_clip model in eval mode, no parameter of which requires a gradient.
+    tokenizer : callable
+        From a list of P strings to token ids (P, context length).
+    preprocess_cfg : open_clip.transform.PreprocessCfg
+        The encoder's own resizing, cropping and normalisation.
+    backbone, pretrained : str
+        What was asked for.
+    device : torch.device
+        Where the model is.
+    amp_dtype : torch.dtype or None
+        Autocast type, or None for float32.
+    """
+
+    model: nn.Module
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    preprocess_cfg: open_clip.transform.PreprocessCfg
+    backbone: str
+    pretrained: str
+    device: torch.device
+    amp_dtype: torch.dtype | None
+
+    @property
+    def preprocess(self) -> Callable:
+        """From a PIL image to a float tensor (3, S, S), as the encoder wants it."""
+        return open_clip.transform.image_transform_v2(self.preprocess_cfg, is_train=False)
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the backbone was trained on image-text pairs (the offline default was not)."""
+        return self.backbone != lite0_minilm.NAME
+
+    def about(self) -> str:
+        """Return a paragraph of Markdown that says what the backbone is."""
+        if not self.is_clip:
+            return (
+                f"**Backbone: `{self.backbone}`, which is not CLIP.** An ImageNet EfficientNet-Lite0 and the sentence "
+                "encoder all-MiniLM-L6-v2, joined by a ridge regression from ImageNet class weights to embeddings of "
+                "the class names. It has seen no image with its caption and no tissue. It stands in where no CLIP "
+                "weights can be downloaded; its numbers say nothing of the paper's."
+            )
+        weights = f" with the weights `{self.pretrained}`" if self.pretrained else ""
+        return f"**Backbone: `{self.backbone}`**{weights}, frozen."
+
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context that belongs to the chosen precision."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    @torch.inference_mode()
+    def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode preprocessed images.
+
+        Parameters
+        ----------
+        images : tensor of shape (B, 3, S, S)
+            As `preprocess` gives them.
+
+        Returns
+        -------
+        pooled : tensor of shape (B, d), float32
+            The global embedding z of eq. (1), as open_clip's `encode_image` returns it (not normalised).
+        tokens : tensor of shape (B, L, d), float32
+            Patch tokens in the same space, row by row from the top left.
+        """
+        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        with self.autocast():
+            pooled, tokens = image_features(self.model.visual, images)
+        return pooled.float(), tokens.float()
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str], batch_size: int = 256) -> torch.Tensor:
+        """Encode prompts, each distinct one once.
+
+        Returns
+        -------
+        tensor of shape (P, d), float32
+            Unit rows.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        token_ids = self.tokenizer(distinct)
+        padding = self.tokenizer([""])[0, -1]
+        if (full := (token_ids[:, -1] != padding).sum().item()) > 0:
+            warnings.warn(
+                f"{full} of {len(distinct)} prompts fill the {token_ids.shape[1]} tokens that {self.backbone} reads "
+                "and may have lost their end.",
+                stacklevel=2,
+            )
+        features = []
+        for batch in token_ids.split(batch_size):
+            with self.autocast():
+                features.append(self.model.encode_text(batch.to(self.device)).float())
+        unit = nn.functional.normalize(torch.cat(features), dim=-1)
+        position = {prompt: row for row, prompt in enumerate(distinct)}
+        return unit[[position[prompt] for prompt in prompts]]
+
+    def fingerprint(self) -> str:
+        """Return a hex digest of all that determines the image features: weights, preprocessing, precision."""
+        digest = hashlib.sha256(repr((asdict(self.preprocess_cfg), self.amp_dtype)).encode())
+        for name, value in self.model.visual.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def load_clip(
+    backbone: str = lite0_minilm.NAME, pretrained: str = "", device: str = "auto", precision: str = "auto"
+) -> CLIP:
+    """Load a CLIP, frozen and in eval mode.
+
+    Parameters
+    ----------
+    backbone : str
+        `lite0-minilm` (the offline default), an open_clip model name such as `ViT-L-14-quickgelu`, an `hf-hub:` id,
+        or `local-dir:` and a folder.
+    pretrained : str
+        For an open_clip name: a tag such as `openai`, or a weights file. Empty for the others.
+    device : str
+        `auto` (CUDA where there is one), or a torch device.
+    precision : {"auto", "fp32", "amp"}
+        `amp` autocasts to bfloat16, or to float16 on GPUs without bfloat16; `auto` is `amp` on CUDA, else `fp32`.
+
+    Raises
+    ------
+    HistoCLIPError
+        For an unknown name, tag, device or precision, and for weights that cannot be had; the message names the
+        model, the file looked for and the offline default.
+    """
+    torch_device, amp_dtype = _device(device), None
+    if precision not in PRECISIONS:
+        raise HistoCLIPError(f"precision: {precision!r} is not known. Use one of {', '.join(PRECISIONS)}.")
+    if precision == "amp" or (precision == "auto" and torch_device.type == "cuda"):
+        has_bfloat16 = torch_device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        amp_dtype = torch.bfloat16 if has_bfloat16 else torch.float16
+    if backbone == lite0_minilm.NAME:
+        model, tokenizer, preprocess_cfg = lite0_minilm.build()
+    else:
+        model = _load_open_clip(backbone, pretrained)
+        preprocess_cfg = open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+        tokenizer = open_clip.get_tokenizer(backbone)
+    model.to(torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return CLIP(model, tokenizer, preprocess_cfg, backbone, pretrained, torch_device, amp_dtype)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise HistoCLIPError(f"device: {device!r} is no torch device. Use auto, cpu, cuda or cuda:0.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise HistoCLIPError(f"device: {device!r} was asked for, but torch sees no GPU. Use auto or cpu.")
+    return chosen
+
+
+def _load_open_clip(backbone: str, pretrained: str) -> nn.Module:
+    has_schema = ":" in backbone
+    if not has_schema:
+        _check_open_clip_name(backbone, pretrained)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said by _check_open_clip_name
+            return open_clip.create_model(backbone, pretrained=pretrained or None, require_pretrained=True)
+    except Exception as error:  # open_clip and its hub client raise many kinds; each means "no weights"
+        raise HistoCLIPError(
+            f"backbone {backbone}, pretrained {pretrained or '(none)'}: the weights could not be loaded. Looked for "
+            f"{_weights_location(backbone, pretrained)}. Reason: {type(error).__name__}: {str(error).strip()[:300]}\n"
+            "Run once with network access, set `pretrained` to a local weights file, or use the offline default "
+            f"`backbone: {lite0_minilm.NAME}`."
+        ) from error
+
+
+def _check_open_clip_name(backbone: str, pretrained: str) -> None:
+    if backbone not in open_clip.list_models():
+        raise HistoCLIPError(
+            f"backbone: {backbone!r} is not known. Use {lite0_minilm.NAME}, an open_clip name (such as "
+            "ViT-L-14-quickgelu), hf-hub:OWNER/NAME or local-dir:FOLDER."
+        )
+    if not pretrained:
+        raise HistoCLIPError(
+            f"pretrained: {backbone} needs a tag ({', '.join(open_clip.list_pretrained_tags_by_model(backbone))}) "
+            "or the path of a weights file."
+        )
+    tag = open_clip.get_pretrained_cfg(backbone, pretrained)
+    if not tag and not Path(pretrained).is_file():
+        raise HistoCLIPError(
+            f"pretrained: {pretrained!r} is neither a file nor a tag of {backbone}. Its tags: "
+            f"{', '.join(open_clip.list_pretrained_tags_by_model(backbone)) or 'none'}."
+        )
+    has_quick_gelu = bool(open_clip.get_model_config(backbone).get("quick_gelu", False))
+    if tag and bool(tag.get("quick_gelu", False)) != has_quick_gelu:
+        better = f"{backbone}-quickgelu" if not has_quick_gelu else backbone.removesuffix("-quickgelu")
+        warnings.warn(
+            f"backbone {backbone} with pretrained {pretrained}: these weights were trained "
+            f"{'without' if has_quick_gelu else 'with'} QuickGELU, so the features will be off. Use {better}.",
+            stacklevel=3,
+        )
+
+
+def _weights_location(backbone: str, pretrained: str) -> str:
+    if ":" in backbone:
+        return f"open_clip_config.json and the weights of {backbone}"
+    tag = open_clip.get_pretrained_cfg(backbone, pretrained)
+    return (tag.get("hf_hub") or tag.get("url")) if tag else pretrained
+
+
+def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run an open_clip image tower once, for the pooled embedding and the projected patch tokens.
+
+    A patch token is projected as the tower would project an image that consists of this token alone: the tower's own
+    final norm, pooling and projection are applied to it. For an average-pooled CNN the mean of the tokens is then
+    the pooled embedding; for a ViT this is `ln_post` and `proj`; for attention pooling it is the value path
+    (MaskCLIP, Zhou et al. 2022).
+
+    Parameters
+    ----------
+    visual : nn.Module
+        `model.visual` of an open_clip model.
+    images : tensor of shape (B, 3, S, S)
+        Preprocessed.
+
+    Returns
+    -------
+    pooled : tensor of shape (B, d)
+    tokens : tensor of shape (B, L, d)
+    """
+    if isinstance(visual, VisionTransformer):
+        hidden = visual.transformer(visual._embeds(images))  # (B, 1 + L, width)
+
+        def project(sequence: torch.Tensor) -> torch.Tensor:
+            pooled = visual._pool(sequence)[0]
+            return pooled if visual.proj is None else pooled @ visual.proj
+
+        return project(hidden), _one_by_one(project, hidden[:, 1:], copies=2)
+    if isinstance(visual, ModifiedResNet):
+        feature_map = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+        pool = visual.attnpool
+        return pool(feature_map), pool.c_proj(pool.v_proj(feature_map.flatten(2).transpose(1, 2)))
+    if isinstance(visual, TimmModel):
+        hidden = visual.trunk.forward_features(images)
+        pooled = visual.head(visual.trunk.forward_head(hidden))
+        if hidden.ndim == 4:  # (B, C, h, w), or (B, h, w, C) in towers that say so
+            if getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":
+                hidden = hidden.permute(0, 3, 1, 2)
+            return pooled, _cnn_tokens(visual, hidden)
+        prefix = visual.trunk.num_prefix_tokens
+        return pooled, _one_by_one(
+            lambda sequence: visual.head(visual.trunk.forward_head(sequence)),
+            hidden[:, prefix:],
+            copies=prefix + 1,
+        )
+    raise HistoCLIPError(f"backbone: image towers of type {type(visual).__name__} give no patch tokens here.")
+
+
+def _cnn_tokens(visual: TimmModel, feature_map: torch.Tensor) -> torch.Tensor:
+    """Return the joint embeddings of the cells of a feature map (B, C, h, w), shape (B, h * w, d)."""
+    batch, channels, height, width = feature_map.shape
+    cells = feature_map.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+    if getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":
+        cells = cells.permute(0, 2, 3, 1)
+    return visual.head(visual.trunk.forward_head(cells)).reshape(batch, height * width, -1)
+
+
+def _one_by_one(project: Callable, tokens: torch.Tensor, copies: int) -> torch.Tensor:
+    """Project each token as a sequence of `copies` of itself, so that prefix and patch positions hold the same."""
+    batch, length, width = tokens.shape
+    sequences = tokens.reshape(batch * length, 1, width).expand(-1, copies, -1)
+    return project(sequences).reshape(batch, length, -1)

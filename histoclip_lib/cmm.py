@@ -1,0 +1,180 @@
+"""Cross-Modal Matching: a Transformer decoder in which the classes ask and the image answers, eqs. (3) and (4)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.files import replacing
+
+
+class CMMLayer(nn.TransformerDecoderLayer):
+    """A pre-norm decoder layer that computes what its parent computes, for few queries and many tokens.
+
+    The parent projects every token to a key and a value. Here the key projection is folded into the queries,
+    `W_k[h]^T q[n, h]`, and the values are projected after they have been averaged, so no token is ever projected:
+    there are N x heads queries, far fewer than tokens. The key bias adds the same to all scores of a query and drops
+    out of the softmax. Parameters and their names are the parent's.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__(width, heads, hidden, dropout, "gelu", batch_first=True, norm_first=True)
+
+    def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply the layer.
+
+        Parameters
+        ----------
+        queries : tensor of shape (1 or B, N, d)
+            One row where the queries are the same for every image, as in the first layer: self-attention is then
+            computed once and not B times.
+        tokens : tensor of shape (B, L, d)
+            Keys and values; L = 1 for the global embedding.
+
+        Returns
+        -------
+        queries : tensor of shape (B, N, d)
+        attention : tensor of shape (B, heads, N, L)
+            Sums to 1 over L (in training, before dropout).
+        """
+        queries = queries + self._sa_block(self.norm1(queries), None, None)
+        answer, attention = self._cross_attention(self.norm2(queries), tokens)
+        queries = queries + self.dropout2(answer)
+        return queries + self._ff_block(self.norm3(queries)), attention
+
+    def _cross_attention(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return softmax(Q K^T / sqrt(d)) V of eq. (3), shape (B, N, d), and the weights (B, heads, N, L)."""
+        mha = self.multihead_attn
+        heads, per_head, n_classes = mha.num_heads, mha.head_dim, queries.shape[1]
+        w_q, w_k, w_v = mha.in_proj_weight.unflatten(0, (3, heads, per_head))  # (heads, per_head, d) each
+        b_q, _, b_v = mha.in_proj_bias.unflatten(0, (3, heads, per_head))
+
+        one_key = tokens.shape[1] == 1  # then the softmax is 1, whatever the query asks
+        if one_key:
+            attention = tokens.new_ones(len(tokens), heads * n_classes, 1)
+        else:
+            q = (torch.einsum("bnd,hcd->bhnc", queries, w_q) + b_q[:, None]) / per_head**0.5
+            folded = torch.einsum("bhnc,hcd->bhnd", q, w_k).flatten(1, 2)  # (1 or B, heads * N, d)
+            attention = (tokens @ folded.transpose(1, 2)).softmax(dim=1).transpose(1, 2)  # (B, heads * N, L)
+        weights = functional.dropout(attention, mha.dropout, self.training)
+        total = weights.sum(dim=2).unflatten(1, (heads, n_classes))[..., None]  # 1 without dropout
+        if one_key:
+            values = torch.einsum("bld,hcd->bhlc", tokens, w_v) * total  # the same value for all classes
+        else:
+            gathered = (weights @ tokens).unflatten(1, (heads, n_classes))  # (B, heads, N, d)
+            values = torch.einsum("bhnd,hcd->bhnc", gathered, w_v)
+        values = values + total * b_v[:, None]
+        answer = mha.out_proj(values.transpose(1, 2).flatten(2))
+        return answer, attention.unflatten(1, (heads, n_classes))
+
+
+class CMM(nn.Module):
+    """The head of HistoCLIP: from frozen image features to one logit for each class.
+
+    Pre-norm, and no LayerNorm between the last residual and the pooling: with one, every logit would be the mean of a
+    normalised vector, which is 0 whatever the image.
+
+    Parameters
+    ----------
+    class_embeddings : tensor of shape (N, d)
+        The class matrix C of eq. (2), one unit row for each class; kept with the head, not trained.
+    heads : int
+        Attention heads; must divide d.
+    layers : int
+        Decoder layers.
+    hidden : int
+        Width of the feed-forward network.
+    dropout : float
+        Dropout of attention weights, residuals and feed-forward network.
+
+    Attributes
+    ----------
+    token_mean, token_std : tensor of shape (d,)
+        Features are standardised by these before the first layer; `fit_scale` sets them from training features.
+    """
+
+    def __init__(
+        self,
+        class_embeddings: torch.Tensor,
+        heads: int = 8,
+        layers: int = 1,
+        hidden: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        width = class_embeddings.shape[1]
+        if width % heads:
+            raise HistoCLIPError(f"heads: {heads} does not divide the embedding width {width}. Use a divisor.")
+        self.options = {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout}
+        self.register_buffer("class_embeddings", class_embeddings.detach().clone().float())
+        self.register_buffer("token_mean", torch.zeros(width))
+        self.register_buffer("token_std", torch.ones(width))
+        self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout) for _ in range(layers))
+
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Set the standardisation from training features (..., d)."""
+        flat = features.float().flatten(0, -2)
+        self.token_mean.copy_(flat.mean(dim=0))
+        self.token_std.copy_(flat.std(dim=0).clamp_min(1e-6))
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score images.
+
+        Parameters
+        ----------
+        tokens : tensor of shape (B, L, d)
+            Patch tokens, or the pooled features as (B, 1, d).
+
+        Returns
+        -------
+        logits : tensor of shape (B, N)
+        attention : tensor of shape (B, heads, N, L)
+            Of the last layer.
+        """
+        tokens = (tokens.to(self.token_mean.dtype) - self.token_mean) / self.token_std
+        queries = self.class_embeddings.unsqueeze(0)
+        for layer in self.layers:
+            queries, attention = layer(queries, tokens)
+        return queries.mean(dim=-1), attention  # eq. (4): adaptive average pooling over the features
+
+
+def save_cmm(head: CMM, path: Path, classes: list[str], backbone: str) -> None:
+    """Write a head, with what is needed to build it again, as safetensors."""
+    metadata = {"options": json.dumps(head.options), "classes": json.dumps(classes), "backbone": backbone}
+    state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata)
+
+
+def load_cmm(path: Path, classes: list[str], backbone: str) -> CMM:
+    """Read a head that `save_cmm` wrote, in eval mode.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there is no such file, it is not a head, or it was trained for other classes or another backbone.
+    """
+    if not Path(path).is_file():
+        raise HistoCLIPError(f"{path} was not found. Run the notebook 03_train of this run first.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        options, stored_classes = json.loads(metadata["options"]), json.loads(metadata["classes"])
+        head = CMM(state["class_embeddings"], **options)
+        head.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise HistoCLIPError(f"{path} is not a HistoCLIP head ({error}). Delete it and train again.") from error
+    if stored_classes != list(classes) or metadata["backbone"] != backbone:
+        raise HistoCLIPError(
+            f"{path} was trained for the classes {stored_classes} on {metadata['backbone']}, this run has "
+            f"{list(classes)} on {backbone}. Delete it or give the run another name."
+        )
+    return head.eval()

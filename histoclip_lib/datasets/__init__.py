@@ -1,0 +1,65 @@
+"""The data sets, each a function that returns a `PatchDataset`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from histoclip_lib.datasets import folder
+from histoclip_lib.datasets.about import about
+from histoclip_lib.datasets.base import PatchDataset, check_images
+from histoclip_lib.datasets.histoseg import load_bcss_wsss, load_luad_histoseg
+from histoclip_lib.datasets.pannuke import load_pannuke
+from histoclip_lib.datasets.splits import split_dataset
+from histoclip_lib.datasets.synthetic import load_synthetic
+from histoclip_lib.errors import HistoCLIPError
+
+DATASETS = ("synthetic", "folder", "bcss_wsss", "luad_histoseg", "pannuke")
+
+__all__ = ["DATASETS", "PatchDataset", "about", "check_images", "load_dataset", "split_dataset"]
+
+
+def load_dataset(
+    dataset: str,
+    data_dir: str = "",
+    split: str = "random",
+    n_patches: int = 600,
+    mask_coverage: float = 0.01,
+    min_nuclei: int = 1,
+) -> PatchDataset:
+    """Load a data set by its name in the parameter files.
+
+    Parameters
+    ----------
+    dataset : {"synthetic", "folder", "bcss_wsss", "luad_histoseg", "pannuke"}
+        Which one.
+    data_dir : str
+        Where it lies; `synthetic` is painted and needs none.
+    split : str
+        BCSS-WSSS and LUAD-HistoSeg: with `given` the official val and test parts are loaded too; otherwise the
+        official training part alone, which is what the paper divides 8:2.
+    n_patches : int
+        `synthetic`: how many patches to paint.
+    mask_coverage : float
+        BCSS-WSSS and LUAD-HistoSeg, val and test: a class is present where it covers this fraction of the mask.
+    min_nuclei : int
+        PanNuke: a class is present where it has this many nuclei.
+
+    Raises
+    ------
+    HistoCLIPError
+        For an unknown name, a missing `data_dir`, and whatever the loader finds wrong.
+    """
+    if dataset not in DATASETS:
+        raise HistoCLIPError(f"dataset: {dataset!r} is not known. Use one of {', '.join(DATASETS)}.")
+    if dataset == "synthetic":
+        return load_synthetic(n_patches)
+    if not data_dir:
+        raise HistoCLIPError(f"data_dir: {dataset} needs the folder in which the data lies.")
+    official = split == "given"
+    if dataset == "folder":
+        return folder.load(data_dir)
+    if dataset == "bcss_wsss":
+        return load_bcss_wsss(Path(data_dir), official, mask_coverage)
+    if dataset == "luad_histoseg":
+        return load_luad_histoseg(Path(data_dir), official, mask_coverage)
+    return load_pannuke(Path(data_dir), min_nuclei)

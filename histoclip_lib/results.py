@@ -1,0 +1,282 @@
+"""From predictions to tables: `predictions.parquet`, `metrics.json`, the table of rows and what it says in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.files import replacing, write_text
+from histoclip_lib.metrics import Predictions, bootstrap_interval, evaluate, mean_accuracy
+from histoclip_lib.run_summaries import PAPER, BrokenRun, RunSummary, Score, table_one
+
+ROW_LABELS = {
+    "all_negative": "All negative",
+    "all_positive": "All positive",
+    "majority": "Majority of train",
+    "tissue_prior": "Tissue prior of train",
+    "baseline": "Zero-shot: Baseline",
+    "one_vs_rest": "Zero-shot: One-vs-Rest",
+    "power_set": "Zero-shot: Power-set",
+    "top_k": "Zero-shot: Top-k",
+    "linear_probe": "Linear probe",
+    "histoclip_global": "HistoCLIP, global key",
+    "histoclip_patch": "HistoCLIP, patch keys",
+}
+PAPER_ROWS = ("baseline", "one_vs_rest", "power_set", "top_k", "histoclip")
+
+
+def bootstrap_units(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
+    """Return what the bootstrap draws: the group of each patch, or the patch itself where groups are not known."""
+    return rows if patches.groups is None else patches.groups[rows]
+
+
+def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> None:
+    """Write `split.csv`: the file, group and part (train, val, or empty for unused) of every patch."""
+    part = np.full(len(patches), "", dtype=object)
+    part[train], part[val] = "train", "val"
+    groups = patches.groups if patches.groups is not None else ""
+    with replacing(path) as temporary:
+        pd.DataFrame({"file": patches.files, "group": groups, "split": part}).to_csv(temporary, index=False)
+
+
+def save_predictions(path: Path, rows: dict[str, Predictions], patches: PatchDataset, index: np.ndarray) -> None:
+    """Write predictions in long form, one line for each row of the table, patch and class.
+
+    Columns: `row`, `file`, `group`, `class`, `label`, `score` (float32), `predicted`.
+
+    Parameters
+    ----------
+    path : Path
+        A `.parquet` file.
+    rows : dict of str to Predictions
+        For the patches `index`, in that order.
+    patches : PatchDataset
+        The data set.
+    index : ndarray of int
+        Positions in it.
+    """
+    n_classes, files = len(patches.classes), np.asarray(patches.files, dtype=object)[index]
+    groups = patches.groups[index] if patches.groups is not None else np.full(len(index), "")
+    frames = [
+        pd.DataFrame(
+            {
+                "row": name,
+                "file": np.repeat(files, n_classes),
+                "group": np.repeat(groups, n_classes),
+                "class": np.tile(patches.classes, len(index)),
+                "label": patches.labels[index].ravel(),
+                "score": predictions.scores.astype(np.float32).ravel(),
+                "predicted": predictions.decisions.ravel(),
+            }
+        )
+        for name, predictions in rows.items()
+    ]
+    table = pd.concat(frames, ignore_index=True).astype({c: "category" for c in ("row", "file", "group", "class")})
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def load_predictions(path: Path, patches: PatchDataset, index: np.ndarray) -> dict[str, Predictions]:
+    """Read the predictions of some patches from a file that `save_predictions` wrote.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the file is absent or was written for other patches or classes.
+    """
+    if not path.is_file():
+        raise HistoCLIPError(f"{path} was not found. Run the notebook 02_zero_shot of this run first.")
+    table = pd.read_parquet(path)
+    files = np.asarray(patches.files, dtype=object)[index]
+    rows = {}
+    for name in table["row"].unique():
+        part = table[table["row"] == name]
+        try:
+            scores = part.pivot(index="file", columns="class", values="score").loc[files, patches.classes]
+            decisions = part.pivot(index="file", columns="class", values="predicted").loc[files, patches.classes]
+        except KeyError as error:
+            raise HistoCLIPError(f"{path} was written for other patches or classes. Run 02_zero_shot again.") from error
+        rows[str(name)] = Predictions(scores.to_numpy(dtype=np.float64), decisions.to_numpy(dtype=bool))
+    return rows
+
+
+def evaluate_rows(
+    rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int
+) -> dict[str, dict]:
+    """Return the `rows` of `metrics.json` for predictions of the validation part, in the order of ROW_LABELS."""
+    units = bootstrap_units(patches, val)
+    return {
+        name: evaluate(patches.labels[val], rows[name], patches.classes, units, resamples, seed)
+        for name in ROW_LABELS
+        if name in rows
+    }
+
+
+def write_metrics(path: Path, about: dict[str, object], patches: PatchDataset, rows: dict[str, dict]) -> dict:
+    """Write and return `metrics.json`; `about` holds its leading entries."""
+    prevalence = {name: float(p) for name, p in zip(patches.classes, patches.prevalence, strict=True)}
+    metrics = {**about, "classes": list(patches.classes), "prevalence": prevalence, "rows": rows}
+    write_text(path, json.dumps(metrics, indent=1, allow_nan=False))
+    return metrics
+
+
+def rows_table(rows: dict[str, dict], dataset: str) -> pd.DataFrame:
+    """Return the table of all rows as text, beside the paper's mAcc where the data set is one of its three."""
+    paper = dict(zip(PAPER_ROWS, PAPER[dataset][1], strict=True)) if dataset in PAPER else {}
+    lines = {}
+    for name, row in rows.items():
+        low, high = row["mAcc_ci"]
+        line = {"mAcc": f"{row['mAcc']:.4f}", "95 % interval": f"{low:.3f} – {high:.3f}"}
+        if paper:
+            value = paper.get("histoclip" if name.startswith("histoclip") else name)
+            line["paper's mAcc"] = "" if value is None else f"{value:.4f}"
+        for key in ("mAP", "macro_f1", "micro_f1", "auroc", "exact_match"):
+            label = {"macro_f1": "macro F1", "micro_f1": "micro F1", "auroc": "AUROC", "exact_match": "exact match"}
+            line[label.get(key, key)] = "—" if row[key] is None else f"{row[key]:.3f}"
+        lines[ROW_LABELS[name]] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def per_class_table(rows: dict[str, dict], metric: str) -> pd.DataFrame:
+    """Return one metric for each row of the table and each class, as numbers."""
+    values = {ROW_LABELS[name]: {c: v[metric] for c, v in row["per_class"].items()} for name, row in rows.items()}
+    return pd.DataFrame.from_dict(values, orient="index").astype(float)
+
+
+def paired_difference(
+    patches: PatchDataset, val: np.ndarray, first: Predictions, second: Predictions, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Return mAcc(first) - mAcc(second) on the validation part, and its 95 % bootstrap interval over groups."""
+    labels = patches.labels[val]
+    difference = (labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1)
+    low, high = bootstrap_interval(difference, bootstrap_units(patches, val), resamples, seed)
+    return float(difference.mean()), low, high
+
+
+def verdict(
+    rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> str:
+    """Say in Markdown how HistoCLIP stands against the linear probe and the majority, flattering or not."""
+    sentences = []
+    for other, label in (("linear_probe", "the linear probe on the same features"), ("majority", "the majority row")):
+        gap, low, high = paired_difference(patches, val, rows["histoclip_patch"], rows[other], resamples, seed)
+        if low > 0:
+            finding = "**is ahead of**"
+        elif high < 0:
+            finding = "**is behind**"
+        else:
+            finding = "**cannot be told from**"
+        sentences.append(
+            f"- HistoCLIP with patch keys {finding} {label}: mAcc differs by {gap:+.4f} "
+            f"(95 % interval {low:+.4f} to {high:+.4f})."
+        )
+    return "\n".join(sentences)
+
+
+def whole_set_table(rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray) -> pd.DataFrame:
+    """Return mAcc of zero-shot rows on the validation part and on all patches, with what they predict.
+
+    Parameters
+    ----------
+    rows : dict of str to Predictions
+        For all patches of the data set.
+    patches : PatchDataset
+        The data set.
+    val : ndarray of int
+        Its validation part.
+    """
+    lines = {}
+    for name, predictions in rows.items():
+        decisions = predictions.decisions
+        lines[ROW_LABELS[name]] = {
+            "mAcc, validation": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
+            "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.4f}",
+            **{f"predicts {c}": f"{decisions[:, k].mean():.2f}" for k, c in enumerate(patches.classes)},
+            "labels per patch": f"{decisions.sum(axis=1).mean():.2f}",
+        }
+    truth = {f"predicts {c}": f"{p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True)}
+    lines["Truth"] = {
+        "mAcc, validation": "",
+        "mAcc, all patches": "",
+        **truth,
+        "labels per patch": f"{patches.labels.sum(axis=1).mean():.2f}",
+    }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def dataset_table(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> pd.DataFrame:
+    """Return the size of each part, its labels per patch, its groups, and how many groups stand on both sides."""
+    lines = {}
+    for part, rows in {"train": train, "validation": val}.items():
+        line = {"patches": len(rows), "labels per patch": f"{patches.labels[rows].sum(axis=1).mean():.2f}"}
+        line |= {
+            f"with {name}": int(n) for name, n in zip(patches.classes, patches.labels[rows].sum(axis=0), strict=True)
+        }
+        line["without any label"] = int((patches.labels[rows].sum(axis=1) == 0).sum())
+        if patches.groups is not None:
+            line["groups"] = len(np.unique(patches.groups[rows]))
+            line["of these on both sides"] = len(np.intersect1d(patches.groups[train], patches.groups[val]))
+        lines[part] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def save_history(path: Path, history: pd.DataFrame) -> None:
+    """Write the training history as CSV."""
+    with replacing(path) as temporary:
+        history.to_csv(temporary, index=False)
+
+
+def last_and_best(history: pd.DataFrame) -> pd.DataFrame:
+    """Return the validation mAcc of each head at the last epoch, and at the epoch where it was highest."""
+    lines = {}
+    for head, rows in history.groupby("head", sort=False):
+        scored = rows.dropna(subset=["val_mAcc"])
+        best = scored.loc[scored["val_mAcc"].idxmax()]
+        lines[head] = {
+            "mAcc, last epoch": f"{scored['val_mAcc'].iloc[-1]:.4f}",
+            "mAcc, best epoch (oracle)": f"{best['val_mAcc']:.4f}",
+            "best epoch": int(best["epoch"]),
+            "train loss, last epoch": f"{rows['loss'].iloc[-1]:.4f}",
+            "validation loss, last epoch": f"{scored['val_loss'].iloc[-1]:.4f}",
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def table_one_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
+    """Return Table I over all runs: mAcc with its interval, and the paper's values under each of its data sets."""
+    table = table_one([run for run in runs if isinstance(run, RunSummary)])
+    lines = {}
+    for group in table.groups:
+        for run in group.runs:
+            line = {label: _score_text(run.scores.get(row)) for row, label in table.columns.items()}
+            lines[f"{group.dataset}: {run.name}"] = line
+        if group.paper:
+            by_row = dict(zip(PAPER_ROWS, group.paper, strict=True))
+            by_row |= {"histoclip_global": by_row["histoclip"], "histoclip_patch": by_row["histoclip"]}
+            lines[f"{group.dataset}: the paper"] = {
+                label: f"{by_row[row]:.4f}" if row in by_row else "" for row, label in table.columns.items()
+            }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _score_text(score: Score | None) -> str:
+    if score is None:
+        return ""
+    interval = "" if score.interval is None else f" ({score.interval[0]:.3f} – {score.interval[1]:.3f})"
+    return f"{score.macc:.4f}{interval}"
+
+
+def runs_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
+    """Return what each run used, or why it could not be read."""
+    lines = {
+        run.name: {"data set": run.dataset, "backbone": run.backbone, "weights": run.pretrained, "split": run.split}
+        if isinstance(run, RunSummary)
+        else {"data set": f"cannot be read: {run.reason}"}
+        for run in runs
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").fillna("")

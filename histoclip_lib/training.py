@@ -1,0 +1,341 @@
+"""Fitting the CMM head on cached features: eq. (5), AdamW, warm-up and cosine, exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import functional
+from tqdm import tqdm
+
+from histoclip_lib.clip import CLIP
+from histoclip_lib.cmm import CMM
+from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.features import ImageFeatures, Shards
+from histoclip_lib.files import replacing
+from histoclip_lib.metrics import Predictions, from_logits, mean_accuracy
+
+EVALUATION_BATCH = 512
+EVALUATIONS = 40  # of the validation part, along the way
+CHECKPOINT_EVERY = 25  # epochs
+KINDS = ("global", "patch")
+SCALE_ROWS = 4096  # training patches that the standardisation of the features is fitted on
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a head is fitted; the fields are parameters of the notebook 03_train.
+
+    Attributes
+    ----------
+    epochs, warmup_epochs : int
+        Passes over the training part, and how many of them raise the learning rate linearly from zero.
+    learning_rate : float
+        Its highest value; after the warm-up it falls to zero along a cosine.
+    weight_decay : float
+        Of AdamW, on matrices only.
+    batch_size : int
+        Patches in one step.
+    seed : int
+        Of the initial weights, the order of patches, the views drawn and dropout.
+    """
+
+    epochs: int = 800
+    warmup_epochs: int = 5
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values with which nothing can be trained."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise HistoCLIPError(f"{name}: {getattr(self, name)} must be above 0.")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise HistoCLIPError(
+                f"warmup_epochs: {self.warmup_epochs} must be at least 0 and below epochs ({self.epochs})."
+            )
+
+    def rate(self, epoch: float) -> float:
+        """Return the learning rate at a point of the training, counted in epochs."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class FeatureReader:
+    """Gives batches of features on a device: resident there when they fit, else read from the memory map.
+
+    Parameters
+    ----------
+    features : Shards of shape (B, V, d) or (B, V, L, d)
+        Pooled features or tokens.
+    device : torch.device
+        Where the batches go.
+    resident_limit : int
+        Bytes up to which the features are held on the device, in the precision in which they are cached. By default
+        a third of the free memory.
+    """
+
+    def __init__(self, features: Shards, device: torch.device, resident_limit: int | None = None) -> None:
+        self.features, self.device = features, device
+        self.n_views = features.shape[1]
+        limit = _free_memory(device) // 3 if resident_limit is None else resident_limit
+        self.resident = None
+        if features.nbytes <= limit:
+            self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)
+
+    def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
+        """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
+        if self.resident is None:
+            batch = torch.from_numpy(self.features.take(rows, views)).to(self.device, non_blocking=True)
+        else:
+            views = torch.from_numpy(np.broadcast_to(views, rows.shape).copy()).to(self.device)
+            batch = self.resident[torch.from_numpy(rows).to(self.device), views]
+        return batch if batch.ndim == 3 else batch.unsqueeze(1)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def train_head(
+    head: CMM,
+    reader: FeatureReader,
+    labels: np.ndarray,
+    train: np.ndarray,
+    val: np.ndarray,
+    options: TrainingOptions,
+    checkpoint: Path | None = None,
+    amp_dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Fit a head, in place.
+
+    The validation part is scored along the way for the curves and is never used to choose anything.
+
+    Parameters
+    ----------
+    head : CMM
+        Freshly made; moved to the reader's device.
+    reader : FeatureReader
+        Features of the B patches.
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    train, val : ndarray of int
+        Positions of the two parts.
+    options : TrainingOptions
+        How to train.
+    checkpoint : Path, optional
+        File in which the state is kept every 25 epochs and from which an interrupted training with the same options
+        goes on: it ends with the weights of one that was not interrupted. Removed at the end.
+    amp_dtype : torch.dtype, optional
+        Autocast type; float16 brings loss scaling.
+    progress : bool
+        Whether to draw a bar with the loss and the validation mAcc.
+
+    Returns
+    -------
+    DataFrame
+        One row for each epoch: `epoch`, `learning_rate`, `loss`, and `val_loss`, `val_mAcc` about forty times (NaN
+        between).
+
+    Raises
+    ------
+    HistoCLIPError
+        If the loss is not finite; the message names the epoch.
+    """
+    device = reader.device
+    head.to(device).train()
+    optimizer = _optimizer(head, options)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+    targets = torch.from_numpy(labels.astype(np.float32)).to(device)
+    identity = json.dumps({**asdict(options), **head.options, "train": _digest(train), "views": reader.n_views})
+    history = _resume(checkpoint, identity, head, optimizer) if checkpoint else []
+    batches_per_epoch = math.ceil(len(train) / options.batch_size)
+    evaluate_every = max(1, options.epochs // EVALUATIONS)
+
+    bar = tqdm(range(options.epochs), initial=len(history), desc="training", unit="epoch", disable=not progress)
+    for epoch in range(len(history), options.epochs):
+        # Everything random in an epoch follows from (seed, epoch), so that a resumed training draws the same.
+        draw = np.random.default_rng([options.seed, epoch])
+        order = draw.permutation(train)
+        views = draw.integers(reader.n_views, size=len(train))
+        torch.manual_seed(int(draw.integers(2**62)))
+        losses = []
+        for step, part in enumerate(np.array_split(np.arange(len(train)), batches_per_epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = options.rate(epoch + (step + 1) / batches_per_epoch)
+            rows = order[part]
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                logits, _ = head(reader.take(rows, views[part]))
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), targets[rows])  # eq. (5)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.detach() * len(rows))
+        mean_loss = (torch.stack(losses).sum() / len(train)).item()
+        if not math.isfinite(mean_loss):
+            raise HistoCLIPError(
+                f"epoch {epoch + 1}: the loss is {mean_loss}. Lower learning_rate ({options.learning_rate:g}), or use "
+                "precision: fp32."
+            )
+        record = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"], "loss": mean_loss}
+        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs:
+            record |= _validation(head, reader, labels, val)
+            bar.set_postfix(loss=f"{mean_loss:.3f}", val_mAcc=f"{record['val_mAcc']:.4f}")
+        history.append(record)
+        bar.update()
+        if checkpoint and (epoch + 1) % CHECKPOINT_EVERY == 0 and epoch + 1 < options.epochs:
+            _save_checkpoint(checkpoint, identity, head, optimizer, history)
+    bar.close()
+    head.eval()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return pd.DataFrame(history, columns=["epoch", "learning_rate", "loss", "val_loss", "val_mAcc"])
+
+
+def train_both(
+    class_embeddings: torch.Tensor,
+    head_options: dict[str, float],
+    features: ImageFeatures,
+    labels: np.ndarray,
+    train: np.ndarray,
+    val: np.ndarray,
+    options: TrainingOptions,
+    clip: CLIP,
+    folder: Path,
+) -> tuple[dict[str, CMM], pd.DataFrame]:
+    """Fit the head on the global embedding and on the patch tokens.
+
+    Parameters
+    ----------
+    class_embeddings : tensor of shape (N, d)
+        The class matrix of eq. (2).
+    head_options : dict
+        `heads`, `layers`, `hidden` and `dropout` of `CMM`.
+    features : ImageFeatures
+        Of B patches.
+    labels, train, val, options
+        As in `train_head`.
+    clip : CLIP
+        Gives device and precision.
+    folder : Path
+        Where checkpoints lie while a head is trained.
+
+    Returns
+    -------
+    heads : dict of str to CMM
+        `global` and `patch`.
+    history : DataFrame
+        Of both, with a column `head`.
+    """
+    heads, histories = {}, []
+    for kind in KINDS:
+        reader = FeatureReader(features.of_kind(kind), clip.device)
+        torch.manual_seed(options.seed)
+        head = CMM(class_embeddings, **head_options)
+        head.fit_scale(reader.take(train[:SCALE_ROWS]))
+        history = train_head(
+            head, reader, labels, train, val, options, folder / f".cmm_{kind}.checkpoint.safetensors", clip.amp_dtype
+        )
+        heads[kind] = head
+        histories.append(history.assign(head=kind))
+    return heads, pd.concat(histories, ignore_index=True)
+
+
+@torch.inference_mode()
+def predict_logits(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
+    """Return the logits of some patches, averaged over their views, with the head in eval mode.
+
+    Parameters
+    ----------
+    head : CMM
+        Moved to the reader's device; its mode is restored.
+    reader : FeatureReader
+        Features of the B patches in V views.
+    rows : ndarray of int, shape (n,)
+        Which patches.
+
+    Returns
+    -------
+    ndarray of shape (n, N), float32
+    """
+    was_training = head.training
+    head.to(reader.device).eval()
+    batches = np.array_split(rows, max(1, math.ceil(len(rows) / EVALUATION_BATCH)))
+    logits = [
+        torch.stack([head(reader.take(batch, view))[0].float() for view in range(reader.n_views)]).mean(dim=0)
+        for batch in batches
+    ]
+    head.train(was_training)
+    return torch.cat(logits).cpu().numpy()
+
+
+def predict(head: CMM, features: ImageFeatures, kind: str, rows: np.ndarray, device: torch.device) -> Predictions:
+    """Return the predictions of a head for some patches; `kind` is `global` or `patch`."""
+    return from_logits(predict_logits(head, FeatureReader(features.of_kind(kind), device), rows))
+
+
+def _validation(head: CMM, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
+    logits = predict_logits(head, reader, val)
+    loss = functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(logits), torch.from_numpy(labels[val].astype(np.float32))
+    )
+    return {"val_loss": loss.item(), "val_mAcc": mean_accuracy(labels[val], from_logits(logits).decisions)}
+
+
+def _optimizer(head: CMM, options: TrainingOptions) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()
+
+
+def _save_checkpoint(path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW, history: list[dict]) -> None:
+    state = {f"head.{name}": value for name, value in head.state_dict().items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary, {"identity": identity, "history": json.dumps(history)})
+
+
+def _resume(path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW) -> list[dict]:
+    """Load an interrupted training of the same identity and return its history; else leave all as it is."""
+    if not path.is_file():
+        return []
+    with safe_open(path, "pt") as file:
+        if file.metadata()["identity"] != identity:
+            return []
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        history = json.loads(file.metadata()["history"])
+    head.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("head.")})
+    saved = optimizer.state_dict()
+    for name, value in state.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            saved["state"].setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict(saved)
+    return history

@@ -1,0 +1,101 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Training the Cross-Modal Matching head
+#
+# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder, the image features its
+# keys and values, eq. (3): $\mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$, with residuals and a two-layer
+# feed-forward network; the mean over the feature dimension gives the logit of each class, eq. (4). The loss is binary
+# cross-entropy, eq. (5).
+#
+# The paper writes the image as one global embedding. With one key the softmax is 1 whatever the query, so no region
+# can be attended to. Both readings are trained: **global** (one key) and **patch** (one key for each patch token).
+# Features are encoded once and cached; of the *views* of each patch (flips and rotations) one is drawn per epoch.
+
+# %% tags=["parameters"]
+name: str = "demo"  # name of the run, and of its folder
+dataset: str = "synthetic"  # synthetic, folder, bcss_wsss, luad_histoseg or pannuke
+data_dir: str = ""  # folder of the data; synthetic needs none
+n_patches: int = 600  # synthetic: patches to paint
+mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask
+min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei
+split: str = "grouped"  # random (the paper's), grouped (no patient on both sides) or given
+val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped
+seed: int = 0  # of the split, the training and the bootstrap
+backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER
+pretrained: str = ""  # open_clip tag or weights file; empty for the others
+device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
+precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
+views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
+encode_batch_size: int = 32  # images in one pass of the encoder
+prompts_file: str = ""  # YAML file with your own class names, templates and negative prompt
+epochs: int = 800  # passes over the training part
+warmup_epochs: int = 5  # of these, with a rising learning rate
+learning_rate: float = 1e-3  # highest learning rate
+weight_decay: float = 0.05  # of AdamW
+batch_size: int = 256  # patches in one training step
+heads: int = 8  # attention heads
+layers: int = 1  # decoder layers
+hidden: int = 256  # width of the feed-forward network
+dropout: float = 0.3  # dropout in the head
+reports_dir: str = "reports"  # folder below which each run has its own
+
+# %%
+from IPython.display import Markdown
+
+from histoclip_lib import figures, metrics, results, runs
+from histoclip_lib.clip import load_clip
+from histoclip_lib.cmm import save_cmm
+from histoclip_lib.datasets import load_dataset, split_dataset
+from histoclip_lib.features import encode_dataset
+from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
+from histoclip_lib.training import TrainingOptions, train_both
+
+patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
+train, val = split_dataset(patches, split, seed, val_fraction)
+clip = load_clip(backbone, pretrained, device, precision)
+features = encode_dataset(clip, patches, views, encode_batch_size)
+class_matrix = class_embeddings(TextEncoder(clip), load_vocabulary(dataset, patches.classes, prompts_file))
+Markdown(features.about())
+
+# %%
+folder = runs.run_folder(name, reports_dir)
+options = TrainingOptions(epochs, warmup_epochs, learning_rate, weight_decay, batch_size, seed)
+trained, history = train_both(
+    class_matrix,
+    {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout},
+    features,
+    patches.labels,
+    train,
+    val,
+    options,
+    clip,
+    folder,
+)
+for kind, head in trained.items():
+    save_cmm(head, folder / f"cmm_{kind}.safetensors", patches.classes, backbone)
+results.save_history(folder / "history.csv", history)
+
+# %% [markdown]
+# ## How the training went
+#
+# The last epoch is the one that is reported. The best epoch on the validation part is an oracle, since it is chosen
+# with the labels that it is scored on; it stands here to show how much choosing would flatter.
+
+# %%
+majority = metrics.mean_accuracy(patches.labels[val], patches.labels[train].mean(axis=0) >= 0.5)
+figures.show(figures.training_curves(history, {"majority": majority}))
+
+# %%
+results.last_and_best(history)

@@ -1,0 +1,83 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Attention
+#
+# Where each class looks: the softmax weights of the patch head's last decoder layer, averaged over its heads. One map
+# for each class and patch, on the encoder's token grid. Attention says what the head weighted, not why.
+
+# %% tags=["parameters"]
+name: str = "demo"  # name of the run, and of its folder
+dataset: str = "synthetic"  # synthetic, folder, bcss_wsss, luad_histoseg or pannuke
+data_dir: str = ""  # folder of the data; synthetic needs none
+n_patches: int = 600  # synthetic: patches to paint
+mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask
+min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei
+split: str = "grouped"  # random (the paper's), grouped (no patient on both sides) or given
+val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped
+seed: int = 0  # of the split, the training and the bootstrap
+backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER
+pretrained: str = ""  # open_clip tag or weights file; empty for the others
+device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
+precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
+views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
+encode_batch_size: int = 32  # images in one pass of the encoder
+examples: int = 8  # patches in each gallery
+reports_dir: str = "reports"  # folder below which each run has its own
+
+# %%
+from IPython.display import Markdown, display
+
+from histoclip_lib import attention, figures, galleries, runs
+from histoclip_lib.clip import load_clip
+from histoclip_lib.cmm import load_cmm
+from histoclip_lib.datasets import load_dataset, split_dataset
+from histoclip_lib.features import encode_dataset
+from histoclip_lib.training import FeatureReader, predict
+
+patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
+train, val = split_dataset(patches, split, seed, val_fraction)
+clip = load_clip(backbone, pretrained, device, precision)
+features = encode_dataset(clip, patches, views, encode_batch_size)
+folder = runs.run_folder(name, reports_dir)
+head = load_cmm(folder / "cmm_patch.safetensors", patches.classes, backbone)
+probabilities = predict(head, features, "patch", val, clip.device).scores
+maps = attention.attention_maps(head, FeatureReader(features.tokens, clip.device), val)
+Markdown(f"The map of a patch has {features.grid} x {features.grid} cells.")
+
+# %% [markdown]
+# ## Over the patches
+#
+# For each class, validation patches in which it is present and most surely found. Bright is much attention; lines are
+# the mask's outline of the class; ✗ marks a wrong decision.
+
+# %%
+chosen = galleries.choose_for_attention(patches.labels[val], probabilities, examples)
+for k, overlay in enumerate(galleries.attention_figures(patches, val, maps, probabilities, chosen)):
+    if k == 0:
+        figures.save_thumbnail(overlay, folder / "thumbnail.png")
+    figures.show(overlay)
+
+# %% [markdown]
+# ## Against the masks
+#
+# *Pointing game*: how often the brightest pixel lies inside the class's mask. *Inside the mask*: the fraction of the
+# attention that falls there. Uniform attention would score the fraction of the patch that the mask covers in both.
+
+# %%
+if patches.has_masks:
+    scores = attention.score_maps(maps, patches, val)
+    figures.show(figures.map_score_bars(scores, patches.classes))
+else:
+    display(Markdown("This data set has no masks, so attention can only be looked at."))

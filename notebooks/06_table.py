@@ -1,0 +1,36 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Table I, all runs
+#
+# mAcc of every run below the reports folder, with its 95 % interval, beside the paper's values for its three data
+# sets. The paper has one HistoCLIP row; it stands beside both of ours. Runs on the offline default backbone are no
+# measurement of CLIP, and their numbers say nothing of the paper's.
+
+# %% tags=["parameters"]
+reports_dir: str = "reports"  # folder below which each run has its own
+
+# %%
+from pathlib import Path
+
+from histoclip_lib import results, run_summaries
+
+runs = run_summaries.find_runs(Path(reports_dir))
+results.table_one_frame(runs)
+
+# %% [markdown]
+# ## What was run
+
+# %%
+results.runs_frame(runs)
