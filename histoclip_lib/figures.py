@@ -76,7 +76,7 @@ def prevalence_bars(labels: np.ndarray, train: np.ndarray, val: np.ndarray, clas
     axes.set(xlim=(0, 1), ylabel="", xlabel="fraction of patches in which the class is present")
     for bars in axes.containers:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-    sns.move_legend(axes, "lower right")
+    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title="", frameon=False)
     listed = "; ".join(f"{c} {parts['train'][k]:.2f} and {parts['validation'][k]:.2f}" for k, c in enumerate(classes))
     return described(figure, f"Bar chart of class prevalence in train and validation. {listed}.")
 
@@ -180,7 +180,7 @@ def training_curves(history: pd.DataFrame, levels: dict[str, float]) -> Figure:
         right.plot(scored["epoch"], scored["val_mAcc"], color=colour, label=head)
     for style, (name, level) in zip(("-.", ":", "--"), levels.items(), strict=False):
         right.axhline(level, color="0.35", ls=style, lw=1.2, label=name)
-    left.set(xlabel="epoch", ylabel="binary cross-entropy", yscale="log")
+    left.set(xlabel="epoch", ylabel="binary cross-entropy", ylim=(0, None))
     right.set(xlabel="epoch", ylabel="validation mAcc")
     for axes in (left, right):
         axes.legend(fontsize=9)

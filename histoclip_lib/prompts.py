@@ -35,6 +35,17 @@ class Vocabulary:
     templates: list[str]
     negative_prompt: str = NEGATIVE_PROMPT
 
+    def about(self, classes: list[str]) -> str:
+        """Return the words as lists in Markdown; `classes` are the N class columns."""
+        words = [f"- {_code(column)} is called {_code(name)}" for column, name in zip(classes, self.names, strict=True)]
+        templates = [f"- {_code(template)}" for template in self.templates]
+        return "\n".join(["Classes:", "", *words, "", f"The {len(templates)} templates:", "", *templates])
+
+
+def _code(text: str) -> str:
+    """Return text as inline code in Markdown, whatever it contains."""
+    return f"`` {' '.join(text.split()).replace('``', '` `')} ``"
+
 
 def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") -> Vocabulary:
     """Return the vocabulary of a data set.

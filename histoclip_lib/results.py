@@ -14,6 +14,8 @@ from histoclip_lib.files import replacing, write_text
 from histoclip_lib.metrics import Predictions, bootstrap_interval, evaluate, mean_accuracy
 from histoclip_lib.run_summaries import PAPER, BrokenRun, RunSummary, Score, table_one
 
+pd.set_option("display.max_colwidth", None, "display.max_columns", None)  # tables on pages are shown whole
+
 ROW_LABELS = {
     "all_negative": "All negative",
     "all_positive": "All positive",
@@ -117,12 +119,11 @@ def evaluate_rows(
     }
 
 
-def write_metrics(path: Path, about: dict[str, object], patches: PatchDataset, rows: dict[str, dict]) -> dict:
-    """Write and return `metrics.json`; `about` holds its leading entries."""
+def write_metrics(path: Path, patches: PatchDataset, rows: dict[str, dict], **about: object) -> None:
+    """Write `metrics.json`; `about` holds its leading entries: `name`, `dataset`, `backbone` and so on."""
     prevalence = {name: float(p) for name, p in zip(patches.classes, patches.prevalence, strict=True)}
     metrics = {**about, "classes": list(patches.classes), "prevalence": prevalence, "rows": rows}
     write_text(path, json.dumps(metrics, indent=1, allow_nan=False))
-    return metrics
 
 
 def rows_table(rows: dict[str, dict], dataset: str) -> pd.DataFrame:
@@ -193,7 +194,7 @@ def whole_set_table(rows: dict[str, Predictions], patches: PatchDataset, val: np
     lines = {}
     for name, predictions in rows.items():
         decisions = predictions.decisions
-        lines[ROW_LABELS[name]] = {
+        lines[ROW_LABELS[name].removeprefix("Zero-shot: ")] = {
             "mAcc, validation": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
             "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.4f}",
             **{f"predicts {c}": f"{decisions[:, k].mean():.2f}" for k, c in enumerate(patches.classes)},

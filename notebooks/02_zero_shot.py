@@ -44,7 +44,6 @@ baseline_rule: str = "sigmoid"  # how the Baseline decides: sigmoid (the paper's
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
-import pandas as pd
 from IPython.display import Markdown
 
 from histoclip_lib import figures, results, runs, zero_shot
@@ -69,10 +68,7 @@ Markdown(clip.about())
 vocabulary = load_vocabulary(dataset, patches.classes, prompts_file)
 encode = TextEncoder(clip)
 class_matrix = class_embeddings(encode, vocabulary)
-pd.DataFrame({"class": patches.classes, "in words": vocabulary.names})
-
-# %%
-pd.DataFrame({"template": vocabulary.templates})
+Markdown(vocabulary.about(patches.classes))
 
 # %% [markdown]
 # How alike the class embeddings are: where two are nearly the same, no zero-shot strategy can tell the classes apart.

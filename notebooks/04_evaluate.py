@@ -63,11 +63,19 @@ for kind in ("global", "patch"):
     rows[f"histoclip_{kind}"] = predict(head, features, kind, val, clip.device)
 results.save_predictions(folder / "predictions.parquet", rows, patches, val)
 scored = results.evaluate_rows(rows, patches, val, resamples, seed)
-about = {
-    "name": name, "dataset": dataset, "backbone": backbone, "pretrained": pretrained, "split": split, "seed": seed,
-    "n_train": len(train), "n_val": len(val),
-}
-results.write_metrics(folder / "metrics.json", about, patches, scored)
+results.write_metrics(
+    folder / "metrics.json",
+    patches,
+    scored,
+    name=name,
+    dataset=dataset,
+    backbone=backbone,
+    pretrained=pretrained,
+    split=split,
+    seed=seed,
+    n_train=len(train),
+    n_val=len(val),
+)
 Markdown(results.verdict(rows, patches, val, resamples, seed))
 
 # %% [markdown]
