@@ -2,15 +2,24 @@
 
 The modules in the order in which data flows; each imports only from those before it::
 
-    errors  cache  datasets/   patches, labels, groups, masks, splits
-    lite0_minilm  clip         the frozen encoder
-    features                   encoded once, cached
-    prompts  zero_shot         classes as text, the four strategies
-    cmm                        the Cross-Modal Matching head
-    metrics  training          mAcc and its company; the head is fitted
-    baselines                  the rows that need no CLIP text: trivial rows, linear probe
-    attention  figures         what the head looks at; pictures
-    params  runs  pages  cli   one parameter file -> one folder of reports
+    errors, files, cache: bad input, files written whole, where caches lie
+    datasets.base, datasets.folder, datasets.splits, datasets.about: patches, labels, groups, masks
+    datasets.histoseg: BCSS-WSSS and LUAD-HistoSeg
+    datasets.pannuke_arrays, datasets.pannuke_parquet, datasets.pannuke: PanNuke in its layouts
+    datasets.painting, datasets.tissue, datasets.synthetic: procedural H&E
+    datasets: one function that loads any of them
+    lite0_minilm, clip: the frozen encoder
+    features: encoded once, cached
+    prompts: classes as text
+    metrics: mAcc and its company
+    zero_shot: the four strategies
+    cmm, training: the Cross-Modal Matching head, and how it is fitted
+    baselines: the rows that need no CLIP text: trivial rows, linear probe
+    attention: what the head looks at
+    figures, galleries: pictures
+    page_html, run_summaries: HTML that cannot act, what runs found
+    results, pages: tables, and notebooks as pages
+    params, runs, cli: one parameter file -> one folder of reports
 """
 
 __version__ = "0.1.0"

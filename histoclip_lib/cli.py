@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Score, train and report HistoCLIP on a data set. Start with: histoclip run params/demo.yaml",
 )
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 ParamFiles = Annotated[list[Path], typer.Argument(help="Parameter files, such as params/demo.yaml.", metavar="PARAMS")]
 
@@ -72,7 +72,7 @@ def check(
 ) -> None:
     """Check parameter files and the data that they name, without loading a model or running anything."""
     _, all_values = _checked(params, debug)
-    from histoclip_lib.datasets import check_images, load_dataset, split_dataset  # loads torch
+    from histoclip_lib.datasets import check_images, load_dataset, split_dataset  # loads scikit-learn
 
     failed = False
     for path, values in zip(params, all_values, strict=True):

@@ -19,6 +19,7 @@ from histoclip_lib import lite0_minilm
 from histoclip_lib.errors import HistoCLIPError
 
 PRECISIONS = ("auto", "fp32", "amp")
+SCHEMAS = ("hf-hub:", "local-dir:")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +124,10 @@ class CLIP:
         return unit[[position[prompt] for prompt in prompts]]
 
     def fingerprint(self) -> str:
-        """Return a hex digest of all that determines the image features: weights, preprocessing, precision."""
-        digest = hashlib.sha256(repr((asdict(self.preprocess_cfg), self.amp_dtype)).encode())
+        """Return a hex digest of what determines the image features: tower, weights, preprocessing, precision."""
+        # Weights alone do not say it: a model and its -quickgelu twin load the same ones.
+        tower = (self.backbone, repr(self.model.visual))
+        digest = hashlib.sha256(repr((tower, asdict(self.preprocess_cfg), self.amp_dtype)).encode())
         for name, value in self.model.visual.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -151,8 +154,8 @@ def load_clip(
     Raises
     ------
     HistoCLIPError
-        For an unknown name, tag, device or precision, and for weights that cannot be had; the message names the
-        model, the file looked for and the offline default.
+        For an unknown name, tag, device or precision, for `pretrained` beside a backbone that takes none, and for
+        weights that cannot be had; that message names the model, the file looked for and the offline default.
     """
     torch_device, amp_dtype = _device(device), None
     if precision not in PRECISIONS:
@@ -160,12 +163,13 @@ def load_clip(
     if precision == "amp" or (precision == "auto" and torch_device.type == "cuda"):
         has_bfloat16 = torch_device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         amp_dtype = torch.bfloat16 if has_bfloat16 else torch.float16
+    if pretrained and (backbone == lite0_minilm.NAME or backbone.startswith(SCHEMAS)):
+        raise HistoCLIPError(f"pretrained: {pretrained!r} has no meaning for {backbone}, which has its own weights.")
     if backbone == lite0_minilm.NAME:
         model, tokenizer, preprocess_cfg = lite0_minilm.build()
     else:
-        model = _load_open_clip(backbone, pretrained)
+        model, tokenizer = _load_open_clip(backbone, pretrained)
         preprocess_cfg = open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
-        tokenizer = open_clip.get_tokenizer(backbone)
     model.to(torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return CLIP(model, tokenizer, preprocess_cfg, backbone, pretrained, torch_device, amp_dtype)
 
@@ -177,22 +181,24 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise HistoCLIPError(f"device: {device!r} is no torch device. Use auto, cpu, cuda or cuda:0.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise HistoCLIPError(f"device: {device!r} was asked for, but torch sees no GPU. Use auto or cpu.")
+    try:
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # no such GPU, or a torch built without this kind of device
+        raise HistoCLIPError(f"device: torch sees no {device!r} on this machine. Use auto or cpu.") from error
     return chosen
 
 
-def _load_open_clip(backbone: str, pretrained: str) -> nn.Module:
-    has_schema = ":" in backbone
-    if not has_schema:
+def _load_open_clip(backbone: str, pretrained: str) -> tuple[nn.Module, Callable]:
+    if not backbone.startswith(SCHEMAS):
         _check_open_clip_name(backbone, pretrained)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said by _check_open_clip_name
-            return open_clip.create_model(backbone, pretrained=pretrained or None, require_pretrained=True)
-    except Exception as error:  # open_clip and its hub client raise many kinds; each means "no weights"
+            model = open_clip.create_model(backbone, pretrained=pretrained or None, require_pretrained=True)
+        return model, open_clip.get_tokenizer(backbone)
+    except Exception as error:  # open_clip and its hub client raise many kinds; each means that a file is missing
         raise HistoCLIPError(
-            f"backbone {backbone}, pretrained {pretrained or '(none)'}: the weights could not be loaded. Looked for "
+            f"backbone {backbone}, pretrained {pretrained or '(none)'}: the model could not be loaded. Looked for "
             f"{_weights_location(backbone, pretrained)}. Reason: {type(error).__name__}: {str(error).strip()[:300]}\n"
             "Run once with network access, set `pretrained` to a local weights file, or use the offline default "
             f"`backbone: {lite0_minilm.NAME}`."
@@ -218,16 +224,17 @@ def _check_open_clip_name(backbone: str, pretrained: str) -> None:
         )
     has_quick_gelu = bool(open_clip.get_model_config(backbone).get("quick_gelu", False))
     if tag and bool(tag.get("quick_gelu", False)) != has_quick_gelu:
-        better = f"{backbone}-quickgelu" if not has_quick_gelu else backbone.removesuffix("-quickgelu")
+        better = backbone.removesuffix("-quickgelu") if has_quick_gelu else f"{backbone}-quickgelu"
+        remedy = f" Use {better}." if better != backbone and better in open_clip.list_models() else ""
         warnings.warn(
             f"backbone {backbone} with pretrained {pretrained}: these weights were trained "
-            f"{'without' if has_quick_gelu else 'with'} QuickGELU, so the features will be off. Use {better}.",
+            f"{'without' if has_quick_gelu else 'with'} QuickGELU, so the features will be off.{remedy}",
             stacklevel=3,
         )
 
 
 def _weights_location(backbone: str, pretrained: str) -> str:
-    if ":" in backbone:
+    if backbone.startswith(SCHEMAS):
         return f"open_clip_config.json and the weights of {backbone}"
     tag = open_clip.get_pretrained_cfg(backbone, pretrained)
     return (tag.get("hf_hub") or tag.get("url")) if tag else pretrained

@@ -124,6 +124,10 @@ class CMM(nn.Module):
         self.token_mean.copy_(flat.mean(dim=0))
         self.token_std.copy_(flat.std(dim=0).clamp_min(1e-6))
 
+    def queries(self) -> torch.Tensor:
+        """Return what the first layer is asked, shape (1, N, d): the class embeddings, the same for every image."""
+        return self.class_embeddings.unsqueeze(0)
+
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images.
 
@@ -139,7 +143,7 @@ class CMM(nn.Module):
             Of the last layer.
         """
         tokens = (tokens.to(self.token_mean.dtype) - self.token_mean) / self.token_std
-        queries = self.class_embeddings.unsqueeze(0)
+        queries = self.queries()
         for layer in self.layers:
             queries, attention = layer(queries, tokens)
         return queries.mean(dim=-1), attention  # eq. (4): adaptive average pooling over the features

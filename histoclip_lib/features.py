@@ -98,8 +98,8 @@ class ImageFeatures:
         return (
             f"Features of {patches} patches in {views} view{'s' if views > 1 else ''}, {length} tokens of width "
             f"{width} each: {size:.0f} MiB in the cache and {patches * views} passes of the encoder, of which "
-            f"{self.encoded * views} in this notebook. One view would take 1/{views} of both."
-        )
+            f"{self.encoded * views} in this notebook."
+        ) + (f" One view would take 1/{views} of both." if views > 1 else "")
 
     @property
     def n_views(self) -> int:
@@ -238,7 +238,7 @@ def _encoded_rows(clip: CLIP, loader: DataLoader, views: int, bar: tqdm) -> Iter
 
 
 def _write_shard(shard: Path, pooled: np.ndarray, tokens: np.ndarray, clip: CLIP, dataset: str) -> None:
-    if not np.isfinite(tokens).all():
+    if not (np.isfinite(tokens).all() and np.isfinite(pooled).all()):
         raise HistoCLIPError(
             f"backbone {clip.backbone}: features are not finite in 16 bits. Try precision: fp32 or other weights."
         )

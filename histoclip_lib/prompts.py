@@ -63,21 +63,24 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     Raises
     ------
     HistoCLIPError
-        If `prompts_file` cannot be read, has other keys, names classes that do not exist, or has a template
-        without `{}`.
+        If `prompts_file` cannot be read, has other keys, names classes that do not exist, leaves a name empty, or
+        has a template without `{}`.
     """
     own = FOLDER / f"{dataset}.yaml"
     path = Path(prompts_file) if prompts_file else own
     words = _read(path) if prompts_file or own.is_file() else {}
-    unknown = sorted(set(words.get("classes", {})) - set(classes)) if prompts_file else []
+    names = {str(column): name for column, name in words.get("classes", {}).items()}  # YAML reads 1 as a number
+    unknown = sorted(set(names) - set(classes)) if prompts_file else []
     if unknown:
         raise HistoCLIPError(f"{path}: {', '.join(unknown)} are no classes of this data set; it has {classes}.")
+    if nameless := [column for column, name in names.items() if name is None or not str(name).strip()]:
+        raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one behind the colon.")
     templates = words.get("templates") or yaml.safe_load((FOLDER / "templates.yaml").read_text())
-    without_place = [template for template in templates if str(template).count("{}") != 1]
+    without_place = [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]
     if without_place:
         raise HistoCLIPError(f"{path}: each template needs one {{}} for the class name; not so: {without_place}.")
-    names = [str(words.get("classes", {}).get(name, name.replace("_", " "))) for name in classes]
-    return Vocabulary(names, templates, words.get("negative_prompt", NEGATIVE_PROMPT))
+    in_order = [str(names.get(column, column.replace("_", " "))) for column in classes]
+    return Vocabulary(in_order, templates, words.get("negative_prompt", NEGATIVE_PROMPT))
 
 
 def _read(path: Path) -> dict:
@@ -124,6 +127,6 @@ def class_embeddings(encode: TextEncoder, vocabulary: Vocabulary) -> torch.Tenso
     -------
     tensor of shape (N, d), float32
     """
-    prompts = [template.format(name) for name in vocabulary.names for template in vocabulary.templates]
+    prompts = [template.replace("{}", name) for name in vocabulary.names for template in vocabulary.templates]
     embeddings = encode(prompts).unflatten(0, (len(vocabulary.names), len(vocabulary.templates)))
     return functional.normalize(embeddings.mean(dim=1), dim=-1)

@@ -251,18 +251,19 @@ def last_and_best(history: pd.DataFrame) -> pd.DataFrame:
 def table_one_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
     """Return Table I over all runs: mAcc with its interval, and the paper's values under each of its data sets."""
     table = table_one([run for run in runs if isinstance(run, RunSummary)])
-    lines = {}
+    names, lines = [], []  # two folders may hold runs of one name
     for group in table.groups:
         for run in group.runs:
-            line = {label: _score_text(run.scores.get(row)) for row, label in table.columns.items()}
-            lines[f"{group.dataset}: {run.name}"] = line
+            names.append(f"{group.dataset}: {run.name}")
+            lines.append({label: _score_text(run.scores.get(row)) for row, label in table.columns.items()})
         if group.paper:
             by_row = dict(zip(PAPER_ROWS, group.paper, strict=True))
             by_row |= {"histoclip_global": by_row["histoclip"], "histoclip_patch": by_row["histoclip"]}
-            lines[f"{group.dataset}: the paper"] = {
-                label: f"{by_row[row]:.4f}" if row in by_row else "" for row, label in table.columns.items()
-            }
-    return pd.DataFrame.from_dict(lines, orient="index")
+            names.append(f"{group.dataset}: the paper")
+            lines.append(
+                {label: f"{by_row[row]:.4f}" if row in by_row else "" for row, label in table.columns.items()}
+            )
+    return pd.DataFrame(lines, index=names)
 
 
 def _score_text(score: Score | None) -> str:
@@ -274,10 +275,10 @@ def _score_text(score: Score | None) -> str:
 
 def runs_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
     """Return what each run used, or why it could not be read."""
-    lines = {
-        run.name: {"data set": run.dataset, "backbone": run.backbone, "weights": run.pretrained, "split": run.split}
+    lines = [
+        {"data set": run.dataset, "backbone": run.backbone, "weights": run.pretrained, "split": run.split}
         if isinstance(run, RunSummary)
         else {"data set": f"cannot be read: {run.reason}"}
         for run in runs
-    }
-    return pd.DataFrame.from_dict(lines, orient="index").fillna("")
+    ]
+    return pd.DataFrame(lines, index=[run.name for run in runs]).fillna("")

@@ -84,8 +84,8 @@ def run_steps(
 ) -> Path:
     """Execute the notebooks of one run, each in a process of its own, and write their pages.
 
-    A step whose notebook, parameters, library, data and earlier steps are those of last time, and whose products are
-    there, is skipped.
+    A step whose notebook, parameters, library, data, local weights and earlier steps are those of last time, and whose
+    products are there, is skipped.
 
     Parameters
     ----------
@@ -211,10 +211,10 @@ def _library_digest() -> str:
 
 
 def _data_digest(params: dict[str, object]) -> str:
-    """Digest the names, sizes and times of all files in the data folder and of the prompts file."""
+    """Digest the names, sizes and times of the files that parameters name: data, prompts and local weights."""
     digest = hashlib.sha256()
-    roots = [Path(str(params[key])) for key in ("data_dir", "prompts_file") if params.get(key)]
-    for root in roots:
+    named = [params.get(key) for key in ("data_dir", "prompts_file", "pretrained", "backbone")]
+    for root in [Path(str(name).removeprefix("local-dir:")) for name in named if name]:
         for path in sorted([root, *root.rglob("*")]):
             if path.is_file():
                 facts = path.stat()

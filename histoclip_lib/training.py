@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 from tqdm import tqdm
@@ -164,7 +164,7 @@ def train_head(
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     targets = torch.from_numpy(labels.astype(np.float32)).to(device)
     identity = json.dumps({**asdict(options), **head.options, "train": _digest(train), "views": reader.n_views})
-    history = _resume(checkpoint, identity, head, optimizer) if checkpoint else []
+    history = _resume(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
     evaluate_every = max(1, options.epochs // EVALUATIONS)
 
@@ -201,7 +201,7 @@ def train_head(
         history.append(record)
         bar.update()
         if checkpoint and (epoch + 1) % CHECKPOINT_EVERY == 0 and epoch + 1 < options.epochs:
-            _save_checkpoint(checkpoint, identity, head, optimizer, history)
+            _save_checkpoint(checkpoint, identity, head, optimizer, scaler, history)
     bar.close()
     head.eval()
     if checkpoint:
@@ -313,24 +313,35 @@ def _digest(rows: np.ndarray) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
-def _save_checkpoint(path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW, history: list[dict]) -> None:
+def _save_checkpoint(
+    path: Path,
+    identity: str,
+    head: CMM,
+    optimizer: torch.optim.AdamW,
+    scaler: torch.amp.GradScaler,
+    history: list[dict],
+) -> None:
     state = {f"head.{name}": value for name, value in head.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    about = {"identity": identity, "history": json.dumps(history), "scaler": json.dumps(scaler.state_dict())}
     with replacing(path) as temporary:
-        save_file(state, temporary, {"identity": identity, "history": json.dumps(history)})
+        save_file(state, temporary, about)
 
 
-def _resume(path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW) -> list[dict]:
+def _resume(
+    path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
+) -> list[dict]:
     """Load an interrupted training of the same identity and return its history; else leave all as it is."""
-    if not path.is_file():
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (FileNotFoundError, SafetensorError):
         return []
-    with safe_open(path, "pt") as file:
-        if file.metadata()["identity"] != identity:
-            return []
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        history = json.loads(file.metadata()["history"])
+    if about["identity"] != identity:
+        return []
     head.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("head.")})
     saved = optimizer.state_dict()
     for name, value in state.items():
@@ -338,4 +349,5 @@ def _resume(path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW) 
             _, number, key = name.split(".")
             saved["state"].setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(saved)
-    return history
+    scaler.load_state_dict(json.loads(about["scaler"]))
+    return json.loads(about["history"])

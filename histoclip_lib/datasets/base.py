@@ -182,7 +182,7 @@ def check_images(dataset: PatchDataset, progress: bool = True) -> None:
         checks = pool.map(lambda index: _check_image(dataset, index), range(len(dataset)))
         bar = tqdm(checks, total=len(dataset), desc="checking images", unit="patch", disable=not progress)
         shapes, problems = zip(*bar, strict=True)
-    usual = Counter(shapes).most_common(1)[0][0]
+    usual = Counter(shape for shape in shapes if shape).most_common(1)[0][0] if any(shapes) else None
     listed = [
         f"{file}: {problem or f'{shape[1]}x{shape[0]}, where most patches are {usual[1]}x{usual[0]}'}"
         for file, shape, problem in zip(dataset.files, shapes, problems, strict=True)

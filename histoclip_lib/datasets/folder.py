@@ -33,14 +33,15 @@ def load(data_dir: str | Path) -> PatchDataset:
     Raises
     ------
     HistoCLIPError
-        For a missing folder or table, a missing `file` column, no class columns, values other than 0/1,
-        files that are absent, outside the folder or listed twice, or a mask missing on some rows.
+        For a missing folder or table, a table that is no UTF-8 CSV, two columns of one name, a missing `file`
+        column, no class columns, values other than 0/1, files that are absent, outside the folder or listed twice,
+        or a mask missing on some rows.
     """
     root = Path(data_dir)
     table_path = root / "labels.csv"
     if not table_path.is_file():
         raise HistoCLIPError(f"{table_path} was not found. Set data_dir to the folder that holds it. {FORMAT}")
-    table = pd.read_csv(table_path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table = _read_table(table_path)
     if "file" not in table:
         raise HistoCLIPError(f"{table_path} has the columns {list(table.columns)}. {FORMAT}")
     if table.empty:
@@ -50,6 +51,7 @@ def load(data_dir: str | Path) -> PatchDataset:
         raise HistoCLIPError(f"{table_path} has no class column. {FORMAT}")
 
     image_paths = _paths_inside(root, table["file"], f"{table_path}, column file")
+    _refuse_twice([path.resolve() for path in image_paths], table_path)  # a.png and ./a.png are one file
     mask_paths = _paths_inside(root, table["mask"], f"{table_path}, column mask") if "mask" in table else []
     mask_values = np.full(256, 255, dtype=np.uint8)
     mask_values[: len(classes) + 1] = np.arange(len(classes) + 1)
@@ -63,6 +65,29 @@ def load(data_dir: str | Path) -> PatchDataset:
         parts=_column(table, "split", table_path, allowed=("train", "val")),
         has_masks=bool(mask_paths),
     )
+
+
+def _read_table(table_path: Path) -> pd.DataFrame:
+    """Return the table as text, whatever its cells look like; an empty cell is ""."""
+    try:
+        table = pd.read_csv(table_path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise HistoCLIPError(f"{table_path} is not a table in CSV, UTF-8 ({str(error).strip()}). {FORMAT}") from error
+    header = table.iloc[0].tolist()
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise HistoCLIPError(f"{table_path}: each column needs its own name; {twice} stand there several times.")
+    return table[1:].reset_index(drop=True).set_axis(header, axis=1)
+
+
+def _refuse_twice(paths: list[Path], table_path: Path) -> None:
+    """Refuse a file that several lines name: it could stand on both sides of a split."""
+    lines: dict[Path, list[int]] = {}
+    for line, path in enumerate(paths, start=2):
+        lines.setdefault(path, []).append(line)
+    offenders = [f"{path.name}: lines {', '.join(map(str, at))}" for path, at in lines.items() if len(at) > 1]
+    if offenders:
+        raise HistoCLIPError(f"{table_path}: each file may be listed once. Not so:\n{bullet_list(offenders)}")
 
 
 def _labels(table: pd.DataFrame, classes: list[str], table_path: Path) -> np.ndarray:

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from histoclip_lib.attention import attention_maps, enlarge, score_maps, square_crop
+from histoclip_lib.cmm import CMM
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.features import Shards, view_of
+from histoclip_lib.training import FeatureReader
+
+
+@pytest.fixture(scope="module")
+def head():
+    torch.manual_seed(0)
+    return CMM(nn.functional.normalize(torch.randn(2, 16), dim=-1), heads=2).eval()
+
+
+def reader_of(grids):
+    """A reader for token grids (B, V, d, g, g)."""
+    tokens = grids.flatten(3).transpose(2, 3).numpy()
+    return FeatureReader(Shards([np.ascontiguousarray(tokens)]), torch.device("cpu"))
+
+
+def test_map_of_one_view_is_the_mean_over_heads(head):
+    grids = torch.randn(3, 1, 16, 4, 4)
+    rows = np.array([2, 0])
+    maps = attention_maps(head, reader_of(grids), rows)
+    with torch.no_grad():
+        expected = head(grids[rows, 0].flatten(2).transpose(1, 2))[1].mean(dim=1).unflatten(-1, (4, 4))
+    np.testing.assert_allclose(maps, expected, rtol=1e-5)
+    np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, rtol=1e-5)
+
+
+def test_maps_of_turned_views_are_turned_back(head):
+    """When each view's tokens are the image's tokens turned, all views have the same upright map."""
+    upright = torch.randn(3, 16, 4, 4)
+    turned = torch.stack([view_of(upright, view) for view in range(8)], dim=1)
+    one, all_views = (attention_maps(head, reader_of(grids), np.arange(3)) for grids in (turned[:, :1], turned))
+    np.testing.assert_allclose(all_views, one, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "top", "left", "side"), [((6, 10), 0, 2, 6), ((9, 4), 2, 0, 4), ((5, 5), 0, 0, 5)])
+def test_square_crop_is_the_centre(shape, top, left, side):
+    image = np.arange(np.prod(shape)).reshape(shape)
+    assert np.array_equal(square_crop(image), image[top : top + side, left : left + side])
+
+
+def test_enlarged_map_equals_torch_bilinear():
+    small = np.random.default_rng(0).random((7, 7)).astype(np.float32)
+    expected = nn.functional.interpolate(torch.from_numpy(small)[None, None], size=56, mode="bilinear")[0, 0]
+    np.testing.assert_allclose(enlarge(small, 56), expected, atol=1e-5)
+
+
+class Masks:
+    """Two classes: class 0 fills the left half of every patch, class 1 one corner; patch 2 has no mask."""
+
+    def mask(self, index):
+        if index == 2:
+            return None
+        mask = np.zeros((8, 8), dtype=np.uint8)
+        mask[:, :4] = 1
+        mask[6:, 6:] = 2
+        return mask
+
+
+@pytest.fixture
+def masked():
+    labels = np.array([[1, 1], [1, 0], [1, 1]], dtype=np.uint8)
+    return PatchDataset("made", ["left", "corner"], ["0", "1", "2"], labels, Masks(), has_masks=True)
+
+
+def test_map_inside_the_mask_scores_one(masked):
+    maps = np.zeros((3, 2, 8, 8), dtype=np.float32)
+    maps[:, 0, 4, 1] = 1
+    maps[:, 1, 7, 7] = 1
+    scores = score_maps(maps, masked, np.arange(3))
+    assert scores["pointing"].tolist() == [1, 1]
+    assert scores["mass"].tolist() == [1, 1]
+    assert scores["patches"].tolist() == [2, 1]  # absent classes and patches without mask do not count
+
+
+def test_map_outside_the_mask_scores_zero(masked):
+    maps = np.zeros((3, 2, 8, 8), dtype=np.float32)
+    maps[:, :, 0, 7] = 1
+    scores = score_maps(maps, masked, np.arange(3))
+    assert scores["pointing"].tolist() == [0, 0]
+    assert scores["mass"].tolist() == [0, 0]
+
+
+def test_uniform_attention_scores_the_area(masked):
+    scores = score_maps(np.full((3, 2, 4, 4), 1 / 16, dtype=np.float32), masked, np.arange(3))
+    assert scores["area"].tolist() == [0.5, 1 / 16]
+    np.testing.assert_allclose(scores["mass"], scores["area"], rtol=1e-6)
+
+
+def test_class_without_patches_has_no_score(masked):
+    scores = score_maps(np.ones((1, 2, 4, 4), dtype=np.float32), masked, np.array([1]))
+    assert np.isnan(scores["pointing"][1])
+    assert scores["patches"].tolist() == [1, 0]

@@ -1,0 +1,190 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from histoclip_lib.cmm import CMM, CMMLayer, load_cmm, save_cmm
+from histoclip_lib.errors import HistoCLIPError
+
+CLASSES = ["tumor", "stroma", "necrosis"]
+
+
+def class_embeddings(n_classes=3, width=32):
+    return nn.functional.normalize(torch.randn(n_classes, width), dim=-1)
+
+
+@pytest.mark.parametrize("length", [1, 7, 49])
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("queries_differ", [False, True])
+def test_layer_equals_torch_decoder_layer(length, heads, queries_differ):
+    torch.manual_seed(0)
+    reference = nn.TransformerDecoderLayer(32, heads, 48, 0.1, "gelu", batch_first=True, norm_first=True).eval()
+    for parameter in reference.parameters():  # biases are zero at first and would hide their errors
+        nn.init.normal_(parameter, std=0.3)
+    layer = CMMLayer(32, heads, 48, 0.1).eval()
+    layer.load_state_dict(reference.state_dict())
+    queries, tokens = torch.randn(5 if queries_differ else 1, 3, 32), torch.randn(5, length, 32)
+    with torch.no_grad():
+        found, attention = layer(queries, tokens)
+        expected = reference(queries.expand(5, -1, -1), tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert attention.shape == (5, heads, 3, length)
+    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(5, heads, 3))
+
+
+def test_attention_weights_are_those_of_torch():
+    torch.manual_seed(0)
+    layer = CMMLayer(32, 4, 48, 0.0).eval()
+    queries, tokens = torch.randn(1, 3, 32), torch.randn(5, 9, 32)
+    with torch.no_grad():
+        _, found = layer(queries, tokens)
+        asked = queries + layer._sa_block(layer.norm1(queries), None, None)
+        _, expected = layer.multihead_attn(
+            layer.norm2(asked).expand(5, -1, -1), tokens, tokens, average_attn_weights=False
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_equal_those_of_torch():
+    torch.manual_seed(0)
+    reference = nn.TransformerDecoderLayer(16, 2, 8, 0.0, "gelu", batch_first=True, norm_first=True)
+    layer = CMMLayer(16, 2, 8, 0.0)
+    layer.load_state_dict(reference.state_dict())
+    queries, tokens = torch.randn(1, 3, 16), torch.randn(4, 6, 16)
+    layer(queries, tokens)[0].square().sum().backward()
+    reference(queries.expand(4, -1, -1), tokens).square().sum().backward()
+    for (name, found), expected in zip(layer.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    head, tokens = CMM(class_embeddings(), heads=4, dropout=0.5), torch.randn(2, 9, 32)
+    assert not torch.equal(head(tokens)[0], head(tokens)[0])
+    head.eval()
+    assert torch.equal(head(tokens)[0], head(tokens)[0])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_initial_logits_differ_between_images_and_classes(layers):
+    torch.manual_seed(0)
+    head = CMM(class_embeddings(), heads=4, layers=layers).eval()
+    with torch.no_grad():
+        logits, attention = head(torch.randn(6, 9, 32))
+    assert logits.shape == (6, 3)
+    assert attention.shape == (6, 4, 3, 9)
+    assert logits.std(dim=0).min() > 1e-3
+    assert logits.std(dim=1).min() > 1e-3
+
+
+def test_logit_is_the_mean_over_the_features():
+    torch.manual_seed(0)
+    head, tokens = CMM(class_embeddings(), heads=4).eval(), torch.randn(2, 9, 32)
+    with torch.no_grad():
+        queries, _ = head.layers[0](head.queries(), tokens)
+        pooled = nn.functional.adaptive_avg_pool1d(queries, 1).squeeze(-1)
+        torch.testing.assert_close(head(tokens)[0], pooled)
+
+
+def test_classes_are_exchangeable():
+    torch.manual_seed(0)
+    embeddings, tokens, order = class_embeddings(), torch.randn(2, 9, 32), torch.tensor([2, 0, 1])
+    head, shuffled = CMM(embeddings, heads=4).eval(), CMM(embeddings[order], heads=4).eval()
+    shuffled.layers.load_state_dict(head.layers.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(head(tokens)[0][:, order], shuffled(tokens)[0])
+
+
+def test_fit_scale_makes_the_scale_of_the_features_irrelevant():
+    torch.manual_seed(0)
+    head, tokens = CMM(class_embeddings(), heads=4).eval(), torch.randn(20, 9, 32)
+    with torch.no_grad():
+        head.fit_scale(tokens)
+        plain = head(tokens)[0]
+        head.fit_scale(tokens * 50 + 3)
+        torch.testing.assert_close(head(tokens * 50 + 3)[0], plain, rtol=1e-4, atol=1e-4)
+
+
+def test_float16_tokens_are_read():
+    head = CMM(class_embeddings(), heads=4).eval()
+    tokens = torch.randn(2, 9, 32).half()
+    with torch.no_grad():
+        torch.testing.assert_close(head(tokens)[0], head(tokens.float())[0])
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(HistoCLIPError, match="5 does not divide the embedding width 32"):
+        CMM(class_embeddings(), heads=5)
+
+
+def test_saved_head_gives_the_same_logits(tmp_path):
+    torch.manual_seed(0)
+    head, tokens = CMM(class_embeddings(), heads=4, layers=2, hidden=20, dropout=0.2).eval(), torch.randn(2, 9, 32)
+    head.fit_scale(tokens)
+    path = tmp_path / "cmm.safetensors"
+    save_cmm(head, path, CLASSES, "vit")
+    loaded = load_cmm(path, CLASSES, "vit")
+    assert not loaded.training
+    assert loaded.options == head.options
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens)[0], head(tokens)[0])
+    assert [file.name for file in tmp_path.iterdir()] == ["cmm.safetensors"]
+
+
+@pytest.mark.parametrize(("classes", "backbone"), [(["a", "b", "c"], "vit"), (CLASSES, "resnet")])
+def test_head_of_another_run_is_refused(tmp_path, classes, backbone):
+    path = tmp_path / "cmm.safetensors"
+    save_cmm(CMM(class_embeddings(), heads=4), path, CLASSES, "vit")
+    with pytest.raises(HistoCLIPError, match="was trained for the classes"):
+        load_cmm(path, classes, backbone)
+
+
+def test_missing_head_names_the_notebook(tmp_path):
+    with pytest.raises(HistoCLIPError, match="03_train"):
+        load_cmm(tmp_path / "none.safetensors", CLASSES, "vit")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "foreign", "shape"])
+def test_damaged_head_is_refused(tmp_path, damage):
+    path = tmp_path / "cmm.safetensors"
+    save_cmm(CMM(class_embeddings(), heads=4), path, CLASSES, "vit")
+    if damage == "garbage":
+        path.write_bytes(b"not a head")
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "foreign":
+        save_file({"weight": torch.zeros(2)}, path)
+    else:
+        state = load_file(path) | {"token_mean": torch.zeros(7)}
+        options = json.dumps({"heads": 4, "layers": 1, "hidden": 256, "dropout": 0.1})
+        save_file(state, path, {"options": options, "classes": json.dumps(CLASSES), "backbone": "vit"})
+    with pytest.raises(HistoCLIPError, match="not a HistoCLIP head"):
+        load_cmm(path, CLASSES, "vit")
+
+
+def test_head_can_learn_what_one_token_says():
+    """A class that depends on one token among many is found, and the attention says which token it was."""
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+    tokens = torch.randn(256, 16, 32)
+    labels = torch.from_numpy(generator.integers(0, 2, (256, 2))).float()
+    place = torch.from_numpy(generator.integers(0, 16, (256, 2)))
+    signal = torch.randn(2, 32) * 2
+    for k in range(2):
+        tokens[torch.arange(256), place[:, k]] += labels[:, k : k + 1] * signal[k]
+    head = CMM(class_embeddings(2), heads=4, dropout=0.0)
+    optimizer = torch.optim.AdamW(head.parameters(), 3e-3)
+    for _ in range(150):
+        loss = nn.functional.binary_cross_entropy_with_logits(head(tokens)[0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits, attention = head.eval()(tokens)
+    assert ((logits >= 0).float() == labels).float().mean() > 0.95
+    for k in range(2):
+        found = attention.mean(dim=1)[:, k].argmax(dim=-1) == place[:, k]
+        assert found[labels[:, k] == 1].float().mean() > 0.5  # chance is 1/16

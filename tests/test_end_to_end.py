@@ -1,0 +1,173 @@
+"""The demo from its parameter file to its pages, at a smaller size; then the pages in a real browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from histoclip_lib.metrics import mean_accuracy
+from histoclip_lib.runs import PRODUCTS, STEPS
+
+REPOSITORY = Path(__file__).parents[1]
+ROWS = {
+    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe",
+    "histoclip_global", "histoclip_patch",
+}  # fmt: skip
+SMALL = {"n_patches": 160, "views": 2, "epochs": 60, "resamples": 100, "examples": 3}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a small copy of the demo's parameter file, and an empty cache."""
+    folder = tmp_path_factory.mktemp("workplace")
+    demo = yaml.safe_load((REPOSITORY / "params" / "demo.yaml").read_text())
+    (folder / "small.yaml").write_text(yaml.safe_dump(demo | SMALL))
+    return folder
+
+
+def histoclip(workplace, *arguments):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cache")}
+    return subprocess.run(
+        [Path(sys.executable).with_name("histoclip"), *arguments],
+        cwd=workplace, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """The output of `histoclip run small.yaml`."""
+    result = histoclip(workplace, "run", "small.yaml")
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def run_folder(workplace, finished):
+    return workplace / "reports" / "demo"
+
+
+def test_run_ends_with_the_address_of_the_page(workplace, finished):
+    assert Path(finished.stdout.strip()) == workplace / "reports" / "index.html"
+    assert Path(finished.stdout.strip()).is_file()
+
+
+def test_every_product_is_there(run_folder):
+    products = {name for names in PRODUCTS.values() for name in names}
+    expected = products | {f"{step}.{kind}" for step in STEPS for kind in ("html", "ipynb")} | {"steps.json"}
+    assert {path.name for path in run_folder.iterdir()} == expected
+    assert Image.open(run_folder / "thumbnail.png").format == "PNG"
+
+
+def test_metrics_hold_every_row(run_folder):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert set(metrics["rows"]) == ROWS
+    assert metrics["n_train"] + metrics["n_val"] == SMALL["n_patches"]
+    for row in metrics["rows"].values():
+        assert row["mAcc_ci"][0] <= row["mAcc"] <= row["mAcc_ci"][1]
+        assert set(row["per_class"]) == set(metrics["classes"])
+    assert metrics["rows"]["all_negative"]["mAcc"] + metrics["rows"]["all_positive"]["mAcc"] == pytest.approx(1)
+
+
+def test_metrics_can_be_computed_again_from_the_predictions(run_folder):
+    rows = json.loads((run_folder / "metrics.json").read_text())["rows"]
+    table = pd.read_parquet(run_folder / "predictions.parquet")
+    for name, part in table.groupby("row", observed=True):
+        wide = part.pivot(index="file", columns="class", values=["label", "predicted"])
+        assert mean_accuracy(wide["label"].to_numpy(), wide["predicted"].to_numpy()) == pytest.approx(
+            rows[name]["mAcc"]
+        )
+
+
+def test_no_patient_is_on_both_sides(run_folder):
+    split = pd.read_csv(run_folder / "split.csv")
+    assert (split.groupby("group")["split"].nunique() == 1).all()
+    assert split["split"].value_counts(normalize=True)["val"] == pytest.approx(0.2, abs=0.06)
+
+
+def test_head_learns_more_than_the_majority(run_folder):
+    rows = json.loads((run_folder / "metrics.json").read_text())["rows"]
+    assert rows["histoclip_patch"]["mAcc"] > rows["majority"]["mAcc"] + 0.03
+    assert rows["histoclip_patch"]["mAP"] > rows["baseline"]["mAP"] + 0.1
+
+
+def test_second_run_executes_nothing_again(workplace, run_folder):
+    before = {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir()}
+    result = histoclip(workplace, "run", "small.yaml")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("skipped") == len(STEPS)
+    assert before == {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir()}
+
+
+def test_notebook_runs_alone_under_papermill(workplace, run_folder):
+    """03_train with the same parameters in another reports folder ends with the very same head."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cache")}
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
+            *("-f", "small.yaml", "-p", "reports_dir", "alone", "--no-progress-bar"),
+        ],
+        cwd=workplace, env=environment, capture_output=True, check=True,
+    )  # fmt: skip
+    for kind in ("global", "patch"):
+        name = f"cmm_{kind}.safetensors"
+        alone, in_run = load_file(workplace / "alone" / "demo" / name), load_file(run_folder / name)
+        assert alone.keys() == in_run.keys()
+        assert all(torch.equal(alone[key], in_run[key]) for key in in_run)
+
+
+@pytest.mark.browser
+def test_pages_open_without_request_or_error(workplace, run_folder, visit):
+    pages = [workplace / "reports" / name for name in ("index.html", "06_table.html")]
+    for path in [*pages, *(run_folder / f"{step}.html" for step in STEPS)]:
+        page = visit(path)
+        assert page.locator("h1").count() == 1
+        images = page.locator("img").evaluate_all("all => all.map(i => [i.complete && i.naturalWidth > 0, i.alt])")
+        assert all(loaded and alternative for loaded, alternative in images)
+        assert "Traceback" not in page.content()
+        for link in page.locator("a[href]").evaluate_all("all => all.map(a => a.getAttribute('href'))"):
+            target, _, fragment = link.partition("#")
+            assert not target or (path.parent / target).is_file(), link
+            assert target or page.locator(f'[id="{fragment}"]').count() == 1, link
+
+
+def test_failing_run_says_which_notebook_and_keeps_the_others(workplace, run_folder):
+    broken = yaml.safe_load((workplace / "small.yaml").read_text()) | {"name": "broken", "heads": 7}
+    (workplace / "broken.yaml").write_text(yaml.safe_dump(broken))
+    result = histoclip(workplace, "run", "broken.yaml", "small.yaml")
+    assert result.returncode == 1
+    assert "03_train: heads: 7 does not divide the embedding width 384" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (workplace / "reports" / "broken" / "03_train.failed.ipynb").is_file()
+    assert (run_folder / "metrics.json").is_file()
+    shutil.rmtree(workplace / "reports" / "broken")
+
+
+def test_real_patches_in_the_folder_format(workplace, shared_data):
+    """A part of CoNSeP, by a parameter file: every row is filled and the head is above the majority."""
+    data = workplace / "consep"
+    table = pd.read_csv(shared_data / "consep" / "labels.csv")
+    table = table.groupby("split").sample(90, random_state=0)
+    for column in ("file", "mask"):
+        (data / Path(table[column].iloc[0]).parent).mkdir(parents=True)
+        for name in table[column]:
+            shutil.copyfile(shared_data / "consep" / name, data / name)
+    table.to_csv(data / "labels.csv", index=False)
+    params = {"name": "consep", "dataset": "folder", "data_dir": "consep", "split": "given", **SMALL}
+    (workplace / "consep.yaml").write_text(yaml.safe_dump(params))
+    result = histoclip(workplace, "run", "consep.yaml")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((workplace / "reports" / "consep" / "metrics.json").read_text())
+    assert set(metrics["rows"]) == ROWS
+    assert metrics["n_train"] == metrics["n_val"] == 90
+    assert metrics["rows"]["histoclip_patch"]["mAP"] > metrics["rows"]["majority"]["mAP"] + 0.05

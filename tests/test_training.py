@@ -1,0 +1,201 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from histoclip_lib import training
+from histoclip_lib.cmm import CMM
+from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.features import SHARD_SIZE, Shards
+from histoclip_lib.training import FeatureReader, TrainingOptions, predict_logits, train_head
+
+CPU = torch.device("cpu")
+WIDTH, LENGTH, VIEWS, PATCHES = 16, 4, 3, 60
+
+
+@pytest.fixture(scope="module")
+def features():
+    """Tokens (B, V, L, d) in which the labels can be found, and the labels."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (PATCHES, 2)).astype(np.uint8)
+    tokens = generator.normal(size=(PATCHES, VIEWS, LENGTH, WIDTH))
+    tokens[..., 0, 0] += 3 * labels[:, None, 0]
+    tokens[..., 0, 1] += 3 * labels[:, None, 1]
+    return Shards([tokens.astype(np.float16)]), labels
+
+
+def new_head(dropout=0.1):
+    torch.manual_seed(0)
+    return CMM(nn.functional.normalize(torch.randn(2, WIDTH), dim=-1), heads=2, hidden=8, dropout=dropout)
+
+
+def fit(features, options, checkpoint=None, head=None, **reader_options):
+    shards, labels = features
+    head = head or new_head()
+    train, val = np.arange(45), np.arange(45, PATCHES)
+    reader = FeatureReader(shards, CPU, **reader_options)
+    history = train_head(head, reader, labels, train, val, options, checkpoint, progress=False)
+    return head, history
+
+
+def weights(head):
+    return torch.cat([value.flatten() for value in head.state_dict().values()])
+
+
+def test_training_learns(features):
+    head, history = fit(features, TrainingOptions(epochs=60, warmup_epochs=2, batch_size=16, learning_rate=1e-2))
+    assert history["loss"].iloc[-1] < 0.3 < history["loss"].iloc[0]
+    assert history["val_mAcc"].iloc[-1] > 0.8
+    assert not head.training
+    assert list(history["epoch"]) == list(range(1, 61))
+
+
+def test_same_seed_same_weights_other_seed_other_weights(features):
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    first, second = fit(features, options)[0], fit(features, options)[0]
+    other = fit(features, TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16, seed=1))[0]
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+def test_resumed_training_ends_with_the_same_weights(features, tmp_path, monkeypatch, stop_after):
+    options = TrainingOptions(epochs=6, warmup_epochs=1, batch_size=16)
+    whole, whole_history = fit(features, options)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    checkpoint = tmp_path / "state.safetensors"
+    save = training._save_checkpoint
+
+    def stop(path, identity, head, optimizer, scaler, history):
+        save(path, identity, head, optimizer, scaler, history)
+        if len(history) == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(features, options, checkpoint)
+    monkeypatch.setattr(training, "_save_checkpoint", save)
+    assert checkpoint.is_file()
+    torch.manual_seed(123)  # whatever happened in between must not matter
+    resumed, history = fit(features, options, checkpoint)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert history.equals(whole_history)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_of_another_training_is_not_resumed(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    checkpoint = tmp_path / "state.safetensors"
+    head, history = new_head(), [{"epoch": 1, "learning_rate": 0.1, "loss": 0.5}]
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    optimizer = training._optimizer(head, options)
+    training._save_checkpoint(checkpoint, "another", head, optimizer, torch.amp.GradScaler("cpu"), history)
+    resumed, _ = fit(features, options, checkpoint)
+    assert torch.equal(weights(resumed), weights(fit(features, options)[0]))
+
+
+def test_damaged_checkpoint_is_passed_over(features, tmp_path):
+    checkpoint = tmp_path / "state.safetensors"
+    checkpoint.write_bytes(b"half a file")
+    options = TrainingOptions(epochs=2, warmup_epochs=1, batch_size=16)
+    assert torch.equal(weights(fit(features, options, checkpoint)[0]), weights(fit(features, options)[0]))
+
+
+def test_streamed_features_train_the_same_head(features):
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    resident, streamed = fit(features, options)[0], fit(features, options, resident_limit=0)[0]
+    assert torch.equal(weights(resident), weights(streamed))
+
+
+def test_reader_gives_the_rows_and_views_asked_for():
+    arrays = np.random.default_rng(0).normal(size=(SHARD_SIZE + 5, 2, 3, 4)).astype(np.float16)
+    shards = Shards([arrays[:SHARD_SIZE], arrays[SHARD_SIZE:]])
+    rows, views = np.array([SHARD_SIZE + 1, 0, 0, 7]), np.array([1, 0, 1, 1])
+    for limit in (0, 10**9):
+        batch = FeatureReader(shards, CPU, resident_limit=limit).take(rows, views)
+        assert np.array_equal(batch.numpy(), arrays[rows, views])
+
+
+def test_pooled_features_come_as_one_key():
+    shards = Shards([np.zeros((5, 2, 4), dtype=np.float32)])
+    assert FeatureReader(shards, CPU).take(np.arange(3)).shape == (3, 1, 4)
+
+
+def test_learning_rate_rises_linearly_then_falls_along_a_cosine():
+    options = TrainingOptions(epochs=105, warmup_epochs=5, learning_rate=2e-3)
+    assert options.rate(0) == 0
+    assert options.rate(2.5) == pytest.approx(1e-3)
+    assert options.rate(5) == pytest.approx(2e-3)
+    assert options.rate(55) == pytest.approx(1e-3)
+    assert options.rate(30) == pytest.approx(2e-3 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert options.rate(105) == pytest.approx(0, abs=1e-12)
+
+
+def test_history_holds_the_scheduled_rate(features):
+    _, history = fit(features, TrainingOptions(epochs=4, warmup_epochs=2, learning_rate=1e-2, batch_size=100))
+    assert history["learning_rate"].tolist() == pytest.approx([5e-3, 1e-2, 5e-3, 0])
+
+
+def test_loss_is_torch_binary_cross_entropy(features):
+    shards, labels = features
+    head = new_head(dropout=0.0)
+    with torch.no_grad():
+        logits = head(FeatureReader(shards, CPU).take(np.arange(45)))[0]
+    expected = nn.functional.binary_cross_entropy(logits.sigmoid(), torch.from_numpy(labels[:45]).float()).item()
+    one_view = Shards([shards.pieces[0][:, :1]])
+    _, history = fit((one_view, labels), TrainingOptions(epochs=1, warmup_epochs=0, batch_size=45), head=head)
+    assert history["loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_do_not_depend_on_how_often_validation_is_scored(features, monkeypatch):
+    options = TrainingOptions(epochs=4, warmup_epochs=1, batch_size=16)
+    often = fit(features, options)[0]
+    monkeypatch.setattr(training, "EVALUATIONS", 1)
+    assert torch.equal(weights(often), weights(fit(features, options)[0]))
+
+
+def test_biases_and_norms_do_not_decay():
+    head = new_head()
+    decaying, free = training._optimizer(head, TrainingOptions()).param_groups
+    assert {parameter.ndim for parameter in decaying["params"]} == {2}
+    assert {parameter.ndim for parameter in free["params"]} == {1}
+    assert free["weight_decay"] == 0
+
+
+def test_prediction_is_the_mean_over_the_views(features):
+    shards, _ = features
+    head, reader, rows = new_head().eval(), FeatureReader(shards, CPU), np.array([5, 2, 9])
+    with torch.no_grad():
+        expected = sum(head(reader.take(rows, view))[0] for view in range(VIEWS)) / VIEWS
+    np.testing.assert_allclose(predict_logits(head, reader, rows), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prediction_leaves_the_mode_of_the_head(features):
+    head = new_head().train()
+    predict_logits(head, FeatureReader(features[0], CPU), np.arange(4))
+    assert head.training
+
+
+def test_loss_that_is_not_finite_stops_with_the_epoch_named(features):
+    shards, labels = features
+    broken = shards.pieces[0].copy()
+    broken[7] = np.nan
+    with pytest.raises(HistoCLIPError, match=r"epoch 1: the loss is nan.*learning_rate"):
+        fit((Shards([broken]), labels), TrainingOptions(epochs=2, warmup_epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs: 0 must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate: -1.0"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs: 5 must be at least 0 and below epochs"),
+        ({"warmup_epochs": -1}, "warmup_epochs: -1"),
+    ],
+)
+def test_impossible_options_are_refused(values, message):
+    with pytest.raises(HistoCLIPError, match=message):
+        TrainingOptions(**values)
