@@ -8,8 +8,8 @@ from skimage.transform import resize
 
 from histoclip_lib.cmm import CMM
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.features import undo_view
-from histoclip_lib.training import EVALUATION_BATCH, FeatureReader
+from histoclip_lib.features import FeatureReader, undo_view
+from histoclip_lib.training import EVALUATION_BATCH
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.files import resolve
 from histoclip_lib.params import read_params, read_schema
 from histoclip_lib.runs import STEPS, StepEvent, find_notebooks, run_steps, write_overview
 
@@ -41,7 +42,7 @@ def run(
     file cannot be used.
     """
     schema, all_values = _checked(params, debug)
-    failed = False
+    failed, reports = False, resolve(reports)
     for path, values in zip(params, all_values, strict=True):
         console.print(f"[bold]{escape(str(values['name']))}[/bold]  ({escape(str(path))})")
         try:

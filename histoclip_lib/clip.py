@@ -199,7 +199,7 @@ def _load_open_clip(backbone: str, pretrained: str) -> tuple[nn.Module, Callable
     except Exception as error:  # open_clip and its hub client raise many kinds; each means that a file is missing
         raise HistoCLIPError(
             f"backbone {backbone}, pretrained {pretrained or '(none)'}: the model could not be loaded. Looked for "
-            f"{_weights_location(backbone, pretrained)}. Reason: {type(error).__name__}: {str(error).strip()[:300]}\n"
+            f"{_files_needed(backbone, pretrained)}. Reason: {type(error).__name__}: {str(error).strip()[:300]}\n"
             "Run once with network access, set `pretrained` to a local weights file, or use the offline default "
             f"`backbone: {lite0_minilm.NAME}`."
         ) from error
@@ -233,11 +233,13 @@ def _check_open_clip_name(backbone: str, pretrained: str) -> None:
         )
 
 
-def _weights_location(backbone: str, pretrained: str) -> str:
+def _files_needed(backbone: str, pretrained: str) -> str:
     if backbone.startswith(SCHEMAS):
         return f"open_clip_config.json and the weights of {backbone}"
     tag = open_clip.get_pretrained_cfg(backbone, pretrained)
-    return (tag.get("hf_hub") or tag.get("url")) if tag else pretrained
+    weights = (tag.get("hf_hub") or tag.get("url")) if tag else pretrained
+    tokenizer = open_clip.get_model_config(backbone)["text_cfg"].get("hf_tokenizer_name")
+    return f"{weights} and the tokenizer of {tokenizer}" if tokenizer else weights
 
 
 def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -125,8 +125,12 @@ class CMM(nn.Module):
         self.token_std.copy_(flat.std(dim=0).clamp_min(1e-6))
 
     def queries(self) -> torch.Tensor:
-        """Return what the first layer is asked, shape (1, N, d): the class embeddings, the same for every image."""
-        return self.class_embeddings.unsqueeze(0)
+        """Return what the first layer is asked, shape (1, N, d): the class embeddings, the same for every image.
+
+        They are unit vectors and are scaled by sqrt(d), as a Transformer scales its embeddings (Vaswani et al. 2017,
+        section 3.4): otherwise the class would vanish beside the image in every residual.
+        """
+        return self.class_embeddings.unsqueeze(0) * self.class_embeddings.shape[1] ** 0.5
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images.

@@ -254,3 +254,41 @@ def _write_shard(shard: Path, pooled: np.ndarray, tokens: np.ndarray, clip: CLIP
         "bytes": pooled.nbytes + tokens.nbytes,
     }
     write_text(shard.with_suffix(".json"), json.dumps(about))
+
+
+class FeatureReader:
+    """Gives batches of features on a device: resident there when they fit, else read from the memory map.
+
+    Parameters
+    ----------
+    features : Shards of shape (B, V, d) or (B, V, L, d)
+        Pooled features or tokens.
+    device : torch.device
+        Where the batches go.
+    resident_limit : int
+        Bytes up to which the features are held on the device, in the precision in which they are cached. By default
+        a third of the free memory.
+    """
+
+    def __init__(self, features: Shards, device: torch.device, resident_limit: int | None = None) -> None:
+        self.features, self.device = features, device
+        self.n_views = features.shape[1]
+        limit = _free_memory(device) // 3 if resident_limit is None else resident_limit
+        self.resident = None
+        if features.nbytes <= limit:
+            self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)
+
+    def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
+        """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
+        if self.resident is None:
+            batch = torch.from_numpy(self.features.take(rows, views)).to(self.device, non_blocking=True)
+        else:
+            views = torch.from_numpy(np.broadcast_to(views, rows.shape).copy()).to(self.device)
+            batch = self.resident[torch.from_numpy(rows).to(self.device), views]
+        return batch if batch.ndim == 3 else batch.unsqueeze(1)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

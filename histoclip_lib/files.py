@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds them whole or not at all."""
+"""Where a run's files lie, and writing them so that a reader finds them whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text to `path`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def resolve(path: str | Path) -> Path:
+    """Return a path of a parameter file as it is meant.
+
+    A relative one is taken from the current folder, except in a notebook that JupyterLab started in `notebooks/`: there
+    it is taken from the folder above, from which `histoclip run` would have been called.
+    """
+    here = Path.cwd()
+    in_notebooks = here.name == "notebooks" and (here.parent / "params").is_dir()
+    return Path(os.path.relpath(here.parent / path)) if in_notebooks else Path(path)
+
+
+def run_folder(name: str, reports_dir: str = "reports") -> Path:
+    """Return the folder of a run, created."""
+    folder = resolve(reports_dir) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

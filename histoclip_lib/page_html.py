@@ -100,12 +100,7 @@ def _svg_as_image(match: re.Match) -> str:
 
 def text_base64(text: str) -> str:
     """Return text as base64 of its UTF-8 bytes, for data addresses."""
-    return bytes_base64(text.encode("utf-8"))
-
-
-def bytes_base64(data: bytes) -> str:
-    """Return bytes as base64, for data addresses."""
-    return base64.b64encode(data).decode("ascii")
+    return base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
 class _Renderer(IPythonRenderer):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from histoclip_lib.clip import CLIP
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.files import resolve
 
 FOLDER = Path(__file__).parent / "assets" / "prompts"
 NEGATIVE_PROMPT = "a photo with nothing in it."
@@ -67,7 +68,7 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
         has a template without `{}`.
     """
     own = FOLDER / f"{dataset}.yaml"
-    path = Path(prompts_file) if prompts_file else own
+    path = resolve(prompts_file) if prompts_file else own
     words = _read(path) if prompts_file or own.is_file() else {}
     names = {str(column): name for column, name in words.get("classes", {}).items()}  # YAML reads 1 as a number
     unknown = sorted(set(names) - set(classes)) if prompts_file else []

@@ -29,12 +29,32 @@ ROW_LABELS = {
     "histoclip_global": "HistoCLIP, global key",
     "histoclip_patch": "HistoCLIP, patch keys",
 }
+MIN_GROUPS = 5
 PAPER_ROWS = ("baseline", "one_vs_rest", "power_set", "top_k", "histoclip")
 
 
 def bootstrap_units(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
-    """Return what the bootstrap draws: the group of each patch, or the patch itself where groups are not known."""
-    return rows if patches.groups is None else patches.groups[rows]
+    """Return what the bootstrap draws: the group of each patch, or the patch itself.
+
+    Patches are drawn where groups are not known, and where there are fewer than MIN_GROUPS of them: an interval from so
+    few would be narrow by chance, from a single one it would have no width.
+    """
+    if patches.groups is None or len(np.unique(patches.groups[rows])) < MIN_GROUPS:
+        return rows
+    return patches.groups[rows]
+
+
+def interval_note(patches: PatchDataset, val: np.ndarray) -> str:
+    """Say in Markdown what the intervals resample."""
+    if patches.groups is None:
+        return "Intervals come from a bootstrap over patches, since groups are not known: take them as too narrow."
+    n_groups = len(np.unique(patches.groups[val]))
+    if n_groups < MIN_GROUPS:
+        return (
+            f"Intervals come from a bootstrap over patches, since the validation part has only {n_groups} groups: take "
+            "them as too narrow."
+        )
+    return f"Intervals come from a bootstrap over the {n_groups} groups of the validation part."
 
 
 def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> None:
@@ -180,7 +200,7 @@ def verdict(
 
 
 def whole_set_table(rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray) -> pd.DataFrame:
-    """Return mAcc of zero-shot rows on the validation part and on all patches, with what they predict.
+    """Return mAcc of zero-shot rows on the validation part and on all patches, and how often they predict each class.
 
     Parameters
     ----------
@@ -197,10 +217,10 @@ def whole_set_table(rows: dict[str, Predictions], patches: PatchDataset, val: np
         lines[ROW_LABELS[name].removeprefix("Zero-shot: ")] = {
             "mAcc, validation": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
             "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.4f}",
-            **{f"predicts {c}": f"{decisions[:, k].mean():.2f}" for k, c in enumerate(patches.classes)},
+            **{c: f"{decisions[:, k].mean():.2f}" for k, c in enumerate(patches.classes)},
             "labels per patch": f"{decisions.sum(axis=1).mean():.2f}",
         }
-    truth = {f"predicts {c}": f"{p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True)}
+    truth = {c: f"{p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True)}
     lines["Truth"] = {
         "mAcc, validation": "",
         "mAcc, all patches": "",
@@ -254,23 +274,20 @@ def table_one_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
     names, lines = [], []  # two folders may hold runs of one name
     for group in table.groups:
         for run in group.runs:
-            names.append(f"{group.dataset}: {run.name}")
-            lines.append({label: _score_text(run.scores.get(row)) for row, label in table.columns.items()})
+            scores = {label: run.scores.get(row) for row, label in table.columns.items()}
+            names += [f"{group.dataset}: {run.name}", "95 % interval"]
+            lines.append({label: f"{score.macc:.4f}" if score else "" for label, score in scores.items()})
+            lines.append({label: _interval_text(score) for label, score in scores.items()})
         if group.paper:
             by_row = dict(zip(PAPER_ROWS, group.paper, strict=True))
             by_row |= {"histoclip_global": by_row["histoclip"], "histoclip_patch": by_row["histoclip"]}
             names.append(f"{group.dataset}: the paper")
-            lines.append(
-                {label: f"{by_row[row]:.4f}" if row in by_row else "" for row, label in table.columns.items()}
-            )
+            lines.append({label: f"{by_row[row]:.4f}" if row in by_row else "" for row, label in table.columns.items()})
     return pd.DataFrame(lines, index=names)
 
 
-def _score_text(score: Score | None) -> str:
-    if score is None:
-        return ""
-    interval = "" if score.interval is None else f" ({score.interval[0]:.3f} – {score.interval[1]:.3f})"
-    return f"{score.macc:.4f}{interval}"
+def _interval_text(score: Score | None) -> str:
+    return "" if score is None or score.interval is None else f"{score.interval[0]:.3f} – {score.interval[1]:.3f}"
 
 
 def runs_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from histoclip_lib.errors import HistoCLIPError, bullet_list
-from histoclip_lib.page_html import bytes_base64
 
 OFFLINE_BACKBONE = "lite0-minilm"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -54,6 +54,8 @@ class RunSummary:
         Address, relative to the overview, of each page that is there, by its stem.
     thumbnail : str or None
         The run's picture as a data address.
+    is_current : bool
+        False where the run was started again with other inputs and has not come as far as its evaluation.
     """
 
     name: str
@@ -64,6 +66,7 @@ class RunSummary:
     scores: dict[str, Score]
     pages: dict[str, str]
     thumbnail: str | None
+    is_current: bool = True
 
     @property
     def is_offline_default(self) -> bool:
@@ -155,6 +158,7 @@ def read_metrics(path: Path) -> RunSummary:
         scores=scores,
         pages={page.stem: quote(f"{folder.name}/{page.name}") for page in sorted(folder.glob("0[1-6]_*.html"))},
         thumbnail=_thumbnail(folder / "thumbnail.png"),
+        is_current=_is_current(folder / "steps.json"),
     )
 
 
@@ -174,11 +178,19 @@ def _is_fraction(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
+def _is_current(record: Path) -> bool:
+    """Say whether the evaluation is among the finished steps; a folder without a record is taken as it is."""
+    try:
+        return not record.is_file() or "04_evaluate" in json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
 def _thumbnail(path: Path) -> str | None:
     if not path.is_file():
         return None
     data = path.read_bytes()
-    return f"data:image/png;base64,{bytes_base64(data)}" if data.startswith(PNG_SIGNATURE) else None
+    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}" if data.startswith(PNG_SIGNATURE) else None
 
 
 def table_one(runs: list[RunSummary]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from histoclip_lib import pages
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import write_text
 from histoclip_lib.params import Parameter
 
+# Sockets in a private folder instead of ports that any user of the machine can reach.
+KERNEL_CONFIG = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {})
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = ("01_data", "02_zero_shot", "03_train", "04_evaluate", "05_attention")
 PRODUCTS = {
@@ -32,20 +36,6 @@ PRODUCTS = {
     "05_attention": ("thumbnail.png",),
 }
 PACKAGES = ("histoclip", "torch", "open_clip_torch", "timm", "scikit-learn", "numpy", "papermill")
-
-
-def run_folder(name: str, reports_dir: str = "reports") -> Path:
-    """Return the folder of a run, created.
-
-    A relative `reports_dir` is taken from the current folder; a notebook that JupyterLab starts in `notebooks/`
-    takes it from the folder above.
-    """
-    base = Path.cwd()
-    if base.name == "notebooks" and (base.parent / "params").is_dir():
-        base = base.parent
-    folder = base / reports_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def find_notebooks() -> Path:
@@ -150,7 +140,13 @@ def _run_step(
     running, failed = folder / f".{step}.running.ipynb", folder / f"{step}.failed.ipynb"
     try:
         papermill.execute_notebook(
-            str(notebook), str(running), values, kernel_name="python3", progress_bar=False, stderr_file=stream
+            str(notebook),
+            str(running),
+            values,
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=stream,
+            config=KERNEL_CONFIG,
         )
     except PapermillExecutionError as error:
         running.replace(failed)
@@ -204,6 +200,7 @@ def _commit() -> str:
 
 def _library_digest() -> str:
     digest = hashlib.sha256(sys.version.encode())
+    digest.update(repr([version(package) for package in PACKAGES]).encode())
     for path in sorted(Path(__file__).parent.rglob("*")):
         if path.is_file() and path.suffix not in (".pyc", ".j2", ".css", ".js"):
             digest.update(path.read_bytes())

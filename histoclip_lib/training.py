@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from histoclip_lib.clip import CLIP
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.features import ImageFeatures, Shards
+from histoclip_lib.features import FeatureReader, ImageFeatures
 from histoclip_lib.files import replacing
 from histoclip_lib.metrics import Predictions, from_logits, mean_accuracy
 
@@ -72,44 +71,6 @@ class TrainingOptions:
             return self.learning_rate * epoch / self.warmup_epochs
         progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class FeatureReader:
-    """Gives batches of features on a device: resident there when they fit, else read from the memory map.
-
-    Parameters
-    ----------
-    features : Shards of shape (B, V, d) or (B, V, L, d)
-        Pooled features or tokens.
-    device : torch.device
-        Where the batches go.
-    resident_limit : int
-        Bytes up to which the features are held on the device, in the precision in which they are cached. By default
-        a third of the free memory.
-    """
-
-    def __init__(self, features: Shards, device: torch.device, resident_limit: int | None = None) -> None:
-        self.features, self.device = features, device
-        self.n_views = features.shape[1]
-        limit = _free_memory(device) // 3 if resident_limit is None else resident_limit
-        self.resident = None
-        if features.nbytes <= limit:
-            self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)
-
-    def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
-        """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
-        if self.resident is None:
-            batch = torch.from_numpy(self.features.take(rows, views)).to(self.device, non_blocking=True)
-        else:
-            views = torch.from_numpy(np.broadcast_to(views, rows.shape).copy()).to(self.device)
-            batch = self.resident[torch.from_numpy(rows).to(self.device), views]
-        return batch if batch.ndim == 3 else batch.unsqueeze(1)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def train_head(

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -33,13 +35,14 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import figures, galleries, results, runs
+from histoclip_lib import figures, galleries, results
 from histoclip_lib.datasets import about, check_images, load_dataset, split_dataset
+from histoclip_lib.files import run_folder
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
 check_images(patches)
-folder = runs.run_folder(name, reports_dir)
+folder = run_folder(name, reports_dir)
 results.save_split(folder / "split.csv", patches, train, val)
 Markdown(about(dataset))
 

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -46,10 +48,11 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import figures, results, runs, zero_shot
+from histoclip_lib import figures, results, zero_shot
 from histoclip_lib.clip import load_clip
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import encode_dataset
+from histoclip_lib.files import run_folder
 from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
@@ -79,13 +82,13 @@ figures.show(figures.similarity_map((class_matrix @ class_matrix.T).cpu().numpy(
 # %% [markdown]
 # ## What the four strategies say
 #
-# mAcc on the validation part, which every row of the later table uses, and on all patches; and how often each
-# strategy predicts each class, beside the truth.
+# mAcc on the validation part, which every row of the later table uses, and on all patches; and, under the name of each
+# class, how often it is predicted, beside the truth.
 
 # %%
 pooled = features.pooled.take(range(len(patches)))
 rows = zero_shot.score_all(pooled, encode, vocabulary, patches.labels[train].mean(axis=0), baseline_rule)
-folder = runs.run_folder(name, reports_dir)
+folder = run_folder(name, reports_dir)
 results.save_predictions(folder / "zero_shot.parquet", rows, patches, range(len(patches)))
 results.whole_set_table(rows, patches, val)
 

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -54,11 +56,12 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import figures, metrics, results, runs
+from histoclip_lib import figures, metrics, results
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import save_cmm
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import encode_dataset
+from histoclip_lib.files import run_folder
 from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
 from histoclip_lib.training import TrainingOptions, train_both
 
@@ -70,7 +73,7 @@ class_matrix = class_embeddings(TextEncoder(clip), load_vocabulary(dataset, patc
 Markdown(features.about())
 
 # %%
-folder = runs.run_folder(name, reports_dir)
+folder = run_folder(name, reports_dir)
 options = TrainingOptions(epochs, warmup_epochs, learning_rate, weight_decay, batch_size, seed)
 trained, history = train_both(
     class_matrix,

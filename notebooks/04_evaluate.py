@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -41,18 +43,19 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import baselines, figures, galleries, metrics, results, runs
+from histoclip_lib import baselines, figures, galleries, metrics, results
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import load_cmm
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import encode_dataset
+from histoclip_lib.files import run_folder
 from histoclip_lib.training import predict
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
 clip = load_clip(backbone, pretrained, device, precision)
 features = encode_dataset(clip, patches, views, encode_batch_size)
-folder = runs.run_folder(name, reports_dir)
+folder = run_folder(name, reports_dir)
 rows = baselines.trivial_rows(patches.labels[train], len(val))
 rows |= baselines.tissue_rows(patches, train, val)
 rows |= results.load_predictions(folder / "zero_shot.parquet", patches, val)
@@ -61,6 +64,8 @@ rows["linear_probe"] = probe.predict(features, val)
 for kind in ("global", "patch"):
     head = load_cmm(folder / f"cmm_{kind}.safetensors", patches.classes, backbone)
     rows[f"histoclip_{kind}"] = predict(head, features, kind, val, clip.device)
+
+# %%
 results.save_predictions(folder / "predictions.parquet", rows, patches, val)
 scored = results.evaluate_rows(rows, patches, val, resamples, seed)
 results.write_metrics(
@@ -81,14 +86,14 @@ Markdown(results.verdict(rows, patches, val, resamples, seed))
 # %% [markdown]
 # ## All rows
 #
-# Intervals come from a bootstrap over groups (patients or source images) where groups are known, else over patches.
-# mAP and AUROC rank by score and ignore the threshold; a row without scores ranks all patches alike.
+# Patches of one patient or source image are alike, so whole groups are resampled where they are known. mAP and AUROC
+# rank by score and ignore the threshold; a row without scores ranks all patches alike.
 
 # %%
 results.rows_table(scored, dataset)
 
 # %%
-Markdown(probe.about())
+Markdown(results.interval_note(patches, val) + " " + probe.about())
 
 # %%
 figures.show(figures.forest_plot(scored, results.ROW_LABELS))

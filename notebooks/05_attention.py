@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -39,18 +41,19 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown, display
 
-from histoclip_lib import attention, figures, galleries, runs
+from histoclip_lib import attention, figures, galleries
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import load_cmm
 from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.training import FeatureReader, predict
+from histoclip_lib.features import FeatureReader, encode_dataset
+from histoclip_lib.files import run_folder
+from histoclip_lib.training import predict
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
 clip = load_clip(backbone, pretrained, device, precision)
 features = encode_dataset(clip, patches, views, encode_batch_size)
-folder = runs.run_folder(name, reports_dir)
+folder = run_folder(name, reports_dir)
 head = load_cmm(folder / "cmm_patch.safetensors", patches.classes, backbone)
 probabilities = predict(head, features, "patch", val, clip.device).scores
 maps = attention.attention_maps(head, FeatureReader(features.tokens, clip.device), val)

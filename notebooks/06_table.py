@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -22,11 +24,10 @@
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
-from pathlib import Path
-
 from histoclip_lib import results, run_summaries
+from histoclip_lib.files import resolve
 
-runs = run_summaries.find_runs(Path(reports_dir))
+runs = run_summaries.find_runs(resolve(reports_dir))
 results.table_one_frame(runs)
 
 # %% [markdown]

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_FLAGS = [
@@ -21,6 +24,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found in {folder}; set HISTOCLIP_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    """The offline default backbone, built once: it is frozen."""
+    from histoclip_lib.clip import load_clip
+
+    return load_clip(device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +74,20 @@ def visit(chromium):
     assert [url for url in requests if url.startswith("file:") and not url.endswith(".html")] == []
     assert complaints == []
     assert dialogs == []
+
+
+@pytest.fixture
+def write_folder():
+    """Return a function that writes a data set in the folder format: noise images and a table of 0/1 columns."""
+
+    def write(root, labels, size=48, **columns):
+        root.mkdir(parents=True, exist_ok=True)
+        n_patches = len(next(iter(labels.values())))
+        files = [f"{index:03d}.png" for index in range(n_patches)]
+        pixels = np.random.default_rng(0)
+        for file in files:
+            Image.fromarray(pixels.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / file)
+        pd.DataFrame({"file": files, **labels, **columns}).to_csv(root / "labels.csv", index=False)
+        return root
+
+    return write

@@ -6,8 +6,7 @@ from torch import nn
 from histoclip_lib.attention import attention_maps, enlarge, score_maps, square_crop
 from histoclip_lib.cmm import CMM
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.features import Shards, view_of
-from histoclip_lib.training import FeatureReader
+from histoclip_lib.features import FeatureReader, Shards, view_of
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from torch import nn
 from histoclip_lib import training
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.features import SHARD_SIZE, Shards
-from histoclip_lib.training import FeatureReader, TrainingOptions, predict_logits, train_head
+from histoclip_lib.features import SHARD_SIZE, FeatureReader, Shards
+from histoclip_lib.training import TrainingOptions, predict_logits, train_head
 
 CPU = torch.device("cpu")
 WIDTH, LENGTH, VIEWS, PATCHES = 16, 4, 3, 60

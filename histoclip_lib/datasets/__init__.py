@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from histoclip_lib.datasets import folder
 from histoclip_lib.datasets.about import about
 from histoclip_lib.datasets.base import PatchDataset, check_images
@@ -12,6 +10,7 @@ from histoclip_lib.datasets.pannuke import load_pannuke
 from histoclip_lib.datasets.splits import split_dataset
 from histoclip_lib.datasets.synthetic import load_synthetic
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.files import resolve
 
 DATASETS = ("synthetic", "folder", "bcss_wsss", "luad_histoseg", "pannuke")
 
@@ -55,11 +54,11 @@ def load_dataset(
         return load_synthetic(n_patches)
     if not data_dir:
         raise HistoCLIPError(f"data_dir: {dataset} needs the folder in which the data lies.")
-    official = split == "given"
+    official, folder_path = split == "given", resolve(data_dir)
     if dataset == "folder":
-        return folder.load(data_dir)
+        return folder.load(folder_path)
     if dataset == "bcss_wsss":
-        return load_bcss_wsss(Path(data_dir), official, mask_coverage)
+        return load_bcss_wsss(folder_path, official, mask_coverage)
     if dataset == "luad_histoseg":
-        return load_luad_histoseg(Path(data_dir), official, mask_coverage)
-    return load_pannuke(Path(data_dir), min_nuclei)
+        return load_luad_histoseg(folder_path, official, mask_coverage)
+    return load_pannuke(folder_path, min_nuclei)

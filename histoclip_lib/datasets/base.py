@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 
-Image.MAX_IMAGE_PIXELS = 64_000_000  # a patch is far smaller; a slide in disguise is refused before decoding
+Image.MAX_IMAGE_PIXELS = 16_000_000  # Pillow refuses twice as many: a slide is no patch
 MIN_SIDE = 32  # pixels
 
 

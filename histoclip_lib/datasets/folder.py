@@ -77,7 +77,7 @@ def _read_table(table_path: Path) -> pd.DataFrame:
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
         raise HistoCLIPError(f"{table_path}: each column needs its own name; {twice} stand there several times.")
-    return table[1:].reset_index(drop=True).set_axis(header, axis=1)
+    return table[1:].reset_index(drop=True).set_axis(header, axis=1).fillna("")  # a short line ends in empty cells
 
 
 def _refuse_twice(paths: list[Path], table_path: Path) -> None:
@@ -126,12 +126,15 @@ def _paths_inside(root: Path, names: pd.Series, place: str) -> list[Path]:
     paths, offenders = [], []
     for line, name in enumerate(names, start=2):
         path = root / name
-        if not name:
-            offenders.append(f"line {line}: empty")
-        elif not path.resolve().is_relative_to(inside):
-            offenders.append(f"line {line}: {name!r} leads out of {root}")
-        elif not path.is_file():
-            offenders.append(f"line {line}: {name!r} is not there")
+        try:
+            if not name:
+                offenders.append(f"line {line}: empty")
+            elif not path.resolve().is_relative_to(inside):
+                offenders.append(f"line {line}: {name!r} leads out of {root}")
+            elif not path.is_file():
+                offenders.append(f"line {line}: {name!r} is not there")
+        except (OSError, ValueError) as error:  # a name too long for the file system, or with a null byte
+            offenders.append(f"line {line}: {name!r} is no file name ({error})")
         paths.append(path)
     if offenders:
         raise HistoCLIPError(f"{place}: {len(offenders)} files cannot be used:\n{bullet_list(offenders)}")

@@ -273,7 +273,7 @@ def _official_part(release: _Release, root: Path, part: str) -> tuple[list[Path]
         raise HistoCLIPError(
             f"{release.title}: the folder of the {part} part is {state}. Looked in {root} for "
             f"{' or '.join(PART_FOLDERS[part])}; the layout is {LAYOUTS}. {SOURCE}; {release.licence}. "
-            "With official: false the training part is enough."
+            "With split: random or grouped the training part is enough."
         )
     missing = [folder for folder in (found[0] / "img", found[0] / "mask") if not folder.is_dir()]
     if missing:

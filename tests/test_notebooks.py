@@ -1,0 +1,145 @@
+"""Notebooks as they are stored: pairs, no outputs, prose and calls, and the schema that they make."""
+
+import ast
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from histoclip_lib.datasets import DATASETS
+from histoclip_lib.pages import TABLE_PAGE
+from histoclip_lib.params import read_params, read_schema
+from histoclip_lib.runs import STEPS
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMS = sorted((ROOT / "params").glob("*.yaml"))
+RUN_NOTEBOOKS = [ROOT / "notebooks" / f"{step}.ipynb" for step in STEPS]
+FIXED = {
+    *("name", "dataset", "data_dir", "split", "seed", "backbone", "pretrained", "epochs", "warmup_epochs"),
+    *("learning_rate", "batch_size", "views"),
+}
+LONGEST_CELL = 30  # lines of code, the parameters aside: notebooks hold calls, the library the logic
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def is_parameters(cell):
+    return "parameters" in cell.metadata.get("tags", ())
+
+
+def test_the_notebooks_are_those_that_a_run_executes():
+    assert [path.stem for path in NOTEBOOKS] == [*STEPS, TABLE_PAGE]
+    assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.py"))] == [path.stem for path in NOTEBOOKS]
+
+
+@each_notebook
+def test_the_two_files_of_a_pair_say_the_same(path):
+    notebook, script = nbformat.read(path, as_version=4), jupytext.read(path.with_suffix(".py"))
+
+    def content(tree):
+        return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in tree.cells]
+
+    assert content(notebook) == content(script)
+    for tree in (notebook, script):
+        assert tree.metadata["kernelspec"]["name"] == "python3"
+        assert tree.metadata["jupytext"]["formats"] == "ipynb,py:percent"
+
+
+@each_notebook
+def test_a_notebook_is_valid_and_stored_without_outputs(path):
+    tree = nbformat.read(path, as_version=4)
+    nbformat.validate(tree)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(path))
+    assert set(tree.metadata) <= {"jupytext", "kernelspec"}
+    assert all(set(cell.metadata) <= {"tags"} for cell in tree.cells)
+
+
+@each_notebook
+def test_a_notebook_holds_calls_and_no_logic(path):
+    for cell in code_cells(path):
+        tree = ast.parse(cell.source)
+        defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda | ast.Try | ast.While
+        assert not [node for node in ast.walk(tree) if isinstance(node, defined)]
+        assert is_parameters(cell) or len(cell.source.splitlines()) <= LONGEST_CELL
+
+
+@each_notebook
+def test_a_notebook_begins_with_its_title_and_prose(path):
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown"
+    title, _, prose = first.source.partition("\n")
+    assert title.startswith("# ")
+    assert len(prose.split()) >= 10
+
+
+@each_notebook
+def test_every_parameter_has_a_type_a_literal_default_and_a_comment(path):
+    cell, *others = code_cells(path)
+    assert is_parameters(cell)
+    assert not any(map(is_parameters, others))
+    statements = ast.parse(cell.source).body
+    assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
+    [declared] = read_schema([path]).values()
+    assert list(declared) == [statement.target.id for statement in statements]
+    for statement in statements:
+        assert type(ast.literal_eval(statement.value)) is declared[statement.target.id].type
+        assert len(declared[statement.target.id].meaning) > 5
+
+
+@each_notebook
+def test_every_parameter_is_read(path):
+    parameters = list(*map(list, read_schema([path]).values()))
+    trees = [ast.parse(cell.source) for cell in code_cells(path) if not is_parameters(cell)]
+    read = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert [name for name in parameters if name not in read] == []
+
+
+def test_the_notebooks_make_one_schema():
+    schema = read_schema(NOTEBOOKS)
+    legal = {name for declared in schema.values() for name in declared}
+    assert legal >= FIXED
+    assert all("reports_dir" in declared for declared in schema.values())
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.stem)
+def test_every_parameter_file_can_be_used(path):
+    values = read_params(path, read_schema(RUN_NOTEBOOKS))
+    assert values["dataset"] in DATASETS
+
+
+def test_every_run_has_a_folder_of_its_own():
+    assert {path.stem for path in PARAMS} >= {"demo", "bcss_wsss", "luad_histoseg", "pannuke", "folder"}
+    schema = read_schema(RUN_NOTEBOOKS)
+    assert len({read_params(path, schema)["name"] for path in PARAMS}) == len(PARAMS)
+
+
+@pytest.mark.parametrize("name", ["bcss_wsss", "luad_histoseg", "pannuke"])
+def test_the_paper_s_data_sets_are_run_by_the_paper_s_protocol(name):
+    values = read_params(ROOT / "params" / f"{name}.yaml", read_schema(RUN_NOTEBOOKS))
+    expected = {
+        "dataset": name,
+        "split": "random",
+        "val_fraction": 0.2,
+        "backbone": "ViT-L-14-quickgelu",
+        "pretrained": "openai",
+        "epochs": 800,
+        "warmup_epochs": 5,
+        "learning_rate": 1e-3,
+        "baseline_rule": "sigmoid",
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_the_defaults_run_offline():
+    values = {
+        name: parameter.default
+        for declared in read_schema(RUN_NOTEBOOKS).values()
+        for name, parameter in declared.items()
+    }
+    assert (values["dataset"], values["backbone"], values["data_dir"]) == ("synthetic", "lite0-minilm", "")

@@ -1,0 +1,413 @@
+"""Results: files that come back as they were written, tables that hold whatever a class is called."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from sklearn.metrics import accuracy_score
+
+from histoclip_lib import results, run_summaries
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.metrics import Predictions, bootstrap_interval
+from histoclip_lib.page_html import clean_output
+from histoclip_lib.run_summaries import BrokenRun, RunSummary, Score, read_metrics
+
+HOSTILE = ["<b>", "a|b", "x" * 200, "肿瘤", "two\nlines"]
+ABOUT = {
+    "name": "demo",
+    "dataset": "pannuke",
+    "backbone": "ViT-L-14-quickgelu",
+    "pretrained": "openai",
+    "split": "random",
+    "seed": 0,
+    "n_train": 48,
+    "n_val": 12,
+}
+SCORES = ("mAcc", "mAcc_ci", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match", "per_class")
+
+
+def make(classes=("a", "b", "c"), n=60, groups=True, seed=0):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, (n, len(classes)), dtype=np.uint8)
+    files = [f"sub/{index:03d}.png" for index in range(n)]
+    units = np.array([f"patient {index // 4}" for index in range(n)]) if groups else None
+    return PatchDataset("folder", list(classes), files, labels, None, groups=units)
+
+
+def guesses(patches, rows=None, accuracy=0.5, seed=1):
+    random = np.random.default_rng(seed)
+    labels = patches.labels if rows is None else patches.labels[rows]
+    right = random.random(labels.shape) < accuracy
+    return Predictions(random.normal(size=labels.shape), np.where(right, labels, 1 - labels).astype(bool))
+
+
+VAL = np.arange(3, 60, 5)
+TRAIN = np.setdiff1d(np.arange(60), VAL)
+
+
+def all_rows(patches, **more):
+    return {name: guesses(patches, VAL, seed=k, **more) for k, name in enumerate(results.ROW_LABELS)}
+
+
+# split.csv and predictions.parquet
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_the_split_is_written_for_every_patch(tmp_path, groups):
+    patches = make(groups=groups)
+    results.save_split(tmp_path / "split.csv", patches, TRAIN[:-1], VAL)
+    table = pd.read_csv(tmp_path / "split.csv", keep_default_na=False)
+    assert table["file"].tolist() == patches.files
+    assert table["group"].tolist() == (patches.groups.tolist() if groups else [""] * 60)
+    expected = np.array(["train"] * 60, dtype=object)
+    expected[VAL], expected[TRAIN[-1]] = "val", ""
+    assert table["split"].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("classes", [("a", "b", "c"), HOSTILE])
+def test_predictions_come_back_for_any_patches_in_any_order(tmp_path, groups, classes):
+    patches = make(classes, groups=groups)
+    rows = {"baseline": guesses(patches, seed=1), "top_k": guesses(patches, seed=2)}
+    results.save_predictions(tmp_path / "p.parquet", rows, patches, range(len(patches)))
+    index = np.random.default_rng(0).permutation(60)[:25]
+    found = results.load_predictions(tmp_path / "p.parquet", patches, index)
+    assert list(found) == ["baseline", "top_k"]
+    for name, predictions in found.items():
+        assert (predictions.scores == rows[name].scores[index].astype(np.float32)).all()
+        assert predictions.decisions.dtype == bool
+        assert (predictions.decisions == rows[name].decisions[index]).all()
+
+
+def test_the_table_of_predictions_has_a_line_for_each_row_patch_and_class(tmp_path):
+    patches = make()
+    rows = all_rows(patches)
+    results.save_predictions(tmp_path / "predictions.parquet", rows, patches, VAL)
+    table = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert list(table.columns) == ["row", "file", "group", "class", "label", "score", "predicted"]
+    assert len(table) == len(rows) * len(VAL) * 3
+    assert table["score"].dtype == np.float32
+    line = table[(table["row"] == "top_k") & (table["file"] == patches.files[VAL[4]]) & (table["class"] == "c")]
+    assert line[["group", "label", "predicted"]].to_numpy().tolist() == [
+        [patches.groups[VAL[4]], patches.labels[VAL[4], 2], rows["top_k"].decisions[4, 2]]
+    ]
+    accuracy = table.groupby(["row", "class"], observed=True)[["label", "predicted"]].apply(
+        lambda part: accuracy_score(part["label"], part["predicted"])
+    )
+    scored = results.evaluate_rows(rows, patches, VAL, 20, 0)
+    for name in rows:
+        assert accuracy[name].mean() == pytest.approx(scored[name]["mAcc"])
+
+
+def test_predictions_that_are_not_there_name_the_notebook(tmp_path):
+    with pytest.raises(HistoCLIPError, match=r"p\.parquet was not found. Run the notebook 02_zero_shot"):
+        results.load_predictions(tmp_path / "p.parquet", make(), VAL)
+
+
+@pytest.mark.parametrize("other", [make(("a", "b", "d")), make(n=61)])
+def test_predictions_for_other_patches_or_classes_are_refused(tmp_path, other):
+    patches = make()
+    results.save_predictions(tmp_path / "p.parquet", {"top_k": guesses(patches)}, patches, range(60))
+    with pytest.raises(HistoCLIPError, match="written for other patches or classes"):
+        results.load_predictions(tmp_path / "p.parquet", other, np.arange(len(other)))
+
+
+# metrics.json
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("classes", [("a", "b", "c"), HOSTILE])
+def test_metrics_hold_what_the_overview_and_other_programs_rely_on(tmp_path, classes):
+    patches = make(classes)
+    results.write_metrics(
+        tmp_path / "metrics.json", patches, results.evaluate_rows(all_rows(patches), patches, VAL, 20, 0), **ABOUT
+    )
+    metrics = strict_json(tmp_path / "metrics.json")
+    assert {key: metrics[key] for key in ABOUT} == ABOUT
+    assert set(metrics) == {*ABOUT, "classes", "prevalence", "rows"}
+    assert metrics["classes"] == list(classes)
+    assert metrics["prevalence"] == pytest.approx(dict(zip(classes, patches.prevalence, strict=True)))
+    assert list(metrics["rows"]) == list(results.ROW_LABELS)
+    for row in metrics["rows"].values():
+        assert set(row) == set(SCORES)
+        assert list(row["per_class"]) == list(classes)
+        assert row["mAcc_ci"][0] <= row["mAcc"] <= row["mAcc_ci"][1]
+    summary = read_metrics(tmp_path / "metrics.json")
+    assert summary.scores["top_k"].macc == metrics["rows"]["top_k"]["mAcc"]
+
+
+def test_what_is_undefined_is_null_and_a_dash(tmp_path):
+    patches = make()
+    patches.labels[VAL] = 0
+    scored = results.evaluate_rows({"majority": guesses(patches, VAL)}, patches, VAL, 20, 0)
+    results.write_metrics(tmp_path / "metrics.json", patches, scored, **ABOUT)
+    row = strict_json(tmp_path / "metrics.json")["rows"]["majority"]
+    assert row["mAP"] is None
+    assert row["auroc"] is None
+    assert row["per_class"]["a"]["ap"] is None
+    assert results.rows_table(scored, "folder").loc["Majority of train", ["mAP", "AUROC"]].tolist() == ["—", "—"]
+    assert results.per_class_table(scored, "ap").isna().to_numpy().all()
+
+
+def test_a_number_that_is_none_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write_metrics(tmp_path / "metrics.json", make(), {"majority": {"mAcc": float("nan")}}, **ABOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The verdict
+
+
+def test_the_difference_is_that_of_the_two_scores():
+    patches = make()
+    first, second = guesses(patches, VAL, 0.9, 1), guesses(patches, VAL, 0.6, 2)
+    gap, low, high = results.paired_difference(patches, VAL, first, second, 500, 0)
+    truth = patches.labels[VAL]
+    assert gap == pytest.approx((first.decisions == truth).mean() - (second.decisions == truth).mean())
+    assert low < gap < high
+
+
+def test_the_interval_of_the_difference_resamples_groups_by_brute_force():
+    patches = make(n=200)
+    val = np.arange(200)
+    first, second = guesses(patches, val, 0.8, 1), guesses(patches, val, 0.6, 2)
+    _, low, high = results.paired_difference(patches, val, first, second, 4000, 0)
+    truth = patches.labels
+    gaps = (first.decisions == truth).mean(axis=1) - (second.decisions == truth).mean(axis=1)
+    by_group = [gaps[patches.groups == group] for group in np.unique(patches.groups)]
+    random = np.random.default_rng(5)
+    drawn = [
+        np.concatenate([by_group[k] for k in random.integers(0, len(by_group), len(by_group))]).mean()
+        for _ in range(4000)
+    ]
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "finding"),
+    [(0.95, 0.4, "**is ahead of**"), (0.4, 0.95, "**is behind**"), (0.7, 0.7, "**cannot be told from**")],
+)
+def test_the_verdict_says_how_it_is(ours, theirs, finding):
+    patches = make(n=200)
+    val = np.arange(0, 200, 2)
+    rows = {
+        "histoclip_patch": guesses(patches, val, ours, 1),
+        "linear_probe": guesses(patches, val, theirs, 2),
+        "majority": guesses(patches, val, theirs, 3),
+    }
+    lines = results.verdict(rows, patches, val, 200, 0).splitlines()
+    assert [line.split("HistoCLIP with patch keys ")[1].split(":")[0] for line in lines] == [
+        f"{finding} the linear probe on the same features",
+        f"{finding} the majority row",
+    ]
+    for line, other in zip(lines, ("linear_probe", "majority"), strict=True):
+        gap, low, high = map(float, re.findall(r"[+-]0\.\d{4}", line))
+        expected = results.paired_difference(patches, val, rows["histoclip_patch"], rows[other], 200, 0)
+        assert (gap, low, high) == pytest.approx(expected, abs=6e-5)
+
+
+def test_equal_predictions_cannot_be_told_apart():
+    patches = make()
+    same = guesses(patches, VAL)
+    rows = dict.fromkeys(("histoclip_patch", "linear_probe", "majority"), same)
+    assert results.verdict(rows, patches, VAL, 100).count("**cannot be told from**") == 2
+
+
+def test_where_groups_are_not_known_patches_are_drawn():
+    patches = make(groups=False)
+    assert results.bootstrap_units(patches, VAL).tolist() == VAL.tolist()
+    assert results.bootstrap_units(make(), VAL).tolist() == make().groups[VAL].tolist()
+    gaps = (guesses(patches, VAL, 0.8, 1).decisions == patches.labels[VAL]).mean(axis=1)
+    found = results.evaluate_rows({"majority": guesses(patches, VAL, 0.8, 1)}, patches, VAL, 50, 3)
+    assert found["majority"]["mAcc_ci"] == list(bootstrap_interval(gaps, VAL, 50, 3))
+
+
+# Tables
+
+
+@pytest.mark.parametrize("dataset", ["pannuke", "folder"])
+def test_the_table_of_rows_has_the_paper_s_column_for_its_data_sets_only(dataset):
+    patches = make()
+    table = results.rows_table(results.evaluate_rows(all_rows(patches), patches, VAL, 20, 0), dataset)
+    assert table.index.tolist() == list(results.ROW_LABELS.values())
+    if dataset == "folder":
+        assert "paper's mAcc" not in table
+    else:
+        paper = ["", "", "", "", "0.4107", "0.4371", "0.5263", "0.4862", "", "0.8824", "0.8824"]
+        assert table["paper's mAcc"].tolist() == paper
+
+
+def test_rows_are_scored_in_the_order_of_the_table():
+    patches = make()
+    rows = dict(reversed(all_rows(patches).items()))
+    assert list(results.evaluate_rows(rows, patches, VAL, 20, 0)) == list(results.ROW_LABELS)
+
+
+def test_the_table_of_the_data_set_counts_what_is_there():
+    patches = make()
+    table = results.dataset_table(patches, TRAIN, VAL)
+    assert table["patches"].tolist() == [48, 12]
+    assert table["with b"].tolist() == [patches.labels[TRAIN, 1].sum(), patches.labels[VAL, 1].sum()]
+    assert table["without any label"].tolist() == [
+        (patches.labels[rows].max(axis=1) == 0).sum() for rows in (TRAIN, VAL)
+    ]
+    both = {*patches.groups[TRAIN]} & {*patches.groups[VAL]}
+    assert table["of these on both sides"].tolist() == [len(both)] * 2
+    assert table["groups"].tolist() == [len({*patches.groups[rows]}) for rows in (TRAIN, VAL)]
+    assert "groups" not in results.dataset_table(make(groups=False), TRAIN, VAL)
+
+
+def test_zero_shot_rows_are_scored_on_the_validation_part_and_on_all():
+    patches = make()
+    rows = {"baseline": guesses(patches, accuracy=0.7)}
+    table = results.whole_set_table(rows, patches, VAL)
+    right = rows["baseline"].decisions == patches.labels
+    assert table.loc["Baseline", "mAcc, validation"] == f"{right[VAL].mean():.4f}"
+    assert table.loc["Baseline", "mAcc, all patches"] == f"{right.mean():.4f}"
+    assert table.loc["Baseline", "b"] == f"{rows['baseline'].decisions[:, 1].mean():.2f}"
+    assert table.loc["Truth", "b"] == f"{patches.labels[:, 1].mean():.2f}"
+    assert table.loc["Truth", "labels per patch"] == f"{patches.labels.sum() / 60:.2f}"
+
+
+def test_the_last_epoch_is_reported_and_the_best_is_called_an_oracle(tmp_path):
+    history = pd.DataFrame(
+        {
+            "head": ["global"] * 4,
+            "epoch": [1, 2, 3, 4],
+            "loss": [0.9, 0.5, 0.3, 0.2],
+            "val_mAcc": [0.5, 0.9, np.nan, 0.8],
+            "val_loss": [0.8, 0.6, np.nan, 0.7],
+        }
+    )
+    line = results.last_and_best(history).loc["global"]
+    assert line["mAcc, last epoch"] == "0.8000"
+    assert line["mAcc, best epoch (oracle)"] == "0.9000"
+    assert line["best epoch"] == 2
+    assert line["train loss, last epoch"] == "0.2000"
+    results.save_history(tmp_path / "history.csv", history)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history)
+
+
+def summary(name, dataset, **scores):
+    return RunSummary(name, dataset, "ViT-L-14", "random", "openai", scores, {}, None)
+
+
+def test_table_one_puts_each_run_above_the_paper():
+    score = Score(0.5, (0.4, 0.6))
+    runs = [summary("mine", "folder", top_k=Score(0.25, None)), summary("p", "pannuke", baseline=score)]
+    table = results.table_one_frame([*runs, BrokenRun("broken", "why")])
+    assert table.index.tolist() == [
+        "BCSS-WSSS: the paper",
+        "LUAD-HistoSeg: the paper",
+        "PanNuke: p",
+        "95 % interval",
+        "PanNuke: the paper",
+        "folder: mine",
+        "95 % interval",
+    ]
+    assert table.columns.tolist() == list(run_summaries.COLUMNS.values())
+    assert table.iloc[2].tolist() == ["", "0.5000", *[""] * 6]
+    assert table.iloc[3].tolist() == ["", "0.400 – 0.600", *[""] * 6]
+    assert (table.iloc[6] == "").all()
+    assert table.loc["folder: mine", "Top-k"] == "0.2500"
+    assert table.loc["PanNuke: the paper"].tolist() == [
+        *("", "0.4107", "0.4371", "0.5263", "0.4862", "", "0.8824", "0.8824")
+    ]
+    assert table.loc["BCSS-WSSS: the paper", "HistoCLIP patch"] == "0.9121"
+    assert table.loc["LUAD-HistoSeg: the paper", "One-vs-Rest"] == "0.2932"
+
+
+def test_two_folders_with_runs_of_one_name_are_two_lines():
+    runs = [summary("p", "pannuke", baseline=Score(value, None)) for value in (0.1, 0.2)]
+    table = results.table_one_frame(runs)
+    assert table.loc["PanNuke: p", "Baseline"].tolist() == ["0.1000", "0.2000"]
+    assert len(results.runs_frame([*runs, BrokenRun("p", "why")])) == 3
+
+
+def test_without_runs_table_one_is_the_paper_s():
+    assert len(results.table_one_frame([])) == 3
+    assert len(results.runs_frame([])) == 0
+
+
+def test_a_run_that_cannot_be_read_says_why():
+    table = results.runs_frame([summary("p", "pannuke"), BrokenRun("broken", "rows: 3 is not an object")])
+    assert table.loc["p"].tolist() == ["pannuke", "ViT-L-14", "openai", "random"]
+    assert table.loc["broken"].tolist() == ["cannot be read: rows: 3 is not an object", "", "", ""]
+
+
+@pytest.mark.parametrize("value", [10**400, -1, 1.5, "0.5", True, float("inf"), None])
+def test_a_score_that_is_no_fraction_makes_the_run_unreadable_and_no_more(tmp_path, value):
+    rows = {"top_k": {"mAcc": value, "mAcc_ci": [0.1, 0.2]}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.json").write_text(json.dumps(ABOUT | {"rows": rows}))
+    [run] = run_summaries.find_runs(tmp_path)
+    assert isinstance(run, BrokenRun)
+    assert "rows, top_k: mAcc" in run.reason
+
+
+def test_hostile_class_names_break_no_table(tmp_path):
+    patches = make(HOSTILE)
+    scored = results.evaluate_rows(all_rows(patches), patches, VAL, 20, 0)
+    tables = {
+        "data": results.dataset_table(patches, TRAIN, VAL).T,
+        "zero-shot": results.whole_set_table({"top_k": guesses(patches)}, patches, VAL),
+        "classes": results.per_class_table(scored, "accuracy"),
+    }
+    for table in tables.values():
+        page = BeautifulSoup(clean_output(table._repr_html_()), "html.parser")
+        assert page.find("b") is None
+        cells = " ".join(cell.get_text() for cell in page.find_all(["th", "td"]))
+        for name in HOSTILE:
+            assert re.sub(r"\s|\\n", "", name) in re.sub(r"\s|\\n", "", cells)
+        body = page.find("tbody").find_all("tr")
+        assert {len(line.find_all(["th", "td"])) for line in body} == {table.shape[1] + 1}
+    assert tables["classes"].loc["Linear probe", "a|b"] == scored["linear_probe"]["per_class"]["a|b"]["accuracy"]
+
+
+# What the intervals resample
+
+
+def test_groups_are_resampled_where_there_are_enough():
+    patches = make()
+    assert results.bootstrap_units(patches, VAL).tolist() == patches.groups[VAL].tolist()
+    assert f"over the {len(set(patches.groups[VAL]))} groups" in results.interval_note(patches, VAL)
+
+
+@pytest.mark.parametrize("rows", [np.arange(4), np.arange(16)])
+def test_few_groups_are_not_taken_for_certainty(rows):
+    """One group alone would give an interval without width, and a verdict without doubt."""
+    patches = make()
+    assert results.bootstrap_units(patches, rows).tolist() == rows.tolist()
+    assert f"only {len(rows) // 4} groups" in results.interval_note(patches, rows)
+    first, second = guesses(patches, rows, accuracy=0.6), guesses(patches, rows, accuracy=0.5, seed=2)
+    _, low, high = results.paired_difference(patches, rows, first, second, 200, 0)
+    assert low < high
+
+
+def test_without_groups_patches_are_resampled():
+    patches = make(groups=False)
+    assert results.bootstrap_units(patches, VAL).tolist() == VAL.tolist()
+    assert "groups are not known" in results.interval_note(patches, VAL)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [(None, True), ('{"01_data": "a", "04_evaluate": "b"}', True), ('{"01_data": "a"}', False), ("{", False)],
+)
+def test_results_of_an_unfinished_rerun_are_marked(tmp_path, record, expected):
+    patches = make()
+    rows = results.evaluate_rows(all_rows(patches), patches, VAL, 10, 0)
+    results.write_metrics(tmp_path / "metrics.json", patches, rows, **ABOUT)
+    if record is not None:
+        (tmp_path / "steps.json").write_text(record)
+    assert read_metrics(tmp_path / "metrics.json").is_current is expected
