@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.features import ImageFeatures
-from histoclip_lib.metrics import THRESHOLD, Predictions
+from histoclip_lib.metrics import Predictions, from_probabilities
 
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -34,7 +34,7 @@ def trivial_rows(train_labels: np.ndarray, n_patches: int) -> dict[str, Predicti
     return {
         "all_negative": Predictions(constant, np.zeros(prevalence.shape, dtype=bool)),
         "all_positive": Predictions(constant, np.ones(prevalence.shape, dtype=bool)),
-        "majority": Predictions(prevalence, prevalence >= 0.5),
+        "majority": from_probabilities(prevalence),
     }
 
 
@@ -55,7 +55,7 @@ def tissue_prior(train_labels: np.ndarray, train_tissue: np.ndarray, tissue: np.
     scores = np.tile(train_labels.mean(axis=0), (len(tissue), 1))
     for name in np.unique(train_tissue):
         scores[tissue == name] = train_labels[train_tissue == name].mean(axis=0)
-    return Predictions(scores, scores >= 0.5)
+    return from_probabilities(scores)
 
 
 def tissue_rows(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
@@ -86,8 +86,7 @@ class LinearProbe:
     def predict(self, features: ImageFeatures, rows: np.ndarray) -> Predictions:
         """Predict some patches; like the heads, by the mean over their views."""
         views = [self.model.predict_proba(features.pooled.take(rows, view)) for view in range(features.n_views)]
-        probabilities = np.mean(views, axis=0)
-        return Predictions(probabilities, probabilities >= THRESHOLD)
+        return from_probabilities(np.mean(views, axis=0))
 
     def about(self) -> str:
         """Return a sentence of Markdown on the choice of C."""

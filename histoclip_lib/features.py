@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing, write_text
 
 SHARD_SIZE = 256
+SHARD_FILES = (".pooled.npy", ".tokens.npy", ".json")
 FORMAT = 1  # part of every shard's name; raise it when the content of a shard changes its meaning
 
 
@@ -161,9 +163,14 @@ def encode_dataset(
         raise HistoCLIPError(f"views: {views} is out of range. There are 1 to 8 flips and rotations.")
     folder = (cache or cache_dir()) / "features" / _encoder_key(clip, views)
     shards = [folder / key for key in _shard_keys(dataset)]
-    missing = [number for number, shard in enumerate(shards) if not shard.with_suffix(".json").is_file()]
+    missing = [
+        number
+        for number, shard in enumerate(shards)
+        if not all(shard.with_suffix(suffix).is_file() for suffix in SHARD_FILES)
+    ]
     rows = [row for number in missing for row in _rows_of(number, len(dataset))]
     if rows:
+        _require_writable(folder)
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         _encode_missing(clip, dataset, views, batch_size, workers, [(n, shards[n]) for n in missing], rows, progress)
     return ImageFeatures(
@@ -171,6 +178,19 @@ def encode_dataset(
         tokens=Shards([np.load(shard.with_suffix(".tokens.npy"), mmap_mode="r") for shard in shards]),
         encoded=len(rows),
     )
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before the first patch is encoded, and not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HistoCLIPError(
+            f"{folder}: the feature cache cannot be written ({error.strerror}). Set the environment variable "
+            "HISTOCLIP_CACHE to a folder that can."
+        ) from error
 
 
 def _encoder_key(clip: CLIP, views: int) -> str:

@@ -30,9 +30,8 @@ class Predictions:
         return Predictions(self.scores[index], self.decisions[index])
 
 
-def from_logits(logits: np.ndarray) -> Predictions:
-    """Decide by sigma(logit) >= 0.5, eq. (6); the scores are the probabilities sigma(logit)."""
-    probabilities = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -500, 500)))
+def from_probabilities(probabilities: np.ndarray) -> Predictions:
+    """Decide by sigma >= 0.5, eq. (6); the scores are the probabilities (B, N)."""
     return Predictions(probabilities, probabilities >= THRESHOLD)
 
 

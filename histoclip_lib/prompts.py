@@ -58,8 +58,8 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     classes : list of str
         The N class columns; one that has no entry is named after its column, underscores read as spaces.
     prompts_file : str
-        Your own YAML file of the same form, with any of the keys `classes` (a name for each class column),
-        `templates` and `negative_prompt`.
+        Your own YAML file of the same form, with any of the keys `classes` (names for some class columns), `templates`
+        and `negative_prompt`; what it says goes before what HistoCLIP brings.
 
     Raises
     ------
@@ -67,16 +67,18 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
         If `prompts_file` cannot be read, has other keys, names classes that do not exist, leaves a name empty, or
         has a template without `{}`.
     """
-    own = FOLDER / f"{dataset}.yaml"
-    path = resolve(prompts_file) if prompts_file else own
-    words = _read(path) if prompts_file or own.is_file() else {}
+    shipped = FOLDER / f"{dataset}.yaml"
+    path = resolve(prompts_file) if prompts_file else shipped
+    words = _read(path) if prompts_file else {}
     names = {str(column): name for column, name in words.get("classes", {}).items()}  # YAML reads 1 as a number
-    unknown = sorted(set(names) - set(classes)) if prompts_file else []
-    if unknown:
+    if unknown := sorted(set(names) - set(classes)):
         raise HistoCLIPError(f"{path}: {', '.join(unknown)} are no classes of this data set; it has {classes}.")
     if nameless := [column for column, name in names.items() if name is None or not str(name).strip()]:
         raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one behind the colon.")
-    templates = words.get("templates") or yaml.safe_load((FOLDER / "templates.yaml").read_text())
+    names = (_read(shipped)["classes"] if shipped.is_file() else {}) | names
+    templates = words.get("templates", yaml.safe_load((FOLDER / "templates.yaml").read_text(encoding="utf-8")))
+    if not templates:
+        raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
     without_place = [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]
     if without_place:
         raise HistoCLIPError(f"{path}: each template needs one {{}} for the class name; not so: {without_place}.")

@@ -21,7 +21,7 @@ from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.features import FeatureReader, ImageFeatures
 from histoclip_lib.files import replacing
-from histoclip_lib.metrics import Predictions, from_logits, mean_accuracy
+from histoclip_lib.metrics import Predictions, from_probabilities, mean_accuracy
 
 EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
@@ -220,8 +220,8 @@ def train_both(
 
 
 @torch.inference_mode()
-def predict_logits(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
-    """Return the logits of some patches, averaged over their views, with the head in eval mode.
+def predict_probabilities(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
+    """Return sigma(logit) of some patches, averaged over their views, with the head in eval mode.
 
     Parameters
     ----------
@@ -239,25 +239,29 @@ def predict_logits(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.nda
     was_training = head.training
     head.to(reader.device).eval()
     batches = np.array_split(rows, max(1, math.ceil(len(rows) / EVALUATION_BATCH)))
-    logits = [
-        torch.stack([head(reader.take(batch, view))[0].float() for view in range(reader.n_views)]).mean(dim=0)
+    views = range(reader.n_views)
+    probabilities = [
+        torch.stack([head(reader.take(batch, view))[0].float().sigmoid() for view in views]).mean(dim=0)
         for batch in batches
     ]
     head.train(was_training)
-    return torch.cat(logits).cpu().numpy()
+    return torch.cat(probabilities).cpu().numpy()
 
 
 def predict(head: CMM, features: ImageFeatures, kind: str, rows: np.ndarray, device: torch.device) -> Predictions:
     """Return the predictions of a head for some patches; `kind` is `global` or `patch`."""
-    return from_logits(predict_logits(head, FeatureReader(features.of_kind(kind), device), rows))
+    return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), rows))
 
 
 def _validation(head: CMM, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
-    logits = predict_logits(head, reader, val)
-    loss = functional.binary_cross_entropy_with_logits(
-        torch.from_numpy(logits), torch.from_numpy(labels[val].astype(np.float32))
+    probabilities = predict_probabilities(head, reader, val)
+    loss = functional.binary_cross_entropy(
+        torch.from_numpy(probabilities), torch.from_numpy(labels[val].astype(np.float32))
     )
-    return {"val_loss": loss.item(), "val_mAcc": mean_accuracy(labels[val], from_logits(logits).decisions)}
+    return {
+        "val_loss": loss.item(),
+        "val_mAcc": mean_accuracy(labels[val], from_probabilities(probabilities).decisions),
+    }
 
 
 def _optimizer(head: CMM, options: TrainingOptions) -> torch.optim.AdamW:

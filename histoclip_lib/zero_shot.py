@@ -75,8 +75,8 @@ def baseline(
         As in `score_all`.
     rule : {"sigmoid", "softmax", "argmax", "prevalence"}
         `sigmoid` is eq. (6) as it stands: sigma(cos) >= 0.5, that is cos >= 0. `softmax`: softmax over the classes,
-        at CLIP's temperature, above 1/N. `argmax`: the nearest class alone. `prevalence`: for each class the nearest
-        patches, as many as its prevalence in the training part asks for.
+        at the model's temperature (untrained, 1/0.07, in the offline default), above 1/N. `argmax`: the nearest class
+        alone. `prevalence`: for each class the nearest patches, as many as its training prevalence asks for.
     train_prevalence : ndarray of shape (N,), optional
         Needed by `prevalence`.
     """

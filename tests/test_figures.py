@@ -9,7 +9,7 @@ from PIL import Image
 
 from histoclip_lib import figures, galleries
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.metrics import confusion, from_logits, predicted_when_missed
+from histoclip_lib.metrics import confusion, from_probabilities, predicted_when_missed
 
 HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
 PLAIN = ["tumor", "stroma", "lymphocyte", "necrosis"]
@@ -65,7 +65,7 @@ def test_data_figures_draw_and_say_the_numbers(case):
 
 def test_result_figures_draw_any_class_name(case):
     patches, probabilities = case
-    predictions = from_logits(probabilities - 0.5)
+    predictions = from_probabilities(probabilities)
     draw(figures.confusion_grid(confusion(patches.labels, predictions.decisions), patches.classes, "row"))
     rates, misses = predicted_when_missed(patches.labels, predictions.decisions)
     draw(figures.missed_class_map(rates, misses, patches.classes))
