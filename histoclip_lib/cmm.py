@@ -96,8 +96,11 @@ class CMM(nn.Module):
 
     Attributes
     ----------
-    token_mean, token_std : tensor of shape (d,)
-        Features are standardised by these before the first layer; `fit_scale` sets them from training features.
+    token_mean : tensor of shape (d,)
+        Taken from the features before the first layer.
+    token_scale : tensor of shape ()
+        By which they are then divided; `fit_scale` sets both from training features. One number for all dimensions:
+        dividing each by its own deviation would raise those that hardly vary.
     """
 
     def __init__(
@@ -115,14 +118,14 @@ class CMM(nn.Module):
         self.options = {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout}
         self.register_buffer("class_embeddings", class_embeddings.detach().clone().float())
         self.register_buffer("token_mean", torch.zeros(width))
-        self.register_buffer("token_std", torch.ones(width))
+        self.register_buffer("token_scale", torch.ones(()))
         self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout) for _ in range(layers))
 
     def fit_scale(self, features: torch.Tensor) -> None:
-        """Set the standardisation from training features (..., d)."""
+        """Centre training features (..., d) and give them unit variance over all dimensions together."""
         flat = features.float().flatten(0, -2)
         self.token_mean.copy_(flat.mean(dim=0))
-        self.token_std.copy_(flat.std(dim=0).clamp_min(1e-6))
+        self.token_scale.copy_((flat - self.token_mean).square().mean().sqrt().clamp_min(1e-6))
 
     def queries(self) -> torch.Tensor:
         """Return what the first layer is asked, shape (1, N, d): the class embeddings, the same for every image.
@@ -146,7 +149,7 @@ class CMM(nn.Module):
         attention : tensor of shape (B, heads, N, L)
             Of the last layer.
         """
-        tokens = (tokens.to(self.token_mean.dtype) - self.token_mean) / self.token_std
+        tokens = (tokens.to(self.token_mean.dtype) - self.token_mean) / self.token_scale
         queries = self.queries()
         for layer in self.layers:
             queries, attention = layer(queries, tokens)
