@@ -27,6 +27,18 @@ class CMMLayer(nn.TransformerDecoderLayer):
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__(width, heads, hidden, dropout, "gelu", batch_first=True, norm_first=True)
 
+    @torch.no_grad()
+    def start_from_similarity(self) -> None:
+        """Make the projections of the cross-attention the identity, so that training starts from eq. (3) as written.
+
+        There the class embeddings are the queries and the image features the keys and values, with no projection
+        between: attention begins as the similarity of class and token in CLIP's joint space. On small training sets the
+        result depends far less on the seed than from random projections.
+        """
+        identity = torch.eye(self.multihead_attn.embed_dim)
+        self.multihead_attn.in_proj_weight.copy_(identity.repeat(3, 1))
+        self.multihead_attn.out_proj.weight.copy_(identity)
+
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Apply the layer.
 
@@ -120,6 +132,8 @@ class CMM(nn.Module):
         self.register_buffer("token_mean", torch.zeros(width))
         self.register_buffer("token_scale", torch.ones(()))
         self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout) for _ in range(layers))
+        for layer in self.layers:
+            layer.start_from_similarity()
 
     def fit_scale(self, features: torch.Tensor) -> None:
         """Centre training features (..., d) and give them unit variance over all dimensions together."""

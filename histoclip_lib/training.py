@@ -48,11 +48,11 @@ class TrainingOptions:
         Of the initial weights, the order of patches, the views drawn and dropout.
     """
 
-    epochs: int = 800
+    epochs: int = 100
     warmup_epochs: int = 5
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     weight_decay: float = 0.05
-    batch_size: int = 256
+    batch_size: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:

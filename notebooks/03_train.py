@@ -42,15 +42,15 @@ precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
 views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
 encode_batch_size: int = 32  # images in one pass of the encoder
 prompts_file: str = ""  # YAML file with your own class names, templates and negative prompt
-epochs: int = 800  # passes over the training part
+epochs: int = 100  # passes over the training part; the paper's 800 overfit a few hundred patches
 warmup_epochs: int = 5  # of these, with a rising learning rate
-learning_rate: float = 1e-3  # highest learning rate
+learning_rate: float = 3e-4  # highest learning rate; the paper's is 1e-3
 weight_decay: float = 0.05  # of AdamW
-batch_size: int = 256  # patches in one training step
+batch_size: int = 64  # patches in one training step
 heads: int = 8  # attention heads
 layers: int = 1  # decoder layers
 hidden: int = 256  # width of the feed-forward network
-dropout: float = 0.3  # dropout in the head
+dropout: float = 0.1  # dropout in the head
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%

@@ -80,6 +80,17 @@ def test_initial_logits_differ_between_images_and_classes(layers):
     assert logits.std(dim=1).min() > 1e-3
 
 
+def test_training_starts_from_the_similarity_of_class_and_token():
+    """With one head the first attention is softmax(Q K^T / sqrt(d)) of the classes as asked and the tokens as they are."""
+    torch.manual_seed(0)
+    head, tokens = CMM(class_embeddings(), heads=1).eval(), torch.randn(2, 9, 32)
+    layer = head.layers[0]
+    with torch.no_grad():
+        asked = head.queries() + layer._sa_block(layer.norm1(head.queries()), None, None)
+        expected = (layer.norm2(asked) @ tokens.transpose(1, 2) / 32**0.5).softmax(dim=-1)
+        torch.testing.assert_close(head(tokens)[1][:, 0], expected)
+
+
 def test_logit_is_the_mean_over_the_features():
     torch.manual_seed(0)
     head, tokens = CMM(class_embeddings(), heads=4).eval(), torch.randn(2, 9, 32)

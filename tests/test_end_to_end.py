@@ -22,7 +22,7 @@ ROWS = {
     "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe",
     "histoclip_global", "histoclip_patch",
 }  # fmt: skip
-SMALL = {"n_patches": 160, "views": 2, "epochs": 60, "resamples": 100, "examples": 3}
+SMALL = {"n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3}
 
 pytestmark = pytest.mark.slow
 
