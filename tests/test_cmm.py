@@ -81,7 +81,7 @@ def test_initial_logits_differ_between_images_and_classes(layers):
 
 
 def test_training_starts_from_the_similarity_of_class_and_token():
-    """With one head the first attention is softmax(Q K^T / sqrt(d)) of the classes as asked and the tokens as they are."""
+    """With one head the first attention is softmax(Q K^T / sqrt(d)) of the classes asked and the tokens as they are."""
     torch.manual_seed(0)
     head, tokens = CMM(class_embeddings(), heads=1).eval(), torch.randn(2, 9, 32)
     layer = head.layers[0]
