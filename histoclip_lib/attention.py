@@ -1,4 +1,4 @@
-"""What the head looks at: attention maps over the patch, and how they agree with the masks."""
+"""What the head looks at: maps of evidence over the patch, and how they agree with the masks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from histoclip_lib.features import FeatureReader, undo_view
 from histoclip_lib.training import EVALUATION_BATCH
 
 
-@torch.inference_mode()
 def attention_maps(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
-    """Return where each class looks, averaged over the heads of the last layer and over the views.
+    """Return where each class finds its evidence: attention weighted by its gradient, averaged over heads and views.
+
+    An attention weight says what was read, not whether it spoke for or against the class. Weight times gradient of the
+    class's logit, negative values cut off, keeps what spoke for it (Chefer et al. 2021, eq. 5).
 
     Parameters
     ----------
@@ -28,19 +30,25 @@ def attention_maps(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.nda
     Returns
     -------
     ndarray of shape (n, N, g, g), float32
-        Sums to 1 over the g x g grid; row by row from the top left.
+        Sums to 1 over the g x g grid, uniform where nothing speaks for the class; row by row from the top left.
     """
     head.to(reader.device).eval()
     maps = []
     for start in range(0, len(rows), EVALUATION_BATCH):
         batch = rows[start : start + EVALUATION_BATCH]
-        turned = []
-        for view in range(reader.n_views):
-            weights = head(reader.take(batch, view))[1].mean(dim=1).float()  # (n, N, L)
-            side = round(weights.shape[-1] ** 0.5)
-            turned.append(undo_view(weights.unflatten(-1, (side, side)), view))
+        turned = [undo_view(_evidence(head, reader.take(batch, view)), view) for view in range(reader.n_views)]
         maps.append(torch.stack(turned).mean(dim=0).cpu().numpy())
     return np.concatenate(maps)
+
+
+def _evidence(head: CMM, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the gradient-weighted attention of one view, shape (n, N, g, g), each map summing to 1."""
+    logits, attention = head(tokens)
+    # A class's logit depends on its own attention alone, so one backward pass serves all classes.
+    (gradient,) = torch.autograd.grad(logits.sum(), attention)
+    evidence = (attention * gradient).detach().clamp_min(0).mean(dim=1).float() + torch.finfo(torch.float32).tiny
+    side = round(evidence.shape[-1] ** 0.5)
+    return (evidence / evidence.sum(dim=-1, keepdim=True)).unflatten(-1, (side, side))
 
 
 def square_crop(image: np.ndarray) -> np.ndarray:

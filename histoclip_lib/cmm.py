@@ -70,21 +70,21 @@ class CMMLayer(nn.TransformerDecoderLayer):
 
         one_key = tokens.shape[1] == 1  # then the softmax is 1, whatever the query asks
         if one_key:
-            attention = tokens.new_ones(len(tokens), heads * n_classes, 1)
+            attention = tokens.new_ones(len(tokens), heads, n_classes, 1)
         else:
             q = (torch.einsum("bnd,hcd->bhnc", queries, w_q) + b_q[:, None]) / per_head**0.5
             folded = torch.einsum("bhnc,hcd->bhnd", q, w_k).flatten(1, 2)  # (1 or B, heads * N, d)
             attention = (tokens @ folded.transpose(1, 2)).softmax(dim=1).transpose(1, 2)  # (B, heads * N, L)
+            attention = attention.unflatten(1, (heads, n_classes))
         weights = functional.dropout(attention, mha.dropout, self.training)
-        total = weights.sum(dim=2).unflatten(1, (heads, n_classes))[..., None]  # 1 without dropout
+        total = weights.sum(dim=3, keepdim=True)  # 1 without dropout
         if one_key:
             values = torch.einsum("bld,hcd->bhlc", tokens, w_v) * total  # the same value for all classes
         else:
-            gathered = (weights @ tokens).unflatten(1, (heads, n_classes))  # (B, heads, N, d)
+            gathered = (weights.flatten(1, 2) @ tokens).unflatten(1, (heads, n_classes))  # (B, heads, N, d)
             values = torch.einsum("bhnd,hcd->bhnc", gathered, w_v)
         values = values + total * b_v[:, None]
-        answer = mha.out_proj(values.transpose(1, 2).flatten(2))
-        return answer, attention.unflatten(1, (heads, n_classes))
+        return mha.out_proj(values.transpose(1, 2).flatten(2)), attention
 
 
 class CMM(nn.Module):

@@ -16,8 +16,9 @@
 # %% [markdown]
 # # Attention
 #
-# Where each class looks: the softmax weights of the patch head's last decoder layer, averaged over its heads. One map
-# for each class and patch, on the encoder's token grid. Attention says what the head weighted, not why.
+# Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
+# multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
+# (Chefer et al. 2021). One map for each class and patch, the mean over heads and views, on the encoder's token grid.
 
 # %% tags=["parameters"]
 name: str = "demo"  # name of the run, and of its folder
@@ -62,7 +63,7 @@ Markdown(f"The map of a patch has {features.grid} x {features.grid} cells.")
 # %% [markdown]
 # ## Over the patches
 #
-# For each class, validation patches in which it is present and most surely found. Bright is much attention; lines are
+# For each class, validation patches in which it is present and most surely found. Bright is much evidence; lines are
 # the mask's outline of the class; ✗ marks a wrong decision.
 
 # %%

@@ -21,14 +21,24 @@ def reader_of(grids):
     return FeatureReader(Shards([np.ascontiguousarray(tokens)]), torch.device("cpu"))
 
 
-def test_map_of_one_view_is_the_mean_over_heads(head):
+def test_map_is_attention_times_gradient_of_the_own_logit(head):
     grids = torch.randn(3, 1, 16, 4, 4)
     rows = np.array([2, 0])
     maps = attention_maps(head, reader_of(grids), rows)
-    with torch.no_grad():
-        expected = head(grids[rows, 0].flatten(2).transpose(1, 2))[1].mean(dim=1).unflatten(-1, (4, 4))
-    np.testing.assert_allclose(maps, expected, rtol=1e-5)
+    tokens = grids[rows, 0].flatten(2).transpose(1, 2)
+    for k in range(2):
+        logits, attention = head(tokens)
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), attention)
+        evidence = (attention * gradient)[:, :, k].clamp_min(0).mean(dim=1).detach()
+        expected = (evidence / evidence.sum(dim=-1, keepdim=True)).unflatten(-1, (4, 4))
+        np.testing.assert_allclose(maps[:, k], expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, rtol=1e-5)
+
+
+def test_map_is_uniform_where_nothing_speaks_for_the_class(head):
+    grids = torch.randn(1, 1, 16, 1, 1).expand(1, 1, 16, 4, 4)  # the same token everywhere: no gradient is kept apart
+    maps = attention_maps(head, reader_of(grids), np.array([0]))
+    np.testing.assert_allclose(maps, 1 / 16, rtol=1e-3)
 
 
 def test_maps_of_turned_views_are_turned_back(head):
