@@ -14,6 +14,8 @@ from torch.nn import functional
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing
 
+QUERY_SCALE = 5.0
+
 
 class CMMLayer(nn.TransformerDecoderLayer):
     """A pre-norm decoder layer that computes what its parent computes, for few queries and many tokens.
@@ -121,7 +123,7 @@ class CMM(nn.Module):
         heads: int = 8,
         layers: int = 1,
         hidden: int = 256,
-        dropout: float = 0.1,
+        dropout: float = 0.3,
     ) -> None:
         super().__init__()
         width = class_embeddings.shape[1]
@@ -144,10 +146,11 @@ class CMM(nn.Module):
     def queries(self) -> torch.Tensor:
         """Return what the first layer is asked, shape (1, N, d): the class embeddings, the same for every image.
 
-        They are unit vectors and are scaled by sqrt(d), as a Transformer scales its embeddings (Vaswani et al. 2017,
-        section 3.4): otherwise the class would vanish beside the image in every residual.
+        They are unit vectors, whose entries would vanish beside those of the image in every residual. A Transformer
+        scales its embeddings by sqrt(d) (Vaswani et al. 2017, section 3.4); QUERY_SCALE times that lets the class
+        outweigh the image, so that the feed-forward network stays nearly linear in what the image answers.
         """
-        return self.class_embeddings.unsqueeze(0) * self.class_embeddings.shape[1] ** 0.5
+        return self.class_embeddings.unsqueeze(0) * (QUERY_SCALE * self.class_embeddings.shape[1] ** 0.5)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images.

@@ -221,7 +221,7 @@ def train_both(
 
 @torch.inference_mode()
 def predict_probabilities(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
-    """Return sigma(logit) of some patches, averaged over their views, with the head in eval mode.
+    """Return sigma of the logits, averaged over the views, of some patches, with the head in eval mode.
 
     Parameters
     ----------
@@ -240,12 +240,11 @@ def predict_probabilities(head: CMM, reader: FeatureReader, rows: np.ndarray) ->
     head.to(reader.device).eval()
     batches = np.array_split(rows, max(1, math.ceil(len(rows) / EVALUATION_BATCH)))
     views = range(reader.n_views)
-    probabilities = [
-        torch.stack([head(reader.take(batch, view))[0].float().sigmoid() for view in views]).mean(dim=0)
-        for batch in batches
+    logits = [
+        torch.stack([head(reader.take(batch, view))[0].float() for view in views]).mean(dim=0) for batch in batches
     ]
     head.train(was_training)
-    return torch.cat(probabilities).cpu().numpy()
+    return torch.cat(logits).sigmoid().cpu().numpy()
 
 
 def predict(head: CMM, features: ImageFeatures, kind: str, rows: np.ndarray, device: torch.device) -> Predictions:

@@ -50,7 +50,7 @@ batch_size: int = 64  # patches in one training step
 heads: int = 8  # attention heads
 layers: int = 1  # decoder layers
 hidden: int = 256  # width of the feed-forward network
-dropout: float = 0.1  # dropout in the head
+dropout: float = 0.3  # dropout in the head
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%

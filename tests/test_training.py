@@ -168,7 +168,7 @@ def test_prediction_is_the_mean_over_the_views(features):
     shards, _ = features
     head, reader, rows = new_head().eval(), FeatureReader(shards, CPU), np.array([5, 2, 9])
     with torch.no_grad():
-        expected = sum(head(reader.take(rows, view))[0].sigmoid() for view in range(VIEWS)) / VIEWS
+        expected = (sum(head(reader.take(rows, view))[0] for view in range(VIEWS)) / VIEWS).sigmoid()
     np.testing.assert_allclose(predict_probabilities(head, reader, rows), expected, rtol=1e-5, atol=1e-6)
 
 
