@@ -77,7 +77,7 @@ def test_everything_wrong_with_a_file_is_listed_at_once_and_ends_in_2(invoke, wr
     assert result.exit_code == 2
     assert "run.yaml: 3 entries cannot be used" in said(result)
     assert "- epoch: no notebook reads it; did you mean epochs?" in said(result)
-    assert "- learning_rate: 'fast' is no float (highest learning rate)" in said(result)
+    assert "- learning_rate: 'fast' is no float (highest learning rate" in said(result)
     assert "- views: 1.5 is no int" in said(result)
     assert "Traceback" not in result.output
     assert started == {"runs": [], "overviews": []}
@@ -124,7 +124,7 @@ def test_a_run_gets_the_file_s_values_and_the_options(invoke, write, started):
     assert result.exit_code == 0
     [values] = started["runs"]
     assert (values["name"], values["epochs"], values["learning_rate"]) == ("mine", 7, 1e-4)
-    assert values["batch_size"] == 256  # the notebook's default
+    assert values["batch_size"] == 64  # the notebook's default
     assert (values["force"], values["reports"]) == (True, Path("elsewhere"))
 
 
