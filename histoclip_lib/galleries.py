@@ -142,12 +142,13 @@ def choose_for_attention(labels: np.ndarray, probabilities: np.ndarray, count: i
     labels, probabilities : ndarray of shape (B, N)
         Truth and sigma(logit).
     count : int
-        At most so many; patches with several labels come first, since there the maps should differ.
+        At most so many; patches with several labels and no error come first, since there the maps should differ.
     """
-    several = labels.sum(axis=1) >= 2
+    right = ((probabilities >= THRESHOLD) == labels).all(axis=1)
+    telling = (labels.sum(axis=1) >= 2) & right
     chosen: list[int] = []
-    for only_several in (True, False):
-        found = np.where((labels == 1) & (several[:, None] | (not only_several)), probabilities, -1)
+    for only_telling in (True, False):
+        found = np.where((labels == 1) & (telling[:, None] | (not only_telling)), probabilities, -1)
         for place in np.argsort(-found, axis=0, kind="stable"):
             for k, patch in enumerate(place):
                 if len(chosen) < count and found[patch, k] >= THRESHOLD and patch not in chosen:

@@ -131,10 +131,12 @@ def test_without_errors_there_is_no_gallery():
 
 
 def test_attention_patches_show_every_class_that_is_found():
-    labels = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1]])
-    probabilities = np.array([[0.9, 0.8, 0.1], [0.99, 0.1, 0.1], [0.2, 0.9, 0.7], [0, 0, 0.95], [0.1, 0.2, 0.1]])
+    labels = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1], [1, 1, 0]])
+    probabilities = np.array(
+        [[0.9, 0.8, 0.1], [0.99, 0.1, 0.1], [0.2, 0.9, 0.7], [0, 0, 0.95], [0.1, 0.2, 0.1], [0.95, 0.99, 0.9]]
+    )
     chosen = galleries.choose_for_attention(labels, probabilities, 3)
-    assert chosen[:2] == [0, 2]  # patches with several labels first
+    assert chosen[:2] == [0, 2]  # several labels, all right; patch 5 has an error
     assert len(set(chosen)) == 3
     assert 4 not in galleries.choose_for_attention(labels, probabilities, 10)  # nothing was found in it
 
