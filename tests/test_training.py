@@ -199,3 +199,19 @@ def test_loss_that_is_not_finite_stops_with_the_epoch_named(features):
 def test_impossible_options_are_refused(values, message):
     with pytest.raises(HistoCLIPError, match=message):
         TrainingOptions(**values)
+
+
+@pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_nearly_the_same_head(features, amp_dtype):
+    """The path of a GPU, as far as a CPU can go it; float16 brings the loss scaler."""
+    shards, labels = features
+    options = TrainingOptions(epochs=20, warmup_epochs=1, batch_size=16, learning_rate=1e-2)
+    train, val = np.arange(45), np.arange(45, PATCHES)
+    losses = []
+    for dtype in (None, amp_dtype):
+        history = train_head(
+            new_head(0.0), FeatureReader(shards, CPU), labels, train, val, options, amp_dtype=dtype, progress=False
+        )
+        losses.append(history["loss"].to_numpy())
+    assert losses[1][-1] < 0.8 * losses[1][0]
+    np.testing.assert_allclose(losses[1][:3], losses[0][:3], rtol=0.05)
