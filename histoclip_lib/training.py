@@ -27,7 +27,7 @@ EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
 CHECKPOINT_EVERY = 25  # epochs
 KINDS = ("global", "patch")
-SCALE_ROWS = 4096  # training patches that the standardisation of the features is fitted on
+SCALE_ROWS = 512  # training patches, spread over all, from which mean and scale of the features are taken
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def train_head(
     optimizer = _optimizer(head, options)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     targets = torch.from_numpy(labels.astype(np.float32)).to(device)
-    identity = json.dumps({**asdict(options), **head.options, "train": _digest(train), "views": reader.n_views})
+    identity = _identity(head, reader, labels, train, options)
     history = _resume(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
     evaluate_every = max(1, options.epochs // EVALUATIONS)
@@ -210,7 +210,8 @@ def train_both(
         reader = FeatureReader(features.of_kind(kind), clip.device)
         torch.manual_seed(options.seed)
         head = CMM(class_embeddings, **head_options)
-        head.fit_scale(reader.take(train[:SCALE_ROWS]))
+        spread = np.linspace(0, len(train) - 1, min(SCALE_ROWS, len(train))).astype(int)
+        head.fit_scale(reader.take(train[spread]))
         history = train_head(
             head, reader, labels, train, val, options, folder / f".cmm_{kind}.checkpoint.safetensors", clip.amp_dtype
         )
@@ -273,8 +274,14 @@ def _optimizer(head: CMM, options: TrainingOptions) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
-def _digest(rows: np.ndarray) -> str:
-    return hashlib.sha256(rows.tobytes()).hexdigest()
+def _identity(head: CMM, reader: FeatureReader, labels: np.ndarray, train: np.ndarray, options: TrainingOptions) -> str:
+    """Return what a checkpoint must agree in to be gone on with: options, labels, split, class matrix and features."""
+    digest = hashlib.sha256(train.tobytes() + labels[train].tobytes())
+    for buffer in head.buffers():  # the class matrix, and the mean and scale of the features
+        digest.update(buffer.cpu().numpy().tobytes())
+    return json.dumps(
+        {**asdict(options), **head.options, "views": reader.n_views, "data": digest.hexdigest()}, sort_keys=True
+    )
 
 
 def _save_checkpoint(

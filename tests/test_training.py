@@ -85,15 +85,37 @@ def test_resumed_training_ends_with_the_same_weights(features, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checkpoint_of_another_training_is_not_resumed(features, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["options", "labels", "classes", "features"])
+def test_checkpoint_of_another_training_is_not_resumed(features, tmp_path, monkeypatch, change):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
     checkpoint = tmp_path / "state.safetensors"
-    head, history = new_head(), [{"epoch": 1, "learning_rate": 0.1, "loss": 0.5}]
+    shards, labels = features
+    save = training._save_checkpoint
+
+    def stop(*state):
+        save(*state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save_checkpoint", stop)
     options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
-    optimizer = training._optimizer(head, options)
-    training._save_checkpoint(checkpoint, "another", head, optimizer, torch.amp.GradScaler("cpu"), history)
-    resumed, _ = fit(features, options, checkpoint)
-    assert torch.equal(weights(resumed), weights(fit(features, options)[0]))
+    with pytest.raises(KeyboardInterrupt):
+        fit(features, options, checkpoint)
+    monkeypatch.setattr(training, "_save_checkpoint", save)
+
+    def head():
+        new = new_head()
+        if change == "classes":
+            new.class_embeddings += 0.1
+        if change == "features":
+            new.token_mean += 0.1
+        return new
+
+    if change == "options":
+        options = TrainingOptions(epochs=4, warmup_epochs=1, batch_size=16)
+    if change == "labels":
+        labels = 1 - labels
+    resumed, _ = fit((shards, labels), options, checkpoint, head())
+    assert torch.equal(weights(resumed), weights(fit((shards, labels), options, head=head())[0]))
 
 
 def test_damaged_checkpoint_is_passed_over(features, tmp_path):
