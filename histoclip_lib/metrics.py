@@ -25,10 +25,6 @@ class Predictions:
     scores: np.ndarray
     decisions: np.ndarray
 
-    def rows(self, index: np.ndarray) -> Predictions:
-        """Return the predictions for some of the patches."""
-        return Predictions(self.scores[index], self.decisions[index])
-
 
 def from_probabilities(probabilities: np.ndarray) -> Predictions:
     """Decide by sigma >= 0.5, eq. (6); the scores are the probabilities (B, N)."""

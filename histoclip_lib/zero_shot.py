@@ -19,7 +19,6 @@ from histoclip_lib.prompts import PHOTO_OF, TextEncoder, Vocabulary, class_embed
 
 BASELINE_RULES = ("sigmoid", "softmax", "argmax", "prevalence")
 MAX_POWER_SET = 16
-ROWS = ("baseline", "one_vs_rest", "power_set", "top_k")
 
 
 def score_all(

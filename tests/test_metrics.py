@@ -13,7 +13,6 @@ from sklearn.metrics import (
 )
 
 from histoclip_lib.metrics import (
-    Predictions,
     bootstrap_interval,
     confusion,
     evaluate,
@@ -152,11 +151,3 @@ def test_predicted_when_missed_equals_a_plain_loop(case):
         if rows:
             nothing = np.mean([not any(decisions[b] & (labels[b] == 0)) for b in rows])
             assert rates[i, -1] == pytest.approx(nothing)
-
-
-def test_rows_takes_scores_and_decisions_together():
-    predictions = from_probabilities(np.array([[0.7], [0.2], [0.9]]))
-    taken = predictions.rows(np.array([2, 1]))
-    assert isinstance(taken, Predictions)
-    assert taken.decisions.tolist() == [[True], [False]]
-    assert taken.scores[0, 0] > taken.scores[1, 0]
