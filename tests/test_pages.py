@@ -604,11 +604,11 @@ def test_text_has_contrast(visit, request, name, scheme):
 def test_contents_follow_the_scroll_and_lead_to_headings(visit, report):
     page = visit(report, height=700)
     page.click(".contents a[href='#what-follows']")
-    page.wait_for_function("document.querySelector('.contents [aria-current]')?.hash === '#what-follows'", timeout=3000)
+    page.locator(".contents a[aria-current][href='#what-follows']").wait_for(state="attached", timeout=5000)
     assert page.url.endswith("#what-follows")
     assert page.locator(".contents").bounding_box()["y"] == 0  # it stays beside the text
     page.evaluate("scrollTo(0, 0)")
-    page.wait_for_function("!document.querySelector('.contents [aria-current]')", timeout=3000)
+    page.locator(".contents [aria-current]").wait_for(state="detached", timeout=5000)
 
 
 @pytest.mark.browser
