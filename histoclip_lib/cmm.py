@@ -34,8 +34,7 @@ class CMMLayer(nn.TransformerDecoderLayer):
         """Make the projections of the cross-attention the identity, so that training starts from eq. (3) as written.
 
         There the class embeddings are the queries and the image features the keys and values, with no projection
-        between: attention begins as the similarity of class and token in CLIP's joint space. On small training sets the
-        result depends far less on the seed than from random projections.
+        between: attention begins as the similarity of class and token in CLIP's joint space.
         """
         identity = torch.eye(self.multihead_attn.embed_dim)
         self.multihead_attn.in_proj_weight.copy_(identity.repeat(3, 1))
