@@ -16,7 +16,8 @@ The modules in the order in which data flows; each imports only from those befor
     cmm, training: the Cross-Modal Matching head, and how it is fitted
     baselines: the rows that need no CLIP text: trivial rows, linear probe
     attention: what the head looks at
-    figures, galleries: pictures
+    figures.base, figures.data, figures.zero_shot, figures.training, figures.evaluation: pictures
+    figures.confusion, figures.attention, figures, galleries: more of them
     page_html, run_summaries: HTML that cannot act, what runs found
     results, pages: tables, and notebooks as pages
     params, runs, cli: one parameter file -> one folder of reports

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from histoclip_lib.attention import enlarge, square_crop
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.figures import CLASS_COLOURS, described, short
+from histoclip_lib.figures.base import CLASS_COLOURS, described, short
 from histoclip_lib.metrics import THRESHOLD
 
 

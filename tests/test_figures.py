@@ -143,7 +143,7 @@ def test_attention_patches_show_every_class_that_is_found():
 
 def test_shown_figure_is_a_double_resolution_png_with_its_alternative(monkeypatch):
     shown = []
-    monkeypatch.setattr(figures, "display", shown.append)
+    monkeypatch.setattr(figures.base, "display", shown.append)
     figure, _ = plt.subplots(figsize=(3, 2))
     figures.show(figures.described(figure, "A figure with nothing in it."))
     assert isinstance(shown[0], ShownImage)
@@ -162,5 +162,5 @@ def test_thumbnail_is_a_png(tmp_path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_short_names_are_one_short_line(name):
-    assert len(figures.short(name)) <= figures.MAX_NAME
+    assert len(figures.short(name)) <= figures.base.MAX_NAME
     assert "\n" not in figures.short(name)

@@ -1,0 +1,86 @@
+"""What every figure shares: style, colours, text alternatives, and how one reaches the page."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from IPython.display import Image, display
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from histoclip_lib.files import replacing
+
+sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
+matplotlib.rcParams.update({"text.parse_math": False, "figure.dpi": 100, "axes.titlesize": "medium"})
+
+CLASS_COLOURS = sns.color_palette("colorblind", 10)
+MAX_NAME = 28
+
+
+def described(figure: Figure, alternative: str) -> Figure:
+    """Attach a text alternative to a figure; `show` hands it to the page."""
+    figure.alternative = alternative
+    return figure
+
+
+def show(figure: Figure) -> None:
+    """Display a figure as a PNG of double resolution with its text alternative, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
+    data = buffer.getvalue()
+    plt.close(figure)
+    width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
+    display(Image(data=data, alt=figure.alternative, width=width))
+
+
+def save_thumbnail(figure: Figure, path: Path) -> None:
+    """Write a small PNG of a figure, for the overview of all runs."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=70, bbox_inches="tight")
+
+
+def short(name: str) -> str:
+    """Return a name that fits on an axis: names from users can be of any length."""
+    name = " ".join(name.split())
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def short_names(classes: list[str]) -> list[str]:
+    """Return names that fit on an axis."""
+    return [short(name) for name in classes]
+
+
+def heat_map(
+    axes: Axes,
+    values: np.ndarray,
+    rows: list[str],
+    columns: list[str],
+    label: str,
+    low: float,
+    high: float,
+    fmt: str = ".2f",
+    cmap: str = "rocket_r",
+) -> None:
+    """Draw values (R, C) as an annotated heat map from `low` to `high`, with `label` at the colour bar."""
+    sns.heatmap(
+        values,
+        vmin=low,
+        vmax=high,
+        annot=True,
+        fmt=fmt,
+        cmap=cmap,
+        xticklabels=columns,
+        yticklabels=rows,
+        linewidths=1,
+        cbar_kws={"label": label},
+        ax=axes,
+    )
+    axes.tick_params(axis="x", rotation=30)
+    axes.tick_params(axis="y", rotation=0)
+    for tick in axes.get_xticklabels():
+        tick.set_horizontalalignment("right")
