@@ -1,4 +1,4 @@
-"""mAcc of eq. (6) and the metrics that stand beside it, with intervals by bootstrap over groups."""
+"""mAcc of eq. (6) and the metrics that stand beside it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ def mean_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float:
     return float((labels == decisions).mean(axis=0).mean())
 
 
-def evaluate(
-    labels: np.ndarray, predictions: Predictions, classes: list[str], units: np.ndarray, resamples: int, seed: int
-) -> dict:
-    """Return one row of `metrics.json`.
+def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[str]) -> dict:
+    """Return every metric of one row of the table; `uncertainty.evaluate` adds the intervals.
 
     Parameters
     ----------
@@ -49,29 +47,23 @@ def evaluate(
         For the same patches.
     classes : list of str
         N names.
-    units : ndarray of shape (B,)
-        What the bootstrap draws: the group of each patch, or its own number where groups are not known.
-    resamples, seed : int
-        Of the bootstrap; see `bootstrap_interval`.
 
     Returns
     -------
     dict
-        `mAcc`, `mAcc_ci`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` and `per_class`. `mAP` and `auroc`
-        are means over the classes for which they are defined (both a positive and, for `auroc`, a negative patch);
-        None where there is none.
+        `mAcc`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` and `per_class`. `mAP` and `auroc` are means over
+        the classes for which they are defined (both a positive and, for `auroc`, a negative patch); None where there
+        is none.
     """
     scores, decisions = predictions.scores, predictions.decisions
-    correct = labels == decisions
     per_class = {name: _class_metrics(labels[:, k], scores[:, k], decisions[:, k]) for k, name in enumerate(classes)}
     return {
         "mAcc": mean_accuracy(labels, decisions),
-        "mAcc_ci": list(bootstrap_interval(correct.mean(axis=1), units, resamples, seed)),
         "mAP": _mean([values["ap"] for values in per_class.values()]),
-        "macro_f1": float(f1_score(labels, decisions, average="macro", zero_division=0)),
-        "micro_f1": float(f1_score(labels, decisions, average="micro", zero_division=0)),
+        "macro_f1": float(np.mean([values["f1"] for values in per_class.values()])),
+        "micro_f1": float(f1_score(labels.ravel(), decisions.ravel(), zero_division=0)),
         "auroc": _mean([values["auroc"] for values in per_class.values()]),
-        "exact_match": float(correct.all(axis=1).mean()),
+        "exact_match": float((labels == decisions).all(axis=1).mean()),
         "per_class": per_class,
     }
 
@@ -96,60 +88,47 @@ def _mean(values: list[float | None]) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
-def bootstrap_interval(
-    values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the percentile interval of a mean, by resampling whole units.
+def cut_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count, for many weightings of the same patches, what a cut at each distinct score calls present.
 
-    Patches of one patient are alike; drawing patients and not patches keeps the interval honest.
+    The patches are sorted once. With T distinct scores, entry t counts the patches at or above the t-th highest.
 
     Parameters
     ----------
-    values : ndarray of shape (B,)
-        One value for each patch; their mean is the statistic.
-    units : ndarray of shape (B,)
-        The unit of each patch.
-    resamples : int
-        Number of bootstrap samples.
-    seed : int
-        Of the resampling.
-    level : float
-        Coverage aimed at.
-
-    References
-    ----------
-    Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8 (the cluster bootstrap).
-    """
-    _, unit = np.unique(units, return_inverse=True)
-    sizes = np.bincount(unit)
-    sums = np.bincount(unit, weights=values)
-    draws = np.random.default_rng(seed).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
-    means = (draws @ sums) / (draws @ sizes)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """Return the 2x2 counts of each class, shape (N, 2, 2): rows truth, columns decision, order absent, present."""
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
-    cells = [[~labels & ~decisions, ~labels & decisions], [labels & ~decisions, labels & decisions]]
-    return np.moveaxis(np.array([[cell.sum(axis=0) for cell in row] for row in cells]), 2, 0)
-
-
-def predicted_when_missed(labels: np.ndarray, decisions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Say which classes are wrongly predicted when one is missed.
+    labels : ndarray of shape (B,)
+        0 or 1, of one class.
+    scores : ndarray of shape (B,)
+        Of the same class.
+    weights : ndarray of shape (R, B), int
+        How often each patch counts.
 
     Returns
     -------
-    rates : ndarray of shape (N, N + 1)
-        Row i: of the patches in which class i is present and missed, the fraction in which class j is predicted
-        though absent; last column, the fraction in which no absent class is predicted. NaN in a row without misses.
-    misses : ndarray of shape (N,)
-        Number of misses of each class.
+    hits, called : ndarray of shape (R, T), of the type of `weights`
+        The positive patches called present, and all of them.
     """
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
-    missed, invented = labels & ~decisions, ~labels & decisions
-    misses = missed.sum(axis=0)
-    counts = missed.astype(int).T @ np.column_stack([invented, ~invented.any(axis=1)]).astype(int)
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    weights = weights[:, order]
+    hits = np.cumsum(weights * labels[order].astype(weights.dtype), axis=1, dtype=weights.dtype)
+    called = np.cumsum(weights, axis=1, dtype=weights.dtype)
+    return hits[:, last_of_tie], called[:, last_of_tie]
+
+
+def average_precision(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Return the average precision (R,) from `cut_counts`, as scikit-learn defines it; NaN without a positive."""
+    gains = np.diff(hits, axis=1, prepend=0)
     with np.errstate(invalid="ignore"):
-        return counts / misses[:, None], misses
+        return (gains * (hits / np.maximum(called, 1))).sum(axis=1) / hits[:, -1]
+
+
+def auroc(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve (R,) from `cut_counts`; NaN without a positive or a negative.
+
+    A tie between a positive and a negative patch counts one half: the trapezoidal rule.
+    """
+    false_calls = np.diff(called - hits, axis=1, prepend=0)
+    hits_before = np.pad(hits[:, :-1], ((0, 0), (1, 0)))
+    pairs = hits[:, -1].astype(float) * (called - hits)[:, -1]
+    with np.errstate(invalid="ignore"):
+        return (false_calls * ((hits + hits_before) / 2)).sum(axis=1) / pairs

@@ -1,4 +1,4 @@
-"""From predictions to tables: `predictions.parquet`, `metrics.json`, the table of rows and what it says in words."""
+"""From predictions to tables: `predictions.parquet`, `metrics.json`, the table of rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pandas as pd
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing, write_text
-from histoclip_lib.metrics import Predictions, bootstrap_interval, evaluate, mean_accuracy
-from histoclip_lib.run_summaries import PAPER, BrokenRun, RunSummary, Score, table_one
+from histoclip_lib.metrics import Predictions, mean_accuracy
+from histoclip_lib.run_summaries import PAPER, BrokenRun, RunSummary, table_one
+from histoclip_lib.uncertainty import EXACT_UNITS, evaluate
 
 pd.set_option("display.max_colwidth", None, "display.max_columns", None)  # tables on pages are shown whole
 
@@ -26,10 +27,16 @@ ROW_LABELS = {
     "power_set": "Zero-shot: Power-set",
     "top_k": "Zero-shot: Top-k",
     "linear_probe": "Linear probe",
+    "knn": "k-nearest neighbours",
+    "mlp": "Two-layer MLP",
+    "histoclip_text_free": "HistoCLIP, random queries",
     "histoclip_global": "HistoCLIP, global key",
     "histoclip_patch": "HistoCLIP, patch keys",
 }
 MIN_GROUPS = 5
+# In simulations 95 % intervals of mAcc and mAP held the truth in 86 and 76 of 100 data sets with 5 groups, in 90 and 88
+# with 20, in 95 with 60.
+ENOUGH_GROUPS = 40
 PAPER_ROWS = ("baseline", "one_vs_rest", "power_set", "top_k", "histoclip")
 
 
@@ -45,16 +52,27 @@ def bootstrap_units(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
 
 
 def interval_note(patches: PatchDataset, val: np.ndarray) -> str:
-    """Say in Markdown what the intervals resample."""
-    if patches.groups is None:
-        return "Intervals come from a bootstrap over patches, since groups are not known: take them as too narrow."
-    n_groups = len(np.unique(patches.groups[val]))
+    """Say in Markdown what the intervals resample, and what the permutation tests swap."""
+    n_groups = 0 if patches.groups is None else len(np.unique(patches.groups[val]))
     if n_groups < MIN_GROUPS:
-        return (
-            f"Intervals come from a bootstrap over patches, since the validation part has only {n_groups} groups: take "
-            "them as too narrow."
+        reason = (
+            f"the validation part has only {n_groups} group{'s' * (n_groups > 1)}"
+            if n_groups
+            else "groups are not known"
         )
-    return f"Intervals come from a bootstrap over the {n_groups} groups of the validation part."
+        return (
+            f"Intervals come from a bootstrap over patches, since {reason}: take them as too narrow. The permutation "
+            "tests swap patches too: take their p as too small."
+        )
+    note = (
+        f"Intervals come from a bootstrap over the {n_groups} groups of the validation part. The permutation tests "
+        "swap the outputs of two rows for whole groups."
+    )
+    if n_groups < ENOUGH_GROUPS:
+        note += " With so few, intervals are somewhat too narrow."
+    if n_groups <= EXACT_UNITS:
+        note += f" No p can fall below {2 / 2**n_groups:.2g}."
+    return note
 
 
 def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> None:
@@ -151,52 +169,56 @@ def rows_table(rows: dict[str, dict], dataset: str) -> pd.DataFrame:
     paper = dict(zip(PAPER_ROWS, PAPER[dataset][1], strict=True)) if dataset in PAPER else {}
     lines = {}
     for name, row in rows.items():
-        low, high = row["mAcc_ci"]
-        line = {"mAcc": f"{row['mAcc']:.4f}", "95 % interval": f"{low:.3f} – {high:.3f}"}
+        line = {"mAcc": f"{row['mAcc']:.4f}", "mAcc, 95 %": _range_text(row["mAcc_ci"])}
         if paper:
-            value = paper.get("histoclip" if name.startswith("histoclip") else name)
+            value = paper.get("histoclip" if name in ("histoclip_global", "histoclip_patch") else name)
             line["paper's mAcc"] = "" if value is None else f"{value:.4f}"
-        for key in ("mAP", "macro_f1", "micro_f1", "auroc", "exact_match"):
+        line |= {"mAP": _number_text(row["mAP"]), "mAP, 95 %": _range_text(row["mAP_ci"])}
+        for key in ("macro_f1", "micro_f1", "auroc", "exact_match"):
             label = {"macro_f1": "macro F1", "micro_f1": "micro F1", "auroc": "AUROC", "exact_match": "exact match"}
-            line[label.get(key, key)] = "—" if row[key] is None else f"{row[key]:.3f}"
+            line[label[key]] = _number_text(row[key])
         lines[ROW_LABELS[name]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def seeds_table(scored: dict[str, dict[int, dict]]) -> pd.DataFrame:
+    """Return how mAcc and mAP of rows vary with the seed of the training, as text.
+
+    Parameters
+    ----------
+    scored : dict of str to dict of int to dict
+        Row of the table, then seed, then what `uncertainty.evaluate` returned.
+
+    Returns
+    -------
+    DataFrame
+        A line for each row: the number of seeds; mean and standard deviation (of the sample, n - 1), lowest and highest
+        value of each metric. A dash where a metric is not defined, or one seed has no deviation.
+    """
+    lines = {}
+    for name in (name for name in ROW_LABELS if name in scored):
+        line = {"seeds": len(scored[name])}
+        for key in ("mAcc", "mAP"):
+            values = [row[key] for row in scored[name].values() if row[key] is not None]
+            line[f"{key}, mean"] = f"{np.mean(values):.4f}" if values else "—"
+            line[f"{key}, s.d."] = f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "—"
+            line[f"{key}, range"] = f"{min(values):.4f} – {max(values):.4f}" if values else "—"
+        lines[ROW_LABELS[name]] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _number_text(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+def _range_text(interval: list[float] | tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3f} – {interval[1]:.3f}"
 
 
 def per_class_table(rows: dict[str, dict], metric: str) -> pd.DataFrame:
     """Return one metric for each row of the table and each class, as numbers."""
     values = {ROW_LABELS[name]: {c: v[metric] for c, v in row["per_class"].items()} for name, row in rows.items()}
     return pd.DataFrame.from_dict(values, orient="index").astype(float)
-
-
-def paired_difference(
-    patches: PatchDataset, val: np.ndarray, first: Predictions, second: Predictions, resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """Return mAcc(first) - mAcc(second) on the validation part, and its 95 % bootstrap interval over groups."""
-    labels = patches.labels[val]
-    difference = (labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1)
-    low, high = bootstrap_interval(difference, bootstrap_units(patches, val), resamples, seed)
-    return float(difference.mean()), low, high
-
-
-def verdict(
-    rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int = 1000, seed: int = 0
-) -> str:
-    """Say in Markdown how HistoCLIP stands against the linear probe and the majority, flattering or not."""
-    sentences = []
-    for other, label in (("linear_probe", "the linear probe on the same features"), ("majority", "the majority row")):
-        gap, low, high = paired_difference(patches, val, rows["histoclip_patch"], rows[other], resamples, seed)
-        if low > 0:
-            finding = "**is ahead of**"
-        elif high < 0:
-            finding = "**is behind**"
-        else:
-            finding = "**cannot be told from**"
-        sentences.append(
-            f"- HistoCLIP with patch keys {finding} {label}: mAcc differs by {gap:+.4f} "
-            f"(95 % interval {low:+.4f} to {high:+.4f})."
-        )
-    return "\n".join(sentences)
 
 
 def whole_set_table(rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray) -> pd.DataFrame:
@@ -277,17 +299,13 @@ def table_one_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
             scores = {label: run.scores.get(row) for row, label in table.columns.items()}
             names += [f"{group.dataset}: {run.name}", "95 % interval"]
             lines.append({label: f"{score.macc:.4f}" if score else "" for label, score in scores.items()})
-            lines.append({label: _interval_text(score) for label, score in scores.items()})
+            lines.append({label: _range_text(score and score.interval) for label, score in scores.items()})
         if group.paper:
             by_row = dict(zip(PAPER_ROWS, group.paper, strict=True))
             by_row |= {"histoclip_global": by_row["histoclip"], "histoclip_patch": by_row["histoclip"]}
             names.append(f"{group.dataset}: the paper")
             lines.append({label: f"{by_row[row]:.4f}" if row in by_row else "" for row, label in table.columns.items()})
     return pd.DataFrame(lines, index=names)
-
-
-def _interval_text(score: Score | None) -> str:
-    return "" if score is None or score.interval is None else f"{score.interval[0]:.3f} – {score.interval[1]:.3f}"
 
 
 def runs_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:

@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score
 from histoclip_lib import results, run_summaries
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.metrics import Predictions, bootstrap_interval
+from histoclip_lib.metrics import Predictions
 from histoclip_lib.page_html import clean_output
 from histoclip_lib.run_summaries import BrokenRun, RunSummary, Score, read_metrics
+from histoclip_lib.uncertainty import HEADLINES, bootstrap_interval
 
 HOSTILE = ["<b>", "a|b", "x" * 200, "肿瘤", "two\nlines"]
 ABOUT = {
@@ -27,7 +28,7 @@ ABOUT = {
     "n_train": 48,
     "n_val": 12,
 }
-SCORES = ("mAcc", "mAcc_ci", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match", "per_class")
+SCORES = (*HEADLINES, *(f"{key}_ci" for key in HEADLINES), "per_class")
 
 
 def make(classes=("a", "b", "c"), n=60, groups=True, seed=0):
@@ -155,7 +156,8 @@ def test_what_is_undefined_is_null_and_a_dash(tmp_path):
     assert row["mAP"] is None
     assert row["auroc"] is None
     assert row["per_class"]["a"]["ap"] is None
-    assert results.rows_table(scored, "folder").loc["Majority of train", ["mAP", "AUROC"]].tolist() == ["—", "—"]
+    line = results.rows_table(scored, "folder").loc["Majority of train", ["mAP", "mAP, 95 %", "AUROC"]]
+    assert line.tolist() == ["—", "", "—"]
     assert results.per_class_table(scored, "ap").isna().to_numpy().all()
 
 
@@ -165,71 +167,13 @@ def test_a_number_that_is_none_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# The verdict
-
-
-def test_the_difference_is_that_of_the_two_scores():
-    patches = make()
-    first, second = guesses(patches, VAL, 0.9, 1), guesses(patches, VAL, 0.6, 2)
-    gap, low, high = results.paired_difference(patches, VAL, first, second, 500, 0)
-    truth = patches.labels[VAL]
-    assert gap == pytest.approx((first.decisions == truth).mean() - (second.decisions == truth).mean())
-    assert low < gap < high
-
-
-def test_the_interval_of_the_difference_resamples_groups_by_brute_force():
-    patches = make(n=200)
-    val = np.arange(200)
-    first, second = guesses(patches, val, 0.8, 1), guesses(patches, val, 0.6, 2)
-    _, low, high = results.paired_difference(patches, val, first, second, 4000, 0)
-    truth = patches.labels
-    gaps = (first.decisions == truth).mean(axis=1) - (second.decisions == truth).mean(axis=1)
-    by_group = [gaps[patches.groups == group] for group in np.unique(patches.groups)]
-    random = np.random.default_rng(5)
-    drawn = [
-        np.concatenate([by_group[k] for k in random.integers(0, len(by_group), len(by_group))]).mean()
-        for _ in range(4000)
-    ]
-    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "finding"),
-    [(0.95, 0.4, "**is ahead of**"), (0.4, 0.95, "**is behind**"), (0.7, 0.7, "**cannot be told from**")],
-)
-def test_the_verdict_says_how_it_is(ours, theirs, finding):
-    patches = make(n=200)
-    val = np.arange(0, 200, 2)
-    rows = {
-        "histoclip_patch": guesses(patches, val, ours, 1),
-        "linear_probe": guesses(patches, val, theirs, 2),
-        "majority": guesses(patches, val, theirs, 3),
-    }
-    lines = results.verdict(rows, patches, val, 200, 0).splitlines()
-    assert [line.split("HistoCLIP with patch keys ")[1].split(":")[0] for line in lines] == [
-        f"{finding} the linear probe on the same features",
-        f"{finding} the majority row",
-    ]
-    for line, other in zip(lines, ("linear_probe", "majority"), strict=True):
-        gap, low, high = map(float, re.findall(r"[+-]0\.\d{4}", line))
-        expected = results.paired_difference(patches, val, rows["histoclip_patch"], rows[other], 200, 0)
-        assert (gap, low, high) == pytest.approx(expected, abs=6e-5)
-
-
-def test_equal_predictions_cannot_be_told_apart():
-    patches = make()
-    same = guesses(patches, VAL)
-    rows = dict.fromkeys(("histoclip_patch", "linear_probe", "majority"), same)
-    assert results.verdict(rows, patches, VAL, 100).count("**cannot be told from**") == 2
-
-
 def test_where_groups_are_not_known_patches_are_drawn():
     patches = make(groups=False)
     assert results.bootstrap_units(patches, VAL).tolist() == VAL.tolist()
     assert results.bootstrap_units(make(), VAL).tolist() == make().groups[VAL].tolist()
     gaps = (guesses(patches, VAL, 0.8, 1).decisions == patches.labels[VAL]).mean(axis=1)
     found = results.evaluate_rows({"majority": guesses(patches, VAL, 0.8, 1)}, patches, VAL, 50, 3)
-    assert found["majority"]["mAcc_ci"] == list(bootstrap_interval(gaps, VAL, 50, 3))
+    assert found["majority"]["mAcc_ci"] == pytest.approx(bootstrap_interval(gaps, VAL, 50, 3))
 
 
 # Tables
@@ -243,8 +187,40 @@ def test_the_table_of_rows_has_the_paper_s_column_for_its_data_sets_only(dataset
     if dataset == "folder":
         assert "paper's mAcc" not in table
     else:
-        paper = ["", "", "", "", "0.4107", "0.4371", "0.5263", "0.4862", "", "0.8824", "0.8824"]
-        assert table["paper's mAcc"].tolist() == paper
+        paper = dict(zip(table.index, table["paper's mAcc"], strict=True))
+        assert {label: value for label, value in paper.items() if value} == {
+            "Zero-shot: Baseline": "0.4107",
+            "Zero-shot: One-vs-Rest": "0.4371",
+            "Zero-shot: Power-set": "0.5263",
+            "Zero-shot: Top-k": "0.4862",
+            "HistoCLIP, global key": "0.8824",
+            "HistoCLIP, patch keys": "0.8824",
+        }
+
+
+def test_the_table_of_rows_shows_both_intervals():
+    patches = make()
+    scored = results.evaluate_rows(all_rows(patches), patches, VAL, 50, 0)
+    line = results.rows_table(scored, "folder").loc["Linear probe"]
+    row = scored["linear_probe"]
+    assert line["mAcc"] == f"{row['mAcc']:.4f}"
+    assert line["mAP"] == f"{row['mAP']:.3f}"
+    for key in ("mAcc", "mAP"):
+        assert line[f"{key}, 95 %"] == f"{row[f'{key}_ci'][0]:.3f} – {row[f'{key}_ci'][1]:.3f}"
+
+
+def test_the_table_of_seeds_says_how_much_a_row_varies():
+    scored = {
+        "histoclip_patch": {seed: {"mAcc": macc, "mAP": 0.5} for seed, macc in enumerate([0.8, 0.9, 0.7])},
+        "linear_probe": {4: {"mAcc": 0.75, "mAP": None}},
+    }
+    table = results.seeds_table(scored)
+    assert table.index.tolist() == ["Linear probe", "HistoCLIP, patch keys"]
+    assert table.loc["HistoCLIP, patch keys"].tolist() == [
+        *(3, "0.8000", "0.1000", "0.7000 – 0.9000"),
+        *("0.5000", "0.0000", "0.5000 – 0.5000"),
+    ]
+    assert table.loc["Linear probe"].tolist() == [1, "0.7500", "—", "0.7500 – 0.7500", "—", "—", "—"]
 
 
 def test_rows_are_scored_in_the_order_of_the_table():
@@ -388,10 +364,19 @@ def test_few_groups_are_not_taken_for_certainty(rows):
     """One group alone would give an interval without width, and a verdict without doubt."""
     patches = make()
     assert results.bootstrap_units(patches, rows).tolist() == rows.tolist()
-    assert f"only {len(rows) // 4} groups" in results.interval_note(patches, rows)
-    first, second = guesses(patches, rows, accuracy=0.6), guesses(patches, rows, accuracy=0.5, seed=2)
-    _, low, high = results.paired_difference(patches, rows, first, second, 200, 0)
-    assert low < high
+    assert f"only {'1 group' if len(rows) == 4 else '4 groups'}: take" in results.interval_note(patches, rows)
+    [row] = results.evaluate_rows({"majority": guesses(patches, rows, 0.6, seed=2)}, patches, rows, 200, 0).values()
+    assert row["mAcc_ci"][0] < row["mAcc_ci"][1]
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "says", "says_not"),
+    [(5, "below 0.062.", "patches"), (20, "too narrow", "below"), (40, "over the 40 groups", "too narrow")],
+)
+def test_the_note_says_what_few_groups_cost(n_groups, says, says_not):
+    note = results.interval_note(make(n=160), np.arange(4 * n_groups))
+    assert says in note
+    assert says_not not in note
 
 
 def test_without_groups_patches_are_resampled():
