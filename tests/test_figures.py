@@ -8,8 +8,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from histoclip_lib import figures, galleries
+from histoclip_lib.confusion import confusion, predicted_when_missed
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.metrics import confusion, from_probabilities, predicted_when_missed
+from histoclip_lib.metrics import from_probabilities
 
 HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
 PLAIN = ["tumor", "stroma", "lymphocyte", "necrosis"]
@@ -72,8 +73,6 @@ def test_result_figures_draw_any_class_name(case):
     draw(figures.per_class_map(pd.DataFrame([[0.1, 0.5, 1, np.nan]], ["row"], patches.classes), "accuracy"))
     draw(figures.similarity_map(np.eye(4), patches.classes))
     draw(figures.score_distributions({"baseline": predictions}, patches.labels, patches.classes))
-    scores = {name: np.array([0.1, 0.5, 1, np.nan]) for name in ("pointing", "mass", "area")}
-    draw(figures.map_score_bars(scores, patches.classes))
 
 
 def test_forest_plot_says_each_row_with_its_interval():
