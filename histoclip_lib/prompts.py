@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,11 +30,17 @@ class Vocabulary:
         The M templates of eq. (2); `{}` takes the name.
     negative_prompt : str
         Says that no class is there.
+    synonyms : list of list of str
+        Other names for each class, for `prompt_sensitivity`; empty where none are known.
+    photo_of : str
+        The template of the three strategies that use one alone.
     """
 
     names: list[str]
     templates: list[str]
     negative_prompt: str = NEGATIVE_PROMPT
+    synonyms: list[list[str]] = field(default_factory=list)
+    photo_of: str = PHOTO_OF
 
     def about(self, classes: list[str]) -> str:
         """Return the words as lists in Markdown; `classes` are the N class columns."""
@@ -58,24 +64,33 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     classes : list of str
         The N class columns; one that has no entry is named after its column, underscores read as spaces.
     prompts_file : str
-        Your own YAML file of the same form, with any of the keys `classes` (names for some class columns), `templates`
-        and `negative_prompt`; what it says goes before what HistoCLIP brings.
+        Your own YAML file of the same form, with any of the keys `classes` (names for some class columns), `synonyms`
+        (a list of other names for some class columns, tried beside the name to see how much the choice of words
+        matters), `templates` and `negative_prompt`; what it says goes before what HistoCLIP brings. For example::
+
+            classes: {stroma: stroma}
+            synonyms: {stroma: [connective tissue, fibrous stroma]}
 
     Raises
     ------
     HistoCLIPError
-        If `prompts_file` cannot be read, has other keys, names classes that do not exist, leaves a name empty, or
-        has a template without `{}`.
+        If `prompts_file` cannot be read, has other keys, names classes that do not exist, leaves a name or a list
+        of synonyms empty, or has a template without `{}`.
     """
     shipped = FOLDER / f"{dataset}.yaml"
     path = resolve(prompts_file) if prompts_file else shipped
     words = _read(path) if prompts_file else {}
-    names = {str(column): name for column, name in words.get("classes", {}).items()}  # YAML reads 1 as a number
-    if unknown := sorted(set(names) - set(classes)):
-        raise HistoCLIPError(f"{path}: {', '.join(unknown)} are no classes of this data set; it has {classes}.")
+    brought = _read(shipped) if shipped.is_file() else {}
+    names = _by_column(words.get("classes", {}), classes, path)
     if nameless := [column for column, name in names.items() if name is None or not str(name).strip()]:
         raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one behind the colon.")
-    names = (_read(shipped)["classes"] if shipped.is_file() else {}) | names
+    synonyms = _by_column(words.get("synonyms", {}), classes, path)
+    if wrong := [column for column, listed in synonyms.items() if not _are_texts(listed)]:
+        raise HistoCLIPError(
+            f"{path}: the synonyms of {', '.join(wrong)} are no list of texts. Write them as [one, other], or leave "
+            "the class out."
+        )
+    names, synonyms = brought.get("classes", {}) | names, brought.get("synonyms", {}) | synonyms
     templates = words.get("templates", yaml.safe_load((FOLDER / "templates.yaml").read_text(encoding="utf-8")))
     if not templates:
         raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
@@ -83,7 +98,23 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     if without_place:
         raise HistoCLIPError(f"{path}: each template needs one {{}} for the class name; not so: {without_place}.")
     in_order = [str(names.get(column, column.replace("_", " "))) for column in classes]
-    return Vocabulary(in_order, templates, words.get("negative_prompt", NEGATIVE_PROMPT))
+    others = [
+        [text for text in dict.fromkeys(synonyms.get(column, [])) if text != name]
+        for column, name in zip(classes, in_order, strict=True)
+    ]
+    return Vocabulary(in_order, templates, words.get("negative_prompt", NEGATIVE_PROMPT), others)
+
+
+def _by_column(entries: dict, classes: list[str], path: Path) -> dict[str, object]:
+    """Return the entries under the names of their columns; each must be one of the data set's classes."""
+    named = {str(column): entry for column, entry in entries.items()}  # YAML reads 1 as a number
+    if unknown := sorted(set(named) - set(classes)):
+        raise HistoCLIPError(f"{path}: {', '.join(unknown)} are no classes of this data set; it has {classes}.")
+    return named
+
+
+def _are_texts(listed: object) -> bool:
+    return isinstance(listed, list) and bool(listed) and all(isinstance(text, str) and text.strip() for text in listed)
 
 
 def _read(path: Path) -> dict:
@@ -91,13 +122,13 @@ def _read(path: Path) -> dict:
         words = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise HistoCLIPError(f"prompts_file: {path} cannot be read as YAML ({error}).") from error
-    expected = {"classes": dict, "templates": list, "negative_prompt": str}
+    expected = {"classes": dict, "synonyms": dict, "templates": list, "negative_prompt": str}
     if not isinstance(words, dict) or any(
         key not in expected or not isinstance(value, expected[key]) for key, value in words.items()
     ):
         raise HistoCLIPError(
-            f"prompts_file: {path} may hold `classes` (a mapping from class column to name), `templates` (a list) and "
-            "`negative_prompt` (a text), nothing else."
+            f"prompts_file: {path} may hold `classes` (a mapping from class column to name), `synonyms` (a mapping "
+            "from class column to a list), `templates` (a list) and `negative_prompt` (a text), nothing else."
         )
     return words
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.metrics import Predictions, mean_accuracy
-from histoclip_lib.prompts import PHOTO_OF, TextEncoder, Vocabulary, class_embeddings
+from histoclip_lib.prompts import TextEncoder, Vocabulary, class_embeddings
 
 BASELINE_RULES = ("sigmoid", "softmax", "argmax", "prevalence")
 MAX_POWER_SET = 16
@@ -98,7 +98,7 @@ def baseline(
 
 def one_vs_rest(images: torch.Tensor, encode: TextEncoder, vocabulary: Vocabulary) -> Predictions:
     """Choose a class where `a photo of a {class}` is nearer than the negative prompt; `images` (B, d), unit rows."""
-    prompts = [PHOTO_OF.format(name) for name in vocabulary.names]
+    prompts = [vocabulary.photo_of.replace("{}", name) for name in vocabulary.names]
     margins = images @ encode(prompts).cpu().T - images @ encode([vocabulary.negative_prompt]).cpu().T
     return Predictions(margins.numpy(), (margins > 0).numpy())
 
@@ -131,7 +131,7 @@ def subset_prompt(subset: tuple[int, ...], vocabulary: Vocabulary) -> str:
     """Return the prompt of a subset of classes: its names with commas, or the negative prompt for none."""
     if not subset:
         return vocabulary.negative_prompt
-    return PHOTO_OF.format(", ".join(vocabulary.names[k] for k in subset))
+    return vocabulary.photo_of.replace("{}", ", ".join(vocabulary.names[k] for k in subset))
 
 
 def top_k(images: torch.Tensor, encode: TextEncoder, vocabulary: Vocabulary) -> Predictions:
@@ -141,7 +141,7 @@ def top_k(images: torch.Tensor, encode: TextEncoder, vocabulary: Vocabulary) -> 
     classes in their order. Only prompts that occur are encoded.
     """
     n_classes = len(vocabulary.names)
-    class_cosines = images @ encode([PHOTO_OF.format(name) for name in vocabulary.names]).cpu().T
+    class_cosines = images @ encode([vocabulary.photo_of.replace("{}", name) for name in vocabulary.names]).cpu().T
     ranking = class_cosines.argsort(dim=1, descending=True, stable=True).numpy()  # (B, N)
     cosines = np.empty((len(images), n_classes + 1), dtype=np.float32)
     cosines[:, 0] = (images @ encode([vocabulary.negative_prompt]).cpu().T)[:, 0]
@@ -161,7 +161,7 @@ def top_k(images: torch.Tensor, encode: TextEncoder, vocabulary: Vocabulary) -> 
 
 def prefix_prompt(ranked: tuple[int, ...], vocabulary: Vocabulary) -> str:
     """Return the prompt that names ranked classes: `a photo of a Top-1, a photo of a Top-2, ...`."""
-    return ", ".join(PHOTO_OF.format(vocabulary.names[k]) for k in ranked)
+    return ", ".join(vocabulary.photo_of.replace("{}", vocabulary.names[k]) for k in ranked)
 
 
 def baseline_note(predictions: Predictions, labels: np.ndarray, rule: str) -> str:

@@ -1,5 +1,7 @@
 """Classes as text: vocabularies, users' own prompts, and the class matrix of eq. (2)."""
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
@@ -56,6 +58,16 @@ def test_each_class_has_a_name_and_no_name_is_left_over(dataset):
     assert not any("_" in name for name in names)
 
 
+@pytest.mark.parametrize("dataset", [*STATED_CLASSES, "synthetic"])
+def test_each_class_has_synonyms_and_no_word_stands_for_two_classes(dataset):
+    classes = list(stored_names(dataset))
+    vocabulary = load_vocabulary(dataset, classes)
+    assert list(yaml.safe_load((prompts.FOLDER / f"{dataset}.yaml").read_text())["synonyms"]) == classes
+    assert all(3 <= len(listed) <= 4 for listed in vocabulary.synonyms)
+    words = vocabulary.names + [text for listed in vocabulary.synonyms for text in listed]
+    assert len(set(words)) == len(words)
+
+
 def test_each_class_of_the_synthetic_set_has_a_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path))
     assert list(stored_names("synthetic")) == load_synthetic(2).classes
@@ -79,24 +91,48 @@ def test_classes_without_an_entry_are_named_after_their_column():
 
 def test_own_prompts_replace_names_templates_and_negative_prompt(own_file):
     path = own_file("classes: {b: blood}\ntemplates: ['{} here', 'see {}']\nnegative_prompt: glass\n")
-    assert load_vocabulary("folder", ["a", "b"], path) == Vocabulary(["a", "blood"], ["{} here", "see {}"], "glass")
+    assert load_vocabulary("folder", ["a", "b"], path) == Vocabulary(
+        ["a", "blood"], ["{} here", "see {}"], "glass", [[], []]
+    )
 
 
 def test_each_key_may_be_left_out(own_file):
     default = load_vocabulary("folder", ["a"])
-    assert load_vocabulary("folder", ["a"], own_file("negative_prompt: glass")) == Vocabulary(
-        ["a"], default.templates, "glass"
-    )
-    assert load_vocabulary("folder", ["a"], own_file("classes: {a: fat}")) == Vocabulary(["fat"], default.templates)
+    assert default == Vocabulary(["a"], default.templates, prompts.NEGATIVE_PROMPT, [[]])
+    for text, change in [
+        ("negative_prompt: glass", {"negative_prompt": "glass"}),
+        ("classes: {a: fat}", {"names": ["fat"]}),
+        ("synonyms: {a: [fat, lard]}", {"synonyms": [["fat", "lard"]]}),
+        ("templates: ['see {}']", {"templates": ["see {}"]}),
+    ]:
+        assert load_vocabulary("folder", ["a"], own_file(text)) == replace(default, **change)
 
 
 def test_class_columns_that_yaml_reads_as_numbers(own_file):
     assert load_vocabulary("folder", ["1", "2"], own_file("classes: {1: fat, 2: 7}")).names == ["fat", "7"]
 
 
+def test_synonyms_are_in_the_order_of_the_columns_and_leave_the_name_out(own_file):
+    path = own_file("classes: {1: fat}\nsynonyms: {2: [blood, b, blood], 1: [lard, fat]}\n")
+    assert load_vocabulary("folder", ["1", "0", "2"], path).synonyms == [["lard"], [], ["blood", "b"]]
+
+
+def test_own_synonyms_go_before_those_that_are_shipped(own_file):
+    path = own_file("classes: {necrosis: dead tissue}\nsynonyms: {tumor: [neoplasm]}\n")
+    shipped, own = (load_vocabulary("bcss_wsss", ["tumor", "necrosis"], file) for file in ("", path))
+    assert own.synonyms == [["neoplasm"], shipped.synonyms[1]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("synonyms: [fat]", "may hold `classes`"),
+        ("synonyms: {b: [fat]}", "b are no classes"),
+        ("synonyms: {a: fat}", r"the synonyms of a are no list of texts. Write them as \[one, other\]"),
+        ("synonyms: {a: }", "synonyms of a are no list"),
+        ("synonyms: {a: []}", "synonyms of a are no list"),
+        ("synonyms: {a: [fat, 3]}", "synonyms of a are no list"),
+        ("synonyms: {a: [fat, ' ']}", "synonyms of a are no list"),
         ("", "may hold `classes`"),
         ("- a\n- b", "may hold `classes`"),
         ("class: {a: fat}", "may hold `classes`"),

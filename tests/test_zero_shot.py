@@ -195,6 +195,20 @@ def test_wording_of_prompts():
     assert prefix_prompt((2, 0), vocabulary) == "a photo of a lymphocytes, a photo of a tumor"
 
 
+def test_another_template_is_used_by_the_three_strategies_that_have_one():
+    clip, template = PromptVectors(), "{x} has {}."
+    vocabulary = Vocabulary(["{}", "{0}"], TEMPLATES, NOTHING, photo_of=template)
+    score_all(pooled_of(20), TextEncoder(clip), vocabulary, np.full(2, 0.5))
+    of_the_baseline = {template.replace("{}", name) for template in TEMPLATES for name in vocabulary.names}
+    power_set = {"{x} has {}.", "{x} has {0}.", "{x} has {}, {0}."}
+    assert set(clip.asked) - of_the_baseline - power_set <= {
+        NOTHING, "{x} has {}., {x} has {0}.", "{x} has {0}., {x} has {}."
+    }  # fmt: skip
+    assert power_set < set(clip.asked)
+    assert prefix_prompt((1, 0), vocabulary) == "{x} has {0}., {x} has {}."
+    assert "a photo of a {}" not in clip.asked
+
+
 def test_own_negative_prompt_is_used_by_the_three_strategies_that_need_one():
     clip = PromptVectors()
     vocabulary = Vocabulary(NAMES[:2], TEMPLATES, "empty glass")
