@@ -10,9 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from histoclip_lib.attention import enlarge, square_crop
+from histoclip_lib.attention_scores import MapScores
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.figures.base import CLASS_COLOURS, described, short
+from histoclip_lib.leakage import NearDuplicates, correlation_text
 from histoclip_lib.metrics import THRESHOLD
+from histoclip_lib.reference_maps import MAP_LABELS
 
 
 def patch_grid(
@@ -42,7 +45,8 @@ def patch_grid(
     """
     columns = min(columns, len(images))
     lines = -(-len(images) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(2.6 * columns, 3.0 * lines), squeeze=False)
+    height = 2.6 + 0.2 * max(caption.count("\n") + 1 for caption in captions)
+    figure, grid = plt.subplots(lines, columns, figsize=(2.6 * columns, height * lines), squeeze=False)
     outlined: set[int] = set()
     for axes in grid.flat:
         axes.set_axis_off()
@@ -92,6 +96,24 @@ def _wrapped(text: str, width: int = 34) -> str:
             lines.append("")
         lines[-1] += part + ", "
     return "\n".join(lines).removesuffix(", ")
+
+
+def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: int) -> Figure:
+    """Draw the `count` pairs of a validation and a training patch whose pixels are most alike, side by side."""
+    images, captions = [], []
+    for place in found.worst_first[:count]:
+        kind = "near-duplicate" if found.flagged[place] else "not flagged"
+        alike = f"{kind}: pixels {correlation_text(found.correlation[place])}"
+        for part, row, remark in (
+            ("validation", found.val[place], alike),
+            ("train", found.nearest[place], "same bytes" if found.same_bytes[place] else " "),
+        ):
+            group = "" if patches.groups is None else f", group {short(patches.groups[row])}"
+            captions.append("\n".join([f"{part}{group}", short(patches.files[row]), remark]))
+            images.append(patches.image(row))
+    listed = "; ".join(" ".join(caption.split()) for caption in captions)
+    alternative = f"Pairs of a validation and a training patch, the most alike first. {listed}."
+    return patch_grid(images, captions, alternative, [None] * len(images), patches.classes)
 
 
 def find_confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -184,6 +206,55 @@ def attention_figures(
             None if mask is None else square_crop(mask),
             patches.files[row],
         )
+
+
+def attention_cases(
+    patches: PatchDataset,
+    rows: np.ndarray,
+    maps: dict[str, np.ndarray],
+    scores: MapScores,
+    probabilities: np.ndarray,
+    cases: list[tuple[int, int]],
+) -> Figure | None:
+    """Draw trained attention and text similarity over some patches, one line each, with the outline of the mask.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        With masks.
+    rows : ndarray of int, shape (n,)
+        The patches that the rest belongs to.
+    maps : dict of str to ndarray of shape (n, N, g, g)
+        With `trained` and `similarity`.
+    scores : MapScores
+        Of these maps.
+    probabilities : ndarray of shape (n, N)
+        sigma(logit).
+    cases : list of (patch, class)
+        Positions, as `attention_scores.best_and_worst` returns; without any the result is None.
+    """
+    if not cases:
+        return None
+    figure, grid = plt.subplots(len(cases), 3, figsize=(9, 3.35 * len(cases)), squeeze=False)
+    listed = []
+    for line, (i, k) in zip(grid, cases, strict=True):
+        image, mask = square_crop(patches.image(rows[i])), square_crop(patches.mask(rows[i]))
+        name, file, area = short(patches.classes[k]), short(patches.files[rows[i]]), scores.area[i, k]
+        captions = [f"{file}\n{name}: {area:.0%} of the patch, p = {probabilities[i, k]:.2f}"]
+        for axes, shown in zip(line[1:], ("trained", "similarity"), strict=True):
+            number = scores.maps.index(shown)
+            ap, mass = scores.ap[number, i, k], scores.mass[number, i, k]
+            axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+            axes.imshow(enlarge(maps[shown][i, k], len(image)), cmap="inferno", alpha=0.55)
+            captions.append(f"{MAP_LABELS[shown].lower()}\nAP {ap:.2f}, {mass:.0%} in the mask")
+        line[0].imshow(image)
+        for axes, caption in zip(line, captions, strict=True):
+            axes.set_axis_off()
+            axes.set_title(caption, fontsize=10)
+            _outline(axes, mask, [k])
+        listed.append(", ".join(captions).replace("\n", ", "))
+    figure.tight_layout()
+    return described(figure, f"Attention against masks in {len(cases)} cases. {'; '.join(listed)}.")
 
 
 def attention_overlay(
