@@ -1,4 +1,4 @@
-"""What the head looks at: maps of evidence over the patch, and how they agree with the masks."""
+"""What the head looks at: maps of evidence over the patch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from skimage.transform import resize
 
 from histoclip_lib.cmm import CMM
-from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.features import FeatureReader, undo_view
 from histoclip_lib.training import EVALUATION_BATCH
 
@@ -62,40 +61,3 @@ def square_crop(image: np.ndarray) -> np.ndarray:
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
     return resize(attention, (size, size), order=1, mode="edge", anti_aliasing=False)
-
-
-def score_maps(maps: np.ndarray, patches: PatchDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Compare attention with the masks, for each class over the patches in which it is present.
-
-    Parameters
-    ----------
-    maps : ndarray of shape (n, N, g, g)
-        As `attention_maps` gives them.
-    patches : PatchDataset
-        With masks; a patch that has none is passed over.
-    rows : ndarray of int, shape (n,)
-        The patches that the maps belong to.
-
-    Returns
-    -------
-    dict
-        Arrays of shape (N,), NaN for a class without patches. `pointing`: how often the pixel with the highest
-        attention lies in the class's mask (the pointing game, Zhang et al. 2018). `mass`: fraction of the attention
-        inside the mask. `area`: fraction of the patch that the mask covers, which is what uniform attention scores
-        in both. `patches`: how many patches count.
-    """
-    found: list[list[tuple[float, float, float]]] = [[] for _ in patches.classes]
-    for row, patch_maps in zip(rows, maps, strict=True):
-        mask = patches.mask(row)
-        if mask is None:
-            continue
-        mask = square_crop(mask)
-        for k in np.flatnonzero(patches.labels[row]):
-            inside = mask == k + 1
-            if inside.any():
-                pixels = enlarge(patch_maps[k], len(mask))
-                mass = (pixels * inside).sum() / pixels.sum()
-                found[k].append((float(inside.flat[pixels.argmax()]), mass, inside.mean()))
-    means = np.array([np.mean(values, axis=0) if values else [np.nan] * 3 for values in found])
-    scores = dict(zip(("pointing", "mass", "area"), means.T, strict=True))
-    return {**scores, "patches": np.array([len(values) for values in found])}

@@ -3,9 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from histoclip_lib.attention import attention_maps, enlarge, score_maps, square_crop
+from histoclip_lib.attention import attention_maps, enlarge, square_crop
 from histoclip_lib.cmm import CMM
-from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.features import FeatureReader, Shards, view_of
 
 
@@ -59,51 +58,3 @@ def test_enlarged_map_equals_torch_bilinear():
     small = np.random.default_rng(0).random((7, 7)).astype(np.float32)
     expected = nn.functional.interpolate(torch.from_numpy(small)[None, None], size=56, mode="bilinear")[0, 0]
     np.testing.assert_allclose(enlarge(small, 56), expected, atol=1e-5)
-
-
-class Masks:
-    """Two classes: class 0 fills the left half of every patch, class 1 one corner; patch 2 has no mask."""
-
-    def mask(self, index):
-        if index == 2:
-            return None
-        mask = np.zeros((8, 8), dtype=np.uint8)
-        mask[:, :4] = 1
-        mask[6:, 6:] = 2
-        return mask
-
-
-@pytest.fixture
-def masked():
-    labels = np.array([[1, 1], [1, 0], [1, 1]], dtype=np.uint8)
-    return PatchDataset("made", ["left", "corner"], ["0", "1", "2"], labels, Masks(), has_masks=True)
-
-
-def test_map_inside_the_mask_scores_one(masked):
-    maps = np.zeros((3, 2, 8, 8), dtype=np.float32)
-    maps[:, 0, 4, 1] = 1
-    maps[:, 1, 7, 7] = 1
-    scores = score_maps(maps, masked, np.arange(3))
-    assert scores["pointing"].tolist() == [1, 1]
-    assert scores["mass"].tolist() == [1, 1]
-    assert scores["patches"].tolist() == [2, 1]  # absent classes and patches without mask do not count
-
-
-def test_map_outside_the_mask_scores_zero(masked):
-    maps = np.zeros((3, 2, 8, 8), dtype=np.float32)
-    maps[:, :, 0, 7] = 1
-    scores = score_maps(maps, masked, np.arange(3))
-    assert scores["pointing"].tolist() == [0, 0]
-    assert scores["mass"].tolist() == [0, 0]
-
-
-def test_uniform_attention_scores_the_area(masked):
-    scores = score_maps(np.full((3, 2, 4, 4), 1 / 16, dtype=np.float32), masked, np.arange(3))
-    assert scores["area"].tolist() == [0.5, 1 / 16]
-    np.testing.assert_allclose(scores["mass"], scores["area"], rtol=1e-6)
-
-
-def test_class_without_patches_has_no_score(masked):
-    scores = score_maps(np.ones((1, 2, 4, 4), dtype=np.float32), masked, np.array([1]))
-    assert np.isnan(scores["pointing"][1])
-    assert scores["patches"].tolist() == [1, 0]
