@@ -14,11 +14,13 @@ from torch.nn import functional
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing
 
-QUERY_SCALE = 5.0
+QUERY_SCALE = 2.0
+UNIT_MARGIN = 2.0  # how far a hidden unit starts above 0 for its own class, and below 0 for the others
+RIDGE = 0.01  # keeps the hidden weights small where two class embeddings are nearly the same
 
 
 class CMMLayer(nn.TransformerDecoderLayer):
-    """A pre-norm decoder layer that computes what its parent computes, for few queries and many tokens.
+    """A decoder layer that computes what its parent computes, for few queries and many tokens.
 
     The parent projects every token to a key and a value. Here the key projection is folded into the queries,
     `W_k[h]^T q[n, h]`, and the values are projected after they have been averaged, so no token is ever projected:
@@ -26,8 +28,8 @@ class CMMLayer(nn.TransformerDecoderLayer):
     out of the softmax. Parameters and their names are the parent's.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__(width, heads, hidden, dropout, "gelu", batch_first=True, norm_first=True)
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, pre_norm: bool = True) -> None:
+        super().__init__(width, heads, hidden, dropout, "gelu", batch_first=True, norm_first=pre_norm)
 
     @torch.no_grad()
     def start_from_similarity(self) -> None:
@@ -39,6 +41,31 @@ class CMMLayer(nn.TransformerDecoderLayer):
         identity = torch.eye(self.multihead_attn.embed_dim)
         self.multihead_attn.in_proj_weight.copy_(identity.repeat(3, 1))
         self.multihead_attn.out_proj.weight.copy_(identity)
+
+    @torch.no_grad()
+    def deal_out_units(self, queries: torch.Tensor) -> None:
+        """Give each class its own hidden units of the feed-forward network to start with.
+
+        All classes share the network and eq. (4) reads them out alike, so only which units are switched on tells one
+        class from another. Random units are on for half of the classes each, which then pull them to and fro. Here
+        unit j starts on for class j mod N and off for the others: each class has a nearly linear map of the image of
+        its own, as in a linear probe, and training can mix them from there.
+
+        Parameters
+        ----------
+        queries : tensor of shape (N, d)
+            As the layer is asked; the answer that is added to them has about unit variance.
+        """
+        n_classes, width = queries.shape
+        inputs = queries / (queries.square().mean(dim=1, keepdim=True) + 1).sqrt()  # what LayerNorm makes of them
+        centre = inputs.mean(dim=0) if n_classes > 1 else torch.zeros(width)
+        apart = (inputs - centre) / width**0.5
+        # Rows that answer 1 - 1/N to their own class and -1/N to the others.
+        dual = torch.linalg.solve(apart @ apart.T + RIDGE * torch.eye(n_classes), apart) / width**0.5
+        owner = torch.arange(self.linear1.out_features) % n_classes
+        self.linear1.weight.add_(2 * UNIT_MARGIN * dual[owner])
+        constant = 2 * UNIT_MARGIN / n_classes if n_classes > 1 else 0.0
+        self.linear1.bias.copy_(constant - UNIT_MARGIN - self.linear1.weight @ centre)
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Apply the layer.
@@ -57,10 +84,15 @@ class CMMLayer(nn.TransformerDecoderLayer):
         attention : tensor of shape (B, heads, N, L)
             Sums to 1 over L (in training, before dropout).
         """
-        queries = queries + self._sa_block(self.norm1(queries), None, None)
-        answer, attention = self._cross_attention(self.norm2(queries), tokens)
-        queries = queries + self.dropout2(answer)
-        return queries + self._ff_block(self.norm3(queries)), attention
+        if self.norm_first:
+            queries = queries + self._sa_block(self.norm1(queries), None, None)
+            answer, attention = self._cross_attention(self.norm2(queries), tokens)
+            queries = queries + self.dropout2(answer)
+            return queries + self._ff_block(self.norm3(queries)), attention
+        queries = self.norm1(queries + self._sa_block(queries, None, None))
+        answer, attention = self._cross_attention(queries, tokens)
+        queries = self.norm2(queries + self.dropout2(answer))
+        return self.norm3(queries + self._ff_block(queries)), attention
 
     def _cross_attention(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return softmax(Q K^T / sqrt(d)) V of eq. (3), shape (B, N, d), and the weights (B, heads, N, L)."""
@@ -91,8 +123,8 @@ class CMMLayer(nn.TransformerDecoderLayer):
 class CMM(nn.Module):
     """The head of HistoCLIP: from frozen image features to one logit for each class.
 
-    Pre-norm, and no LayerNorm between the last residual and the pooling: with one, every logit would be the mean of a
-    normalised vector, which is 0 whatever the image.
+    Pre-norm, and no LayerNorm between the last residual and the pooling: with one, as in the post-norm layer of the
+    first Transformer, every initial logit is the mean of a normalised vector, which is 0 whatever the image.
 
     Parameters
     ----------
@@ -106,6 +138,8 @@ class CMM(nn.Module):
         Width of the feed-forward network.
     dropout : float
         Dropout of attention weights, residuals and feed-forward network.
+    pre_norm : bool
+        False for the post-norm layer, which the ablations compare.
 
     Attributes
     ----------
@@ -123,18 +157,20 @@ class CMM(nn.Module):
         layers: int = 1,
         hidden: int = 256,
         dropout: float = 0.3,
+        pre_norm: bool = True,
     ) -> None:
         super().__init__()
         width = class_embeddings.shape[1]
         if width % heads:
             raise HistoCLIPError(f"heads: {heads} does not divide the embedding width {width}. Use a divisor.")
-        self.options = {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout}
+        self.options = {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout, "pre_norm": pre_norm}
         self.register_buffer("class_embeddings", class_embeddings.detach().clone().float())
         self.register_buffer("token_mean", torch.zeros(width))
         self.register_buffer("token_scale", torch.ones(()))
-        self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout, pre_norm) for _ in range(layers))
         for layer in self.layers:
             layer.start_from_similarity()
+            layer.deal_out_units(self.queries().squeeze(0))
 
     def fit_scale(self, features: torch.Tensor) -> None:
         """Centre training features (..., d) and give them unit variance over all dimensions together."""
@@ -147,9 +183,23 @@ class CMM(nn.Module):
 
         They are unit vectors, whose entries would vanish beside those of the image in every residual. A Transformer
         scales its embeddings by sqrt(d) (Vaswani et al. 2017, section 3.4); QUERY_SCALE times that lets the class
-        outweigh the image, so that the feed-forward network stays nearly linear in what the image answers.
+        outweigh the image where the feed-forward network must tell whose answer it reads.
         """
         return self.class_embeddings.unsqueeze(0) * (QUERY_SCALE * self.class_embeddings.shape[1] ** 0.5)
+
+    def slow_parts(self) -> list[torch.Tensor]:
+        """Return what all classes share and training should change slowly, as views of the weights.
+
+        These are the self-attention and the value and output projections, which start as the identity, for eq. (3)
+        has none. At full pace one map shared by all classes is fitted before the units of each class are, and the
+        head overfits; the query and key projections decide where to look and are not slowed down.
+        """
+        parts = []
+        for layer in self.layers:
+            cross, width = layer.multihead_attn, self.class_embeddings.shape[1]
+            parts += [cross.in_proj_weight[2 * width :], cross.in_proj_bias[2 * width :]]
+            parts += [*cross.out_proj.parameters(), *layer.self_attn.parameters()]
+        return [part.detach() for part in parts]
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images.

@@ -287,13 +287,17 @@ class FeatureReader:
         Where the batches go.
     resident_limit : int
         Bytes up to which the features are held on the device, in the precision in which they are cached. By default
-        a third of the free memory.
+        the part `1 / share` of the free memory.
+    share : int
+        More than 3 where several processes read at once.
     """
 
-    def __init__(self, features: Shards, device: torch.device, resident_limit: int | None = None) -> None:
+    def __init__(
+        self, features: Shards, device: torch.device, resident_limit: int | None = None, share: int = 3
+    ) -> None:
         self.features, self.device = features, device
         self.n_views = features.shape[1]
-        limit = _free_memory(device) // 3 if resident_limit is None else resident_limit
+        limit = _free_memory(device) // share if resident_limit is None else resident_limit
         self.resident = None
         if features.nbytes <= limit:
             self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)

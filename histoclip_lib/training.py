@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.nn import functional
 from tqdm import tqdm
 
+from histoclip_lib.checkpoints import load_checkpoint, save_checkpoint, training_identity
 from histoclip_lib.clip import CLIP
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.features import FeatureReader, ImageFeatures
-from histoclip_lib.files import replacing
 from histoclip_lib.metrics import Predictions, from_probabilities, mean_accuracy
+from histoclip_lib.mlp import MLP
 
 EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
 CHECKPOINT_EVERY = 25  # epochs
 KINDS = ("global", "patch")
+SLOW_PACE = 0.1  # of the learning rate
 SCALE_ROWS = 512  # training patches, spread over all, from which mean and scale of the features are taken
 
 
@@ -39,24 +37,37 @@ class TrainingOptions:
     epochs, warmup_epochs : int
         Passes over the training part, and how many of them raise the learning rate linearly from zero.
     learning_rate : float
-        Its highest value; after the warm-up it falls to zero along a cosine.
+        Its highest value; after the warm-up it falls to zero along a cosine. What the classes share (`CMM.slow_parts`)
+        learns at a tenth of it.
     weight_decay : float
         Of AdamW, on matrices only.
     batch_size : int
         Patches in one step.
+    token_dropout : float
+        Fraction of the patch tokens that a step leaves out, drawn anew for each patch: the head must find each class
+        wherever it shows, and a step costs so much less. Prediction sees all tokens.
+    mixup : float
+        Patches are mixed in pairs, tokens and labels alike, by a weight drawn from Beta(mixup, mixup) for each step
+        (Zhang et al. 2018): a few hundred patches are not learned by heart so soon. 0 for none.
     seed : int
-        Of the initial weights, the order of patches, the views drawn and dropout.
+        Of the initial weights, the order of patches, the views and tokens drawn, the mixing and dropout.
     """
 
     epochs: int = 100
     warmup_epochs: int = 5
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     batch_size: int = 64
+    token_dropout: float = 0.75
+    mixup: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values with which nothing can be trained."""
+        if not 0 <= self.token_dropout < 1:
+            raise HistoCLIPError(f"token_dropout: {self.token_dropout} must be at least 0 and below 1.")
+        if not self.mixup >= 0:
+            raise HistoCLIPError(f"mixup: {self.mixup} must be at least 0.")
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise HistoCLIPError(f"{name}: {getattr(self, name)} must be above 0.")
@@ -74,7 +85,7 @@ class TrainingOptions:
 
 
 def train_head(
-    head: CMM,
+    head: CMM | MLP,
     reader: FeatureReader,
     labels: np.ndarray,
     train: np.ndarray,
@@ -90,14 +101,14 @@ def train_head(
 
     Parameters
     ----------
-    head : CMM
+    head : CMM or MLP
         Freshly made; moved to the reader's device.
     reader : FeatureReader
         Features of the B patches.
     labels : ndarray of shape (B, N)
         0 or 1.
     train, val : ndarray of int
-        Positions of the two parts.
+        Positions of the two parts; `val` may be empty.
     options : TrainingOptions
         How to train.
     checkpoint : Path, optional
@@ -124,8 +135,8 @@ def train_head(
     optimizer = _optimizer(head, options)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     targets = torch.from_numpy(labels.astype(np.float32)).to(device)
-    identity = _identity(head, reader, labels, train, options)
-    history = _resume(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
+    identity = training_identity(head, reader.n_views, labels, train, asdict(options))
+    history = load_checkpoint(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
     evaluate_every = max(1, options.epochs // EVALUATIONS)
 
@@ -141,13 +152,16 @@ def train_head(
             for group in optimizer.param_groups:
                 group["lr"] = options.rate(epoch + (step + 1) / batches_per_epoch)
             rows = order[part]
+            tokens, truth = _some_tokens(reader.take(rows, views[part]), options.token_dropout), targets[rows]
+            if options.mixup:
+                weight, partner = draw.beta(options.mixup, options.mixup), draw.permutation(len(rows))
+                tokens, truth = (values.float().lerp(values[partner].float(), weight) for values in (tokens, truth))
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                logits, _ = head(reader.take(rows, views[part]))
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), targets[rows])  # eq. (5)
+                logits, _ = head(tokens)
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), truth)  # eq. (5)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            _step(head, optimizer, scaler)
             losses.append(loss.detach() * len(rows))
         mean_loss = (torch.stack(losses).sum() / len(train)).item()
         if not math.isfinite(mean_loss):
@@ -155,19 +169,58 @@ def train_head(
                 f"epoch {epoch + 1}: the loss is {mean_loss}. Lower learning_rate ({options.learning_rate:g}), or use "
                 "precision: fp32."
             )
-        record = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"], "loss": mean_loss}
-        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs:
+        record = {"epoch": epoch + 1, "learning_rate": options.rate(epoch + 1), "loss": mean_loss}
+        if len(val) and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs):
             record |= _validation(head, reader, labels, val)
             bar.set_postfix(loss=f"{mean_loss:.3f}", val_mAcc=f"{record['val_mAcc']:.4f}")
         history.append(record)
         bar.update()
         if checkpoint and (epoch + 1) % CHECKPOINT_EVERY == 0 and epoch + 1 < options.epochs:
-            _save_checkpoint(checkpoint, identity, head, optimizer, scaler, history)
+            save_checkpoint(checkpoint, identity, head, optimizer, scaler, history)
     bar.close()
     head.eval()
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return pd.DataFrame(history, columns=["epoch", "learning_rate", "loss", "val_loss", "val_mAcc"])
+
+
+def _some_tokens(tokens: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Return a random part of the tokens (B, L, d) of each patch; at least one."""
+    length, width = tokens.shape[1:]
+    kept = max(1, round(length * (1 - dropout)))
+    if kept == length:
+        return tokens
+    chosen = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)[:, :kept]
+    return tokens.gather(1, chosen[:, :, None].expand(-1, -1, width))
+
+
+def new_head(
+    class_embeddings: torch.Tensor,
+    head_options: dict[str, object],
+    reader: FeatureReader,
+    train: np.ndarray,
+    seed: int,
+) -> CMM:
+    """Return a head as it is before training: its weights drawn by `seed`, its scale fitted to the training features.
+
+    Parameters
+    ----------
+    class_embeddings : tensor of shape (N, d)
+        The class matrix of eq. (2).
+    head_options : dict
+        `heads`, `layers`, `hidden`, `dropout` and so on of `CMM`.
+    reader : FeatureReader
+        Features of the B patches.
+    train : ndarray of int
+        The training part.
+    seed : int
+        Of the weights.
+    """
+    torch.manual_seed(seed)
+    head = CMM(class_embeddings, **head_options)
+    spread = np.linspace(0, len(train) - 1, min(SCALE_ROWS, len(train))).astype(int)
+    head.fit_scale(reader.take(train[spread]))
+    return head
 
 
 def train_both(
@@ -208,10 +261,7 @@ def train_both(
     heads, histories = {}, []
     for kind in KINDS:
         reader = FeatureReader(features.of_kind(kind), clip.device)
-        torch.manual_seed(options.seed)
-        head = CMM(class_embeddings, **head_options)
-        spread = np.linspace(0, len(train) - 1, min(SCALE_ROWS, len(train))).astype(int)
-        head.fit_scale(reader.take(train[spread]))
+        head = new_head(class_embeddings, head_options, reader, train, options.seed)
         history = train_head(
             head, reader, labels, train, val, options, folder / f".cmm_{kind}.checkpoint.safetensors", clip.amp_dtype
         )
@@ -221,12 +271,12 @@ def train_both(
 
 
 @torch.inference_mode()
-def predict_probabilities(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
-    """Return sigma of the logits, averaged over the views, of some patches, with the head in eval mode.
+def predict_probabilities(head: CMM | MLP, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
+    """Return sigma of the logits, the mean over the views, of some patches, with the head in eval mode.
 
     Parameters
     ----------
-    head : CMM
+    head : CMM or MLP
         Moved to the reader's device; its mode is restored.
     reader : FeatureReader
         Features of the B patches in V views.
@@ -241,11 +291,12 @@ def predict_probabilities(head: CMM, reader: FeatureReader, rows: np.ndarray) ->
     head.to(reader.device).eval()
     batches = np.array_split(rows, max(1, math.ceil(len(rows) / EVALUATION_BATCH)))
     views = range(reader.n_views)
-    logits = [
-        torch.stack([head(reader.take(batch, view))[0].float() for view in views]).mean(dim=0) for batch in batches
+    probabilities = [
+        torch.stack([head(reader.take(batch, view))[0].float().sigmoid() for view in views]).mean(dim=0)
+        for batch in batches
     ]
     head.train(was_training)
-    return torch.cat(logits).sigmoid().cpu().numpy()
+    return torch.cat(probabilities).cpu().numpy()
 
 
 def predict(head: CMM, features: ImageFeatures, kind: str, rows: np.ndarray, device: torch.device) -> Predictions:
@@ -253,7 +304,7 @@ def predict(head: CMM, features: ImageFeatures, kind: str, rows: np.ndarray, dev
     return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), rows))
 
 
-def _validation(head: CMM, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
+def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
     probabilities = predict_probabilities(head, reader, val)
     loss = functional.binary_cross_entropy(
         torch.from_numpy(probabilities), torch.from_numpy(labels[val].astype(np.float32))
@@ -264,7 +315,7 @@ def _validation(head: CMM, reader: FeatureReader, labels: np.ndarray, val: np.nd
     }
 
 
-def _optimizer(head: CMM, options: TrainingOptions) -> torch.optim.AdamW:
+def _optimizer(head: CMM | MLP, options: TrainingOptions) -> torch.optim.AdamW:
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
     groups = [
@@ -274,51 +325,11 @@ def _optimizer(head: CMM, options: TrainingOptions) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
-def _identity(head: CMM, reader: FeatureReader, labels: np.ndarray, train: np.ndarray, options: TrainingOptions) -> str:
-    """Return what a checkpoint must agree in to be gone on with: options, labels, split, class matrix and features."""
-    digest = hashlib.sha256(train.tobytes() + labels[train].tobytes())
-    for buffer in head.buffers():  # the class matrix, and the mean and scale of the features
-        digest.update(buffer.cpu().numpy().tobytes())
-    return json.dumps(
-        {**asdict(options), **head.options, "views": reader.n_views, "data": digest.hexdigest()}, sort_keys=True
-    )
-
-
-def _save_checkpoint(
-    path: Path,
-    identity: str,
-    head: CMM,
-    optimizer: torch.optim.AdamW,
-    scaler: torch.amp.GradScaler,
-    history: list[dict],
-) -> None:
-    state = {f"head.{name}": value for name, value in head.state_dict().items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    about = {"identity": identity, "history": json.dumps(history), "scaler": json.dumps(scaler.state_dict())}
-    with replacing(path) as temporary:
-        save_file(state, temporary, about)
-
-
-def _resume(
-    path: Path, identity: str, head: CMM, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
-) -> list[dict]:
-    """Load an interrupted training of the same identity and return its history; else leave all as it is."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (FileNotFoundError, SafetensorError):
-        return []
-    if about["identity"] != identity:
-        return []
-    head.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("head.")})
-    saved = optimizer.state_dict()
-    for name, value in state.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".")
-            saved["state"].setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict(saved)
-    scaler.load_state_dict(json.loads(about["scaler"]))
-    return json.loads(about["history"])
+@torch.no_grad()
+def _step(head: CMM | MLP, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> None:
+    """Make one step, in which the head's slow parts go SLOW_PACE of their way."""
+    before = [part.clone() for part in head.slow_parts()]
+    scaler.step(optimizer)
+    scaler.update()
+    for part, start in zip(head.slow_parts(), before, strict=True):
+        part.lerp_(start, 1 - SLOW_PACE)

@@ -19,12 +19,13 @@ def class_embeddings(n_classes=3, width=32):
 @pytest.mark.parametrize("length", [1, 7, 49])
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("queries_differ", [False, True])
-def test_layer_equals_torch_decoder_layer(length, heads, queries_differ):
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_layer_equals_torch_decoder_layer(length, heads, queries_differ, pre_norm):
     torch.manual_seed(0)
-    reference = nn.TransformerDecoderLayer(32, heads, 48, 0.1, "gelu", batch_first=True, norm_first=True).eval()
+    reference = nn.TransformerDecoderLayer(32, heads, 48, 0.1, "gelu", batch_first=True, norm_first=pre_norm).eval()
     for parameter in reference.parameters():  # biases are zero at first and would hide their errors
         nn.init.normal_(parameter, std=0.3)
-    layer = CMMLayer(32, heads, 48, 0.1).eval()
+    layer = CMMLayer(32, heads, 48, 0.1, pre_norm).eval()
     layer.load_state_dict(reference.state_dict())
     queries, tokens = torch.randn(5 if queries_differ else 1, 3, 32), torch.randn(5, length, 32)
     with torch.no_grad():
@@ -66,6 +67,33 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(head(tokens)[0], head(tokens)[0])
     head.eval()
     assert torch.equal(head(tokens)[0], head(tokens)[0])
+
+
+def test_post_norm_head_knows_nothing_of_the_image_at_first():
+    """Why the head is pre-norm: the mean of a normalised vector is 0."""
+    head = CMM(class_embeddings(), heads=4, pre_norm=False).eval()
+    with torch.no_grad():
+        assert head(torch.randn(6, 9, 32))[0].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 5])
+def test_each_class_starts_with_hidden_units_of_its_own(n_classes):
+    torch.manual_seed(0)
+    head, seen = CMM(class_embeddings(n_classes, 64), heads=4, hidden=40).eval(), []
+    head.layers[0].linear1.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.mean(dim=0)))
+    with torch.no_grad():
+        head(torch.randn(200, 9, 64))
+    owner = torch.arange(40) % n_classes
+    on = seen[0] > 0  # (N, 40)
+    assert torch.equal(on, owner == torch.arange(n_classes)[:, None])
+    assert seen[0].abs().min() > 0.5
+
+
+def test_classes_of_the_same_name_start_with_small_weights():
+    same = class_embeddings(1, 64).expand(3, -1)
+    head = CMM(same, heads=4)
+    assert head.layers[0].linear1.weight.abs().max() < 2
+    assert head.layers[0].linear1.bias.isfinite().all()
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -45,7 +45,9 @@ def weights(head):
 
 
 def test_training_learns(features):
-    head, history = fit(features, TrainingOptions(epochs=60, warmup_epochs=2, batch_size=16, learning_rate=1e-2))
+    head, history = fit(
+        features, TrainingOptions(60, 2, learning_rate=3e-2, batch_size=16, token_dropout=0.0, mixup=0.0)
+    )
     assert history["loss"].iloc[-1] < 0.3 < history["loss"].iloc[0]
     assert history["val_mAcc"].iloc[-1] > 0.75
     assert not head.training
@@ -66,17 +68,17 @@ def test_resumed_training_ends_with_the_same_weights(features, tmp_path, monkeyp
     whole, whole_history = fit(features, options)
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
     checkpoint = tmp_path / "state.safetensors"
-    save = training._save_checkpoint
+    save = training.save_checkpoint
 
     def stop(path, identity, head, optimizer, scaler, history):
         save(path, identity, head, optimizer, scaler, history)
         if len(history) == stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save_checkpoint", stop)
+    monkeypatch.setattr(training, "save_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(features, options, checkpoint)
-    monkeypatch.setattr(training, "_save_checkpoint", save)
+    monkeypatch.setattr(training, "save_checkpoint", save)
     assert checkpoint.is_file()
     torch.manual_seed(123)  # whatever happened in between must not matter
     resumed, history = fit(features, options, checkpoint)
@@ -90,17 +92,17 @@ def test_checkpoint_of_another_training_is_not_resumed(features, tmp_path, monke
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
     checkpoint = tmp_path / "state.safetensors"
     shards, labels = features
-    save = training._save_checkpoint
+    save = training.save_checkpoint
 
     def stop(*state):
         save(*state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save_checkpoint", stop)
+    monkeypatch.setattr(training, "save_checkpoint", stop)
     options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
     with pytest.raises(KeyboardInterrupt):
         fit(features, options, checkpoint)
-    monkeypatch.setattr(training, "_save_checkpoint", save)
+    monkeypatch.setattr(training, "save_checkpoint", save)
 
     def head():
         new = new_head()
@@ -167,7 +169,7 @@ def test_loss_is_torch_binary_cross_entropy(features):
         logits = head(FeatureReader(shards, CPU).take(np.arange(45)))[0]
     expected = nn.functional.binary_cross_entropy(logits.sigmoid(), torch.from_numpy(labels[:45]).float()).item()
     one_view = Shards([shards.pieces[0][:, :1]])
-    _, history = fit((one_view, labels), TrainingOptions(epochs=1, warmup_epochs=0, batch_size=45), head=head)
+    _, history = fit((one_view, labels), TrainingOptions(1, 0, batch_size=45, token_dropout=0.0, mixup=0.0), head=head)
     assert history["loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -186,11 +188,93 @@ def test_biases_and_norms_do_not_decay():
     assert free["weight_decay"] == 0
 
 
+def test_what_the_classes_share_goes_a_tenth_of_its_way(features):
+    shards, labels = features
+    options = TrainingOptions(1, 0, weight_decay=0.0, batch_size=23, token_dropout=0.0)  # of two steps the last has rate 0
+    heads = {}
+    for pace in (1.0, 0.1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "SLOW_PACE", pace)
+            heads[pace] = fit((shards, labels), options)[0]
+    start, layer = new_head().layers[0], {pace: head.layers[0] for pace, head in heads.items()}
+
+    def ways(part):
+        return [part(layer[pace]) - part(start) for pace in (1.0, 0.1)]
+
+    for part in (
+        lambda layer: layer.multihead_attn.in_proj_weight[2 * WIDTH :],
+        lambda layer: layer.multihead_attn.out_proj.weight,
+        lambda layer: layer.self_attn.in_proj_weight,
+    ):
+        whole, short = ways(part)
+        assert whole.abs().max() > 0
+        torch.testing.assert_close(short, 0.1 * whole, rtol=1e-3, atol=1e-7)
+    for part in (lambda layer: layer.multihead_attn.in_proj_weight[: 2 * WIDTH], lambda layer: layer.linear1.weight):
+        whole, short = ways(part)
+        assert whole.abs().max() > 0
+        torch.testing.assert_close(short, whole)
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 8), (0.5, 4), (0.75, 2), (0.99, 1)])
+def test_token_dropout_keeps_a_random_part_of_each_patch(dropout, kept):
+    torch.manual_seed(0)
+    tokens = torch.arange(200 * 8 * 3).reshape(200, 8, 3).float()
+    found = training._some_tokens(tokens, dropout)
+    assert found.shape == (200, kept, 3)
+    numbers = (found[..., 0] - tokens[:, :1, 0]) / 3  # which tokens of its patch
+    assert torch.equal(found, tokens.gather(1, numbers.long()[..., None].expand(-1, -1, 3)))
+    assert all(len(set(row.tolist())) == kept for row in numbers)
+    counts = torch.bincount(numbers.long().flatten(), minlength=8) / 200
+    assert (counts - kept / 8).abs().max() < 0.15
+
+
+def test_training_sees_a_part_of_the_tokens_and_prediction_all(features, monkeypatch):
+    lengths = {True: set(), False: set()}
+    forward = CMM.forward
+
+    def counted(self, tokens):
+        lengths[self.training].add(tokens.shape[1])
+        return forward(self, tokens)
+
+    monkeypatch.setattr(CMM, "forward", counted)
+    fit(features, TrainingOptions(epochs=2, warmup_epochs=1, token_dropout=0.5))
+    assert lengths == {True: {LENGTH // 2}, False: {LENGTH}}
+
+
+def test_mixup_mixes_tokens_and_labels_alike(features, monkeypatch):
+    """Labels that are written into the tokens stay there when both are mixed."""
+    labels = features[1]
+    tokens = np.zeros((PATCHES, 1, LENGTH, WIDTH), dtype=np.float16)
+    tokens[..., :2] = labels[:, None, None]
+    seen, losses = [], []
+    forward, loss = CMM.forward, nn.functional.binary_cross_entropy_with_logits
+    monkeypatch.setattr(CMM, "forward", lambda self, batch: seen.append(batch) or forward(self, batch))
+    monkeypatch.setattr(
+        training.functional,
+        "binary_cross_entropy_with_logits",
+        lambda logits, truth: losses.append(truth) or loss(logits, truth),
+    )
+    fit((Shards([tokens]), labels), TrainingOptions(4, 0, batch_size=15, mixup=1.0))
+    mixed = [batch for batch in seen if batch.shape[1] == 1]  # training steps, the others see all tokens
+    for batch, truth in zip(mixed, losses, strict=True):
+        torch.testing.assert_close(batch[:, 0, :2], truth)
+    assert any(((truth > 0.1) & (truth < 0.9)).any() for truth in losses)
+
+
+def test_training_without_a_validation_part(features):
+    shards, labels = features
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    head, nothing = new_head(), np.arange(0)
+    history = train_head(head, FeatureReader(shards, CPU), labels, np.arange(45), nothing, options, progress=False)
+    assert history["val_mAcc"].isna().all()
+    assert torch.equal(weights(head), weights(fit(features, options)[0]))
+
+
 def test_prediction_is_the_mean_over_the_views(features):
     shards, _ = features
     head, reader, rows = new_head().eval(), FeatureReader(shards, CPU), np.array([5, 2, 9])
     with torch.no_grad():
-        expected = (sum(head(reader.take(rows, view))[0] for view in range(VIEWS)) / VIEWS).sigmoid()
+        expected = sum(head(reader.take(rows, view))[0].sigmoid() for view in range(VIEWS)) / VIEWS
     np.testing.assert_allclose(predict_probabilities(head, reader, rows), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -216,6 +300,9 @@ def test_loss_that_is_not_finite_stops_with_the_epoch_named(features):
         ({"batch_size": 0}, "batch_size: 0"),
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs: 5 must be at least 0 and below epochs"),
         ({"warmup_epochs": -1}, "warmup_epochs: -1"),
+        ({"token_dropout": 1.0}, "token_dropout: 1.0 must be at least 0 and below 1"),
+        ({"token_dropout": -0.1}, "token_dropout: -0.1"),
+        ({"mixup": -1.0}, "mixup: -1.0 must be at least 0"),
     ],
 )
 def test_impossible_options_are_refused(values, message):
@@ -227,7 +314,7 @@ def test_impossible_options_are_refused(values, message):
 def test_autocast_trains_nearly_the_same_head(features, amp_dtype):
     """The path of a GPU, as far as a CPU can go it; float16 brings the loss scaler."""
     shards, labels = features
-    options = TrainingOptions(epochs=20, warmup_epochs=1, batch_size=16, learning_rate=1e-2)
+    options = TrainingOptions(20, 1, learning_rate=3e-2, batch_size=16, token_dropout=0.0, mixup=0.0)
     train, val = np.arange(45), np.arange(45, PATCHES)
     losses = []
     for dtype in (None, amp_dtype):

@@ -1,0 +1,151 @@
+"""How the head was chosen: cross-validation inside the training part, one choice changed at a time.
+
+    python benchmarks/head_study.py                                   # on synthetic H&E
+    python benchmarks/head_study.py --data FOLDER --json study.json   # also on a folder with labels.csv
+
+The validation part is never looked at. Each line is the mean over two divisions into four folds by group; every patch
+is predicted once in each by a head that has not seen its group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import log_loss
+
+from histoclip_lib import cmm, training
+from histoclip_lib.baselines import fit_linear_probe
+from histoclip_lib.clip import load_clip
+from histoclip_lib.datasets import load_dataset, split_dataset
+from histoclip_lib.datasets.splits import grouped_folds
+from histoclip_lib.features import FeatureReader, encode_dataset
+from histoclip_lib.metrics import from_probabilities, point_metrics
+from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
+from histoclip_lib.training import TrainingOptions, new_head, predict_probabilities, train_head
+
+FOLDS, SEEDS = 4, (0, 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing made otherwise: options of the head or the training, a constant, or a part of the start left out."""
+
+    name: str
+    head: dict[str, object] = field(default_factory=dict)
+    training: dict[str, object] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)  # "module.NAME": value
+    left_out: tuple[str, ...] = ()  # methods of CMMLayer that do nothing
+    kind: str = "patch"
+
+
+CHOICES = (
+    Choice("as chosen"),
+    Choice("hidden units not dealt out to the classes", left_out=("deal_out_units",)),
+    Choice("projections start at random, not as the identity", left_out=("start_from_similarity",)),
+    Choice("shared parts at full pace", constants={"training.SLOW_PACE": 1.0}),
+    Choice("shared parts fixed", constants={"training.SLOW_PACE": 0.0}),
+    Choice("query scale 1", constants={"cmm.QUERY_SCALE": 1.0}),
+    Choice("query scale 5", constants={"cmm.QUERY_SCALE": 5.0}),
+    Choice("all tokens in every step", training={"token_dropout": 0.0}),
+    Choice("half of the tokens in every step", training={"token_dropout": 0.5}),
+    Choice("no mixup", training={"mixup": 0.0}),
+    Choice("mixup 1", training={"mixup": 1.0}),
+    Choice("dropout 0.1", head={"dropout": 0.1}),
+    Choice("dropout 0.5", head={"dropout": 0.5}),
+    Choice("hidden width 1024", head={"hidden": 1024}),
+    Choice("weight decay 1", training={"weight_decay": 1.0}),
+    Choice("learning rate 3e-4", training={"learning_rate": 3e-4}),
+    Choice("50 epochs", training={"epochs": 50}),
+    Choice("200 epochs", training={"epochs": 200}),
+    Choice("one global key", kind="global"),
+    Choice(
+        "none of it: 100 epochs at 3e-4, plain head",
+        training={"learning_rate": 3e-4, "token_dropout": 0.0, "mixup": 0.0},
+        constants={"training.SLOW_PACE": 1.0, "cmm.QUERY_SCALE": 1.0},
+        left_out=("deal_out_units", "start_from_similarity"),
+    ),
+)
+
+
+def predict_fold(choice, embeddings, features, labels, fit, held_out, seed):
+    """Train on one fold's patches and return the probabilities of the others."""
+    torch.set_num_threads(1)
+    modules = {"training": training, "cmm": cmm}
+    with ExitStack() as changes:
+        for name, value in choice.constants.items():
+            module, constant = name.split(".")
+            changes.enter_context(patch.object(modules[module], constant, value))
+        for method in choice.left_out:
+            changes.enter_context(patch.object(cmm.CMMLayer, method, lambda *arguments: None))
+        reader = FeatureReader(features.of_kind(choice.kind), torch.device("cpu"), share=8)
+        options = replace(TrainingOptions(seed=seed), **choice.training)
+        head = new_head(embeddings, {"heads": 8, **choice.head}, reader, fit, seed)
+        train_head(head, reader, labels, fit, fit[:0], options, progress=False)
+        return predict_probabilities(head, reader, held_out)
+
+
+def probe_fold(features, patches, fit, held_out, seed):
+    """Fit a linear probe on one fold's patches and return the probabilities of the others."""
+    return fit_linear_probe(features, patches, fit, seed).predict(features, held_out).scores
+
+
+def study(name, dataset, data_dir, split):
+    """Return one line for each choice, and one for the linear probe, on one data set's training part."""
+    patches = load_dataset(dataset, data_dir, split)
+    train, _ = split_dataset(patches, split, 0)
+    clip = load_clip()
+    features = encode_dataset(clip, patches, views=8)
+    embeddings = class_embeddings(TextEncoder(clip), load_vocabulary(dataset, patches.classes))
+    folds = [(seed, *fold) for seed in SEEDS for fold in grouped_folds(patches, train, FOLDS, seed)]
+    tasks = [
+        joblib.delayed(predict_fold)(choice, embeddings, features, patches.labels, train[fit], train[held_out], seed)
+        for choice in CHOICES
+        for seed, fit, held_out in folds
+    ]
+    tasks += [
+        joblib.delayed(probe_fold)(features, replace(patches, source=None), train[fit], train[held_out], seed)
+        for seed, fit, held_out in folds
+    ]
+    found = iter(joblib.Parallel(n_jobs=os.cpu_count(), verbose=5)(tasks))
+    lines = []
+    for choice in (*[choice.name for choice in CHOICES], "linear probe"):
+        scores = {seed: np.empty((len(patches), len(patches.classes))) for seed in SEEDS}
+        for seed, _, held_out in folds:
+            scores[seed][train[held_out]] = next(found)
+        lines.append({"data": name, "choice": choice, **mean_scores(patches, train, scores)})
+    return lines
+
+
+def mean_scores(patches, train, scores):
+    """Return mAcc, mAP and cross-entropy over the training part, the mean over the divisions into folds."""
+    points, losses = [], []
+    labels = patches.labels[train]
+    for probabilities in (values[train] for values in scores.values()):
+        points.append(point_metrics(labels, from_probabilities(probabilities), patches.classes))
+        losses.append(log_loss(labels.ravel(), probabilities.ravel()))
+    means = {key: float(np.mean([point[key] for point in points])) for key in ("mAcc", "mAP")}
+    return means | {"cross-entropy": float(np.mean(losses))}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder with labels.csv, whose column `split` says what is train")
+    parser.add_argument("--json", type=Path, help="write the lines there")
+    arguments = parser.parse_args()
+    lines = study("synthetic H&E", "synthetic", "", "grouped")
+    if arguments.data:
+        lines += study(arguments.data.name, "folder", str(arguments.data), "given")
+    table = pd.DataFrame(lines).pivot(index="choice", columns="data", values=["mAcc", "mAP", "cross-entropy"])
+    print(table.loc[[line["choice"] for line in lines if line["data"] == lines[0]["data"]]].round(4).to_string())
+    if arguments.json:
+        arguments.json.write_text(json.dumps(lines, indent=1))
