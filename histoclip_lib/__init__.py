@@ -2,7 +2,7 @@
 
 The modules in the order in which data flows; each imports only from those before it::
 
-    errors, files, cache: bad input, files written whole, where caches lie
+    errors, files, markdown, cache: bad input, files written whole, text from users, where caches lie
     datasets.base, datasets.folder, datasets.splits, datasets.about: patches, labels, groups, masks
     datasets.histoseg: BCSS-WSSS and LUAD-HistoSeg
     datasets.pannuke_arrays, datasets.pannuke_parquet, datasets.pannuke: PanNuke in its layouts
@@ -12,14 +12,20 @@ The modules in the order in which data flows; each imports only from those befor
     features: encoded once, cached
     prompts: classes as text
     metrics: mAcc and its company
-    zero_shot: the four strategies
-    cmm, training: the Cross-Modal Matching head, and how it is fitted
-    baselines: the rows that need no CLIP text: trivial rows, linear probe
-    attention: what the head looks at
+    uncertainty: intervals by bootstrap over groups, paired tests of two rows
+    calibration, confusion: how far probabilities can be believed, what is taken for what
+    zero_shot, prompt_sensitivity: the four strategies, and how far they depend on their words
+    cmm, mlp, checkpoints, training: the Cross-Modal Matching head, and how it is fitted
+    baselines: the rows that need no CLIP text: trivial rows, linear probe, nearest patches
+    leakage: copies of validation patches in the training part
+    studies: more models than one: seeds, folds, splits, designs, numbers of patches
+    attention, reference_maps, attention_scores: what the head looks at, and whether it is right
     figures.base, figures.data, figures.zero_shot, figures.training, figures.evaluation: pictures
-    figures.confusion, figures.attention, figures, galleries: more of them
+    figures.calibration, figures.confusion, figures.attention, figures.leakage, figures, galleries: more of them
     page_html, run_summaries: HTML that cannot act, what runs found
-    results, pages: tables, and notebooks as pages
+    results, comparisons, split_gap, study_tables: tables, and which row is ahead of which
+    paper, model_card: what must stand beside the numbers
+    pages: notebooks as pages
     params, runs, cli: one parameter file -> one folder of reports
 """
 

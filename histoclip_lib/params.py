@@ -14,7 +14,8 @@ import yaml
 
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list}
+TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def read_params(path: Path, schema: dict[str, dict[str, Parameter]]) -> dict[str
         try:
             values[key] = _convert(value, legal[key].type)
         except ValueError:
-            problems.append(f"{key}: {value!r} is no {legal[key].type.__name__} ({legal[key].meaning})")
+            problems.append(f"{key}: {value!r} is no {TYPE_NAMES[legal[key].type]} ({legal[key].meaning})")
     if "name" in given and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(given["name"])):
         problems.append(
             f"name: {given['name']!r} names the run's folder: use letters, digits, '.', '_' and '-', the first one a "
@@ -136,6 +137,6 @@ def _convert(value: object, kind: type) -> object:
         return number
     if kind is str and value is None:
         return ""  # `key:` with nothing behind it
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is list and any(type(entry) is not int for entry in value)):
         raise ValueError
     return value

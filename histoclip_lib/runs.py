@@ -31,8 +31,8 @@ STEPS = ("01_data", "02_zero_shot", "03_train", "04_evaluate", "05_attention")
 PRODUCTS = {
     "01_data": ("split.csv",),
     "02_zero_shot": ("zero_shot.parquet",),
-    "03_train": ("cmm_global.safetensors", "cmm_patch.safetensors", "history.csv"),
-    "04_evaluate": ("metrics.json", "predictions.parquet"),
+    "03_train": ("cmm_global.safetensors", "cmm_patch.safetensors", "history.csv", "studies.parquet"),
+    "04_evaluate": ("metrics.json", "predictions.parquet", "model_card.md"),
     "05_attention": ("thumbnail.png",),
 }
 PACKAGES = ("histoclip", "torch", "open_clip_torch", "timm", "scikit-learn", "numpy", "papermill")

@@ -42,13 +42,14 @@ precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
 views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
 encode_batch_size: int = 32  # images in one pass of the encoder
 prompts_file: str = ""  # YAML file with your own class names, templates and negative prompt
+wordings: int = 12  # draws of one name for each class among its synonyms
 baseline_rule: str = "sigmoid"  # how the Baseline decides: sigmoid (the paper's), softmax, argmax or prevalence
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import figures, results, zero_shot
+from histoclip_lib import figures, prompt_sensitivity, results, zero_shot
 from histoclip_lib.clip import load_clip
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import encode_dataset
@@ -103,6 +104,31 @@ Markdown(zero_shot.baseline_note(rows["baseline"], patches.labels, baseline_rule
 
 # %%
 figures.show(figures.score_distributions(rows, patches.labels, patches.classes))
+
+# %% [markdown]
+# ## How much hangs on the words
+#
+# Every strategy asked again with each template alone and, where synonyms are known, with each class under another of
+# its names. Eq. (2) averages over the templates; what that gains is said below.
+
+# %%
+variants = prompt_sensitivity.score_variants(
+    pooled[val],
+    encode,
+    vocabulary,
+    patches.labels[val],
+    patches.labels[train].mean(axis=0),
+    baseline_rule,
+    draws=wordings,
+    seed=seed,
+)
+figures.show(figures.prompt_spread(variants.table))
+
+# %%
+Markdown(prompt_sensitivity.ensembling_note(variants) + "\n\n" + prompt_sensitivity.spread_note(variants))
+
+# %%
+prompt_sensitivity.spread_table(variants)
 
 # %%
 Markdown(f"{len(encode.encoded)} distinct prompts were encoded, each once, for {len(patches)} patches.")

@@ -36,18 +36,21 @@ device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
 precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
 views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
 encode_batch_size: int = 32  # images in one pass of the encoder
+resamples: int = 1000  # bootstrap samples behind each interval
 examples: int = 8  # patches in each gallery
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
 from IPython.display import Markdown, display
 
-from histoclip_lib import attention, figures, galleries
+from histoclip_lib import attention_scores, figures, galleries, results
+from histoclip_lib.attention import attention_maps
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import load_cmm
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import FeatureReader, encode_dataset
 from histoclip_lib.files import run_folder
+from histoclip_lib.reference_maps import maps_to_compare
 from histoclip_lib.training import predict
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
@@ -57,7 +60,8 @@ features = encode_dataset(clip, patches, views, encode_batch_size)
 folder = run_folder(name, reports_dir)
 head = load_cmm(folder / "cmm_patch.safetensors", patches.classes, backbone)
 probabilities = predict(head, features, "patch", val, clip.device).scores
-maps = attention.attention_maps(head, FeatureReader(features.tokens, clip.device), val)
+reader = FeatureReader(features.tokens, clip.device)
+maps = attention_maps(head, reader, val)
 Markdown(f"The map of a patch has {features.grid} x {features.grid} cells.")
 
 # %% [markdown]
@@ -76,12 +80,36 @@ for k, overlay in enumerate(galleries.attention_figures(patches, val, maps, prob
 # %% [markdown]
 # ## Against the masks
 #
-# *Pointing game*: how often the brightest pixel lies inside the class's mask. *Inside the mask*: the fraction of the
-# attention that falls there. Uniform attention would score the fraction of the patch that the mask covers in both.
+# Three measures, each for the patches in which the class is present. *Pointing game*: how often the brightest place lies
+# inside the class's mask. *Mass*: the fraction of the attention that falls there. *AP*: average precision of the map as
+# a classifier of pixels. Beside the trained head stand maps that know less: the head before training, the similarity of
+# each token to the class's words, a spot in the centre, and uniform attention, which scores the fraction of the patch
+# that the mask covers.
 
 # %%
 if patches.has_masks:
-    scores = attention.score_maps(maps, patches, val)
-    figures.show(figures.map_score_bars(scores, patches.classes))
+    compared = maps_to_compare(head, reader, val, seed)
+    scores = attention_scores.score_maps(compared, patches, val)
+    units = results.bootstrap_units(patches, val)
+    display(Markdown(attention_scores.attention_verdict(scores, units, resamples, seed)))
+    figures.show(figures.map_agreement(scores, patches.classes))
 else:
     display(Markdown("This data set has no masks, so attention can only be looked at."))
+
+# %%
+if patches.has_masks:
+    display(attention_scores.agreement_table(scores, units, resamples, seed))
+
+# %%
+if patches.has_masks:
+    display(attention_scores.agreement_by_class(scores, patches.classes, "ap").round(3))
+
+# %% [markdown]
+# ## The best and the worst
+#
+# Patches where AP is furthest above and below the share that the mask covers.
+
+# %%
+if patches.has_masks:
+    for cases in attention_scores.best_and_worst(scores.gain(), (examples + 1) // 2):
+        figures.show(galleries.attention_cases(patches, val, compared, scores, probabilities, cases))

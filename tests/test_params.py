@@ -18,6 +18,7 @@ DECLARED = {
     "learning_rate": Parameter("learning_rate", float, 1e-3, "highest learning rate"),
     "shuffle": Parameter("shuffle", bool, True, "whether to shuffle"),
     "data_dir": Parameter("data_dir", str, "", "folder of the data"),
+    "seeds": Parameter("seeds", list, [0, 1], "of the training"),
     "reports_dir": Parameter("reports_dir", str, "reports", "folder of the reports"),
 }
 SCHEMA = {"01_data": {key: DECLARED[key] for key in ("name", "data_dir", "reports_dir")}, "03_train": DECLARED}
@@ -52,9 +53,11 @@ def test_a_declaration_gives_name_type_default_and_meaning(tmp_path):
         "epochs: int = 800  # passes over the training part\n"
         "learning_rate: float = 1e-3  # highest learning rate\n"
         "shuffle: bool = True  # whether to shuffle\n"
+        "seeds: list[int] = [0, 1]  # of the training\n"
     )
     schema = read_schema([notebook(tmp_path / "03_train.ipynb", source)])
-    assert schema == {"03_train": {key: DECLARED[key] for key in ("name", "epochs", "learning_rate", "shuffle")}}
+    keys = ("name", "epochs", "learning_rate", "shuffle", "seeds")
+    assert schema == {"03_train": {key: DECLARED[key] for key in keys}}
 
 
 @pytest.mark.parametrize("source", ["epochs = 800  # passes", "epochs: int = 800", "epochs: list = []  # passes"])
@@ -137,6 +140,9 @@ def test_values_of_the_right_type_come_back_as_they_are(tmp_path_factory, values
         ("shuffle: 'true'", "shuffle: 'true' is no bool"),
         ("data_dir: 2024-01-01", "is no str (folder of the data)"),
         ("name: 12", "name: 12 is no str"),
+        ("seeds: 3", "seeds: 3 is no list[int] (of the training)"),
+        ("seeds: [0, 1.5]", "seeds: [0, 1.5] is no list[int]"),
+        ("seeds: [true]", "seeds: [True] is no list[int]"),
         ("name: ../elsewhere", "name: '../elsewhere' names the run's folder"),
         ("name: .hidden", "name: '.hidden' names the run's folder"),
         ("name: ''", "name: '' names the run's folder"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
@@ -60,6 +60,34 @@ def split_dataset(
     train, val = np.flatnonzero(is_train), np.flatnonzero(is_val)
     _require_positives(dataset, train, val, method)
     return train, val
+
+
+def grouped_folds(
+    dataset: PatchDataset, rows: np.ndarray, n_folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Divide some patches into folds for cross-validation, each group in one fold.
+
+    Parameters
+    ----------
+    dataset : PatchDataset
+        Its groups are kept together; where it has none, each patch is its own.
+    rows : ndarray of int, shape (T,)
+        Positions in the data set.
+    n_folds : int
+        At most so many; as many as there are groups where these are fewer.
+    seed : int
+        Of the shuffling.
+
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        Positions in `rows` to fit on and to hold out. Empty where a single group leaves nothing to hold out.
+    """
+    groups = rows if dataset.groups is None else dataset.groups[rows]
+    n_folds = min(n_folds, len(np.unique(groups)))
+    if n_folds < 2:
+        return []
+    return list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(rows, groups=groups))
 
 
 def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:

@@ -1,26 +1,44 @@
 """Pictures: each function takes arrays and returns a Matplotlib figure with a text alternative."""
 
-from histoclip_lib.figures.attention import map_score_bars
+from histoclip_lib.figures.attention import map_agreement
 from histoclip_lib.figures.base import described, save_thumbnail, short, show
-from histoclip_lib.figures.confusion import confusion_grid, missed_class_map
+from histoclip_lib.figures.calibration import precision_recall_curves, reliability_diagrams
+from histoclip_lib.figures.confusion import (
+    co_occurrence_bias_map,
+    confusion_grid,
+    group_error_plot,
+    label_set_bars,
+    missed_class_map,
+    multilabel_confusion_map,
+)
 from histoclip_lib.figures.data import co_occurrence_map, prevalence_bars
-from histoclip_lib.figures.evaluation import forest_plot, per_class_map
+from histoclip_lib.figures.evaluation import comparison_map, forest_plot, per_class_map
+from histoclip_lib.figures.leakage import similarity_histogram
 from histoclip_lib.figures.training import training_curves
-from histoclip_lib.figures.zero_shot import score_distributions, similarity_map
+from histoclip_lib.figures.zero_shot import prompt_spread, score_distributions, similarity_map
 
 __all__ = [
+    "co_occurrence_bias_map",
     "co_occurrence_map",
+    "comparison_map",
     "confusion_grid",
     "described",
     "forest_plot",
-    "map_score_bars",
+    "group_error_plot",
+    "label_set_bars",
+    "map_agreement",
     "missed_class_map",
+    "multilabel_confusion_map",
     "per_class_map",
+    "precision_recall_curves",
     "prevalence_bars",
+    "prompt_spread",
+    "reliability_diagrams",
     "save_thumbnail",
     "score_distributions",
     "short",
     "show",
+    "similarity_histogram",
     "similarity_map",
     "training_curves",
 ]
