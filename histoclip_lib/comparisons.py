@@ -80,13 +80,12 @@ def finding(gap: Difference) -> str:
 
 
 def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
-    """Return HistoCLIP with patch keys minus each other row as text; p is Holm's, over the lines of the table."""
+    """Return HistoCLIP with patch keys minus each other row as text, with 95 % interval; p is Holm's over the lines."""
     table = pd.DataFrame(index=[ROW_LABELS[name] for name in comparisons])
     for metric, key in (("mAcc", "macc"), ("mAP", "map")):
         gaps = [getattr(comparison, key) for comparison in comparisons.values()]
-        table[f"{metric}, difference"] = [_text("{:+.4f}", gap.value) for gap in gaps]
-        table[f"{metric}, 95 %"] = [_text("{:+.3f} to {:+.3f}", gap.low, gap.high) for gap in gaps]
-        table[f"{metric}, p (Holm)"] = [_text("{:.4f}", p) for p in holm(np.array([gap.p for gap in gaps]))]
+        table[metric] = [_text("{:+.4f} ({:+.3f} to {:+.3f})", gap.value, gap.low, gap.high) for gap in gaps]
+        table[f"p, {metric}"] = [_text("{:.4f}", p) for p in holm(np.array([gap.p for gap in gaps]))]
     return table
 
 

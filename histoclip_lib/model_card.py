@@ -230,9 +230,8 @@ def _caveats(patches: PatchDataset, val: np.ndarray, rows: dict[str, dict], data
     for name in ("majority", "tissue_prior", "linear_probe", "knn", "mlp"):
         if ours is not None and name in rows:
             gap = ours - rows[name]["mAcc"]
-            lines.append(
-                f"- {ROW_LABELS[name]}: the patch head is {'above' if gap > 0 else 'not above'} it ({gap:+.3f})."
-            )
+            stands = "level with" if abs(gap) < 5e-4 else "above" if gap > 0 else "below"
+            lines.append(f"- {ROW_LABELS[name]}: the patch head is {stands} it ({gap:+.3f}).")
     if lines:
         lines.insert(0, "Before using a head, look at what is simpler, in mAcc:\n")
     lines.append("")

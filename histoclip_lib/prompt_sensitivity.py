@@ -146,19 +146,15 @@ def draw_names(vocabulary: Vocabulary, draws: int, seed: int) -> list[list[str]]
     return [[own[place] for own, place in zip(words, places, strict=True)] for places in sorted(chosen)]
 
 
-def spread_table(variants: Variants) -> pd.DataFrame:
-    """Return mAcc and mAP of each strategy as reported, and their range over templates and synonyms, as text.
-
-    The last columns say which words, a template or names, give the lowest and the highest mAP.
-    """
+def extremes_table(variants: Variants) -> pd.DataFrame:
+    """Return as text which words, a template or names, give each strategy its lowest and its highest mAP."""
     lines = {}
     for strategy, own in variants.table.groupby("strategy", sort=False):
+        ranked = own.dropna(subset="mAP").sort_values("mAP", kind="stable")
         line = {}
-        for metric in METRICS:
-            for kind in KINDS:
-                line[f"{metric}, {kind}"] = _range(own.loc[own["kind"] == kind, metric], " – ")
-        ranked = own.dropna(subset="mAP").sort_values("mAP", kind="stable")["prompt"].tolist() or ["—"]
-        line |= {"lowest mAP with": ranked[0], "highest mAP with": ranked[-1]}
+        for label, place in (("lowest mAP", 0), ("highest mAP", -1)):
+            line[label] = "—" if ranked.empty else f"{ranked['mAP'].iloc[place]:.3f}"
+            line[f"words of the {label.split()[0]}"] = "—" if ranked.empty else ranked["prompt"].iloc[place]
         lines[strategy] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 

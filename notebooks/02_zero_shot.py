@@ -128,7 +128,7 @@ figures.show(figures.prompt_spread(variants.table))
 Markdown(prompt_sensitivity.ensembling_note(variants) + "\n\n" + prompt_sensitivity.spread_note(variants))
 
 # %%
-prompt_sensitivity.spread_table(variants)
+prompt_sensitivity.extremes_table(variants)
 
 # %%
 Markdown(f"{len(encode.encoded)} distinct prompts were encoded, each once, for {len(patches)} patches.")

@@ -117,7 +117,7 @@ results.last_and_best(history)
 # %%
 plan = plan_studies(patches, split, train, val, options, head_options, val_fraction, seeds, draws, studies)
 finished = run_studies(plan, class_matrix, head_options, features, patches, options, clip, folder / ".studies")
-save_studies(folder / "studies.parquet", finished, patches)
+save_studies(folder / "studies.parquet", finished, patches, folder / ".studies")
 rows |= study_tables.rows_of(finished)
 Markdown(f"{len(finished)} models were fitted.")
 

@@ -91,8 +91,8 @@ def test_an_undefined_map_is_said_and_shown_as_such():
     found = {"majority": Comparison(Difference(0.1, 0.05, 0.15, 0.01), undefined)}
     assert "it in mAP (not defined: no class is present)" in comparisons.verdict(found)
     assert comparisons.differences_table(found).iloc[0].tolist() == [
-        *("+0.1000", "+0.050 to +0.150", "0.0100"),
-        *("—", "—", "—"),
+        *("+0.1000 (+0.050 to +0.150)", "0.0100"),
+        *("—", "—"),
     ]
 
 
@@ -104,9 +104,10 @@ def test_the_table_of_differences_corrects_p_over_its_lines():
     assert table.index.tolist() == [ROW_LABELS[name] for name in found]
     for metric, key in (("mAcc", "macc"), ("mAP", "map")):
         gaps = [getattr(comparison, key) for comparison in found.values()]
-        assert table[f"{metric}, difference"].tolist() == [f"{gap.value:+.4f}" for gap in gaps]
+        expected = [f"{gap.value:+.4f} ({gap.low:+.3f} to {gap.high:+.3f})" for gap in gaps]
+        assert table[metric].tolist() == expected
         expected = holm(np.array([gap.p for gap in gaps]))
-        assert table[f"{metric}, p (Holm)"].astype(float).tolist() == pytest.approx(expected, abs=6e-5)
+        assert table[f"p, {metric}"].astype(float).tolist() == pytest.approx(expected, abs=6e-5)
 
 
 def test_all_pairs_are_row_minus_column_with_one_correction_for_all():

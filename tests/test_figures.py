@@ -152,6 +152,25 @@ def test_shown_figure_is_a_double_resolution_png_with_its_alternative(monkeypatc
     assert not plt.fignum_exists(figure.number)
 
 
+def test_photographs_are_shown_as_jpeg(monkeypatch):
+    """A gallery as PNG takes several times as many bytes."""
+    shown = []
+    monkeypatch.setattr(figures.base, "display", shown.append)
+    for pixels in (np.zeros((400, 400)), np.random.default_rng(0).random((400, 400))):
+        figure, axes = plt.subplots(figsize=(6, 6))
+        axes.imshow(pixels, interpolation="nearest")
+        figures.show(figures.described(figure, "Pixels."))
+    assert [Image.open(io.BytesIO(image.data)).format for image in shown] == ["PNG", "JPEG"]
+    assert shown[0].width == pytest.approx(shown[1].width, abs=1)
+
+
+def test_gallery_of_nothing_shows_nothing(monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures.base, "display", shown.append)
+    figures.show(None)
+    assert shown == []
+
+
 def test_thumbnail_is_a_png(tmp_path):
     figure, _ = plt.subplots(figsize=(3, 2))
     figures.save_thumbnail(figure, tmp_path / "thumbnail.png")

@@ -65,7 +65,7 @@ def test_it_says_whether_simpler_rows_are_behind():
     rows = scored(patches)
     rows["linear_probe"]["mAcc"], rows["knn"]["mAcc"] = (rows["histoclip_patch"]["mAcc"] + gap for gap in (0.1, -0.2))
     text = card(patches, rows)
-    assert "Linear probe: the patch head is not above it (-0.100)" in text
+    assert "Linear probe: the patch head is below it (-0.100)" in text
     assert "k-nearest neighbours: the patch head is above it (+0.200)" in text
 
 

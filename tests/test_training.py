@@ -190,7 +190,7 @@ def test_biases_and_norms_do_not_decay():
 
 def test_what_the_classes_share_goes_a_tenth_of_its_way(features):
     shards, labels = features
-    options = TrainingOptions(1, 0, weight_decay=0.0, batch_size=23, token_dropout=0.0)  # of two steps the last has rate 0
+    options = TrainingOptions(1, 0, weight_decay=0.0, batch_size=23, token_dropout=0.0)  # the last step has rate 0
     heads = {}
     for pace in (1.0, 0.1):
         with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ from histoclip_lib.figures.confusion import (
 from histoclip_lib.figures.data import co_occurrence_map, prevalence_bars
 from histoclip_lib.figures.evaluation import comparison_map, forest_plot, per_class_map
 from histoclip_lib.figures.leakage import similarity_histogram
-from histoclip_lib.figures.training import training_curves
+from histoclip_lib.figures.training import label_efficiency, training_curves
 from histoclip_lib.figures.zero_shot import prompt_spread, score_distributions, similarity_map
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "described",
     "forest_plot",
     "group_error_plot",
+    "label_efficiency",
     "label_set_bars",
     "map_agreement",
     "missed_class_map",

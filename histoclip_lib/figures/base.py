@@ -20,6 +20,7 @@ matplotlib.rcParams.update({"text.parse_math": False, "figure.dpi": 100, "axes.t
 
 CLASS_COLOURS = sns.color_palette("colorblind", 10)
 MAX_NAME = 28
+LARGE_PNG = 400_000  # bytes
 
 
 def described(figure: Figure, alternative: str) -> Figure:
@@ -28,14 +29,25 @@ def described(figure: Figure, alternative: str) -> Figure:
     return figure
 
 
-def show(figure: Figure) -> None:
-    """Display a figure as a PNG of double resolution with its text alternative, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight")
-    data = buffer.getvalue()
-    plt.close(figure)
+def show(figure: Figure | None) -> None:
+    """Display a figure in double resolution with its text alternative, and close it; a gallery of nothing is None.
+
+    As PNG, or as JPEG where PNG takes more than LARGE_PNG bytes, which only photographs do.
+    """
+    if figure is None:
+        return
+    data = _rendered(figure, format="png")
     width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
+    if len(data) > LARGE_PNG:
+        data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 85})
+    plt.close(figure)
     display(Image(data=data, alt=figure.alternative, width=width))
+
+
+def _rendered(figure: Figure, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=200, bbox_inches="tight", **options)
+    return buffer.getvalue()
 
 
 def save_thumbnail(figure: Figure, path: Path) -> None:
