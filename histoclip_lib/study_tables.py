@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +16,22 @@ from histoclip_lib.studies import Finished
 from histoclip_lib.uncertainty import compare, evaluate
 
 AS_REPORTED = "as reported"
+HEAD_STUDY = Path(__file__).parent / "assets" / "head_study.json"
+
+
+def head_study() -> pd.DataFrame:
+    """Return the table by which the head's defaults were chosen, as `benchmarks/head_study.py` wrote it.
+
+    Returns
+    -------
+    DataFrame
+        One line for each choice made otherwise, and columns `data set, metric`; cross-validated inside training parts.
+    """
+    lines = pd.read_json(HEAD_STUDY)
+    columns = [f"{data}, {metric}" for data in lines["data"].unique() for metric in ("mAcc", "mAP", "cross-entropy")]
+    wide = lines.pivot(index="choice", columns="data", values=["mAcc", "mAP", "cross-entropy"])
+    wide.columns = [f"{data}, {metric}" for metric, data in wide.columns]
+    return wide.loc[lines["choice"].unique(), columns].map("{:.3f}".format).rename_axis(None)
 
 
 def of_purpose(finished: list[Finished], purpose: str) -> list[Finished]:

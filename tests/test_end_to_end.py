@@ -19,10 +19,13 @@ from histoclip_lib.runs import PRODUCTS, STEPS
 
 REPOSITORY = Path(__file__).parents[1]
 ROWS = {
-    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe",
-    "histoclip_global", "histoclip_patch",
+    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe", "knn",
+    "mlp", "histoclip_text_free", "histoclip_global", "histoclip_patch",
 }  # fmt: skip
-SMALL = {"n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3}
+SMALL = {
+    "n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3, "wordings": 3, "seeds": [0, 1],
+    "draws": 1,
+}  # fmt: skip
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +92,39 @@ def test_metrics_can_be_computed_again_from_the_predictions(run_folder):
         )
 
 
+def test_every_headline_has_its_interval(run_folder):
+    rows = json.loads((run_folder / "metrics.json").read_text())["rows"]
+    for row in rows.values():
+        for metric in ("mAP", "macro_f1", "micro_f1", "auroc", "exact_match"):
+            low, high = row[f"{metric}_ci"]
+            assert low <= high
+
+
+def test_studies_hold_every_question_and_each_predicts_whole_patches(run_folder):
+    studies = pd.read_parquet(run_folder / "studies.parquet")
+    assert set(studies["purpose"]) == {"row", "seed", "fold", "split", "design", "size"}
+    assert studies["score"].between(0, 1).all()
+    split = pd.read_csv(run_folder / "split.csv", index_col="file")["split"]
+    by_purpose = {purpose: set(part["file"]) for purpose, part in studies.groupby("purpose", observed=True)}
+    assert by_purpose["fold"] == set(split.index[split == "train"])
+    assert by_purpose["row"] == by_purpose["design"] == by_purpose["size"] == set(split.index[split == "val"])
+
+
+def test_model_card_says_what_a_user_must_know(run_folder):
+    card = (run_folder / "model_card.md").read_text()
+    for words in ("Not for diagnosis", "is not CLIP", "Linear probe", "tumor", "No tissue"):
+        assert words in card
+
+
+def test_pages_answer_whether_it_is_better_and_leave_no_warning(run_folder):
+    text = (run_folder / "04_evaluate.html").read_text()
+    for words in ("the linear probe on the same features", "permutation", "near-duplicate", "Model details"):
+        assert words in text
+    for step in STEPS:
+        assert "Warning" not in (run_folder / f"{step}.html").read_text(), step
+        assert (run_folder / f"{step}.html").stat().st_size < 4_000_000
+
+
 def test_no_patient_is_on_both_sides(run_folder):
     split = pd.read_csv(run_folder / "split.csv")
     assert (split.groupby("group")["split"].nunique() == 1).all()
@@ -112,6 +148,8 @@ def test_second_run_executes_nothing_again(workplace, run_folder):
 def test_notebook_runs_alone_under_papermill(workplace, run_folder):
     """03_train with the same parameters in another reports folder ends with the very same head."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cache")}
+    (workplace / "alone" / "demo").mkdir(parents=True)
+    shutil.copyfile(run_folder / "zero_shot.parquet", workplace / "alone" / "demo" / "zero_shot.parquet")
     subprocess.run(
         [
             *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
