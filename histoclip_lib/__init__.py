@@ -8,7 +8,7 @@ The modules in the order in which data flows; each imports only from those befor
     datasets.pannuke_arrays, datasets.pannuke_parquet, datasets.pannuke: PanNuke in its layouts
     datasets.painting, datasets.tissue, datasets.synthetic: procedural H&E
     datasets: one function that loads any of them
-    lite0_minilm, clip: the frozen encoder
+    lite0_minilm, onnx_trunk, clip: the frozen encoder
     features: encoded once, cached
     prompts: classes as text
     metrics: mAcc and its company

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import open_clip
@@ -16,7 +17,9 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from histoclip_lib import lite0_minilm
+from histoclip_lib.cache import cache_dir
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.onnx_trunk import onnx_trunk
 
 PRECISIONS = ("auto", "fp32", "amp")
 SCHEMAS = ("hf-hub:", "local-dir:")
@@ -94,8 +97,17 @@ class CLIP:
         """
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with self.autocast():
-            pooled, tokens = image_features(self.model.visual, images)
+            pooled, tokens = image_features(self.model.visual, images, self.fast_trunk)
         return pooled.float(), tokens.float()
+
+    @cached_property
+    def fast_trunk(self) -> Callable | None:
+        """The trunk of a convolutional tower through ONNX Runtime, on a CPU in float32 where that is installed."""
+        visual = self.model.visual
+        if self.device.type != "cpu" or self.amp_dtype is not None or not isinstance(visual, TimmModel):
+            return None
+        side = self.preprocess_cfg.size
+        return onnx_trunk(visual.trunk, (side, side) if isinstance(side, int) else tuple(side), cache_dir() / "onnx")
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str], batch_size: int = 256) -> torch.Tensor:
@@ -242,7 +254,9 @@ def _files_needed(backbone: str, pretrained: str) -> str:
     return f"{weights} and the tokenizer of {tokenizer}" if tokenizer else weights
 
 
-def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def image_features(
+    visual: nn.Module, images: torch.Tensor, trunk: Callable | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run an open_clip image tower once, for the pooled embedding and the projected patch tokens.
 
     A patch token is projected as the tower would project an image that consists of this token alone: the tower's own
@@ -256,6 +270,8 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
         `model.visual` of an open_clip model.
     images : tensor of shape (B, 3, S, S)
         Preprocessed.
+    trunk : callable, optional
+        Computes the feature map in place of a timm tower's own `forward_features`.
 
     Returns
     -------
@@ -275,7 +291,7 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
         pool = visual.attnpool
         return pool(feature_map), pool.c_proj(pool.v_proj(feature_map.flatten(2).transpose(1, 2)))
     if isinstance(visual, TimmModel):
-        hidden = visual.trunk.forward_features(images)
+        hidden = (trunk or visual.trunk.forward_features)(images)
         pooled = visual.head(visual.trunk.forward_head(hidden))
         if hidden.ndim == 4:  # (B, C, h, w), or (B, h, w, C) in towers that say so
             if getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":

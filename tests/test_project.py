@@ -85,6 +85,7 @@ def test_conda_and_pip_install_the_same():
     wanted = [
         *project["dependencies"],
         *project["optional-dependencies"]["offline"],
+        *project["optional-dependencies"]["cpu"],
         *project["optional-dependencies"]["dev"],
     ]
     assert pip == wanted
