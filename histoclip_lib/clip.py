@@ -15,6 +15,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import nn
+from torchvision.transforms import Compose, PILToTensor
 
 from histoclip_lib import lite0_minilm
 from histoclip_lib.cache import cache_dir
@@ -57,6 +58,15 @@ class CLIP:
     def preprocess(self) -> Callable:
         """From a PIL image to a float tensor (3, S, S), as the encoder wants it."""
         return open_clip.transform.image_transform_v2(self.preprocess_cfg, is_train=False)
+
+    @property
+    def resize(self) -> Callable:
+        """From a PIL image to a uint8 tensor (3, S, S): `preprocess` without what `normalize` does."""
+        return Compose([*self.preprocess.transforms[:-2], PILToTensor()])
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Move uint8 images (B, 3, S, S) to the device and normalise them there, as the last steps of `preprocess`."""
+        return self.preprocess.transforms[-1](images.to(self.device, non_blocking=True).float().div(255))
 
     @property
     def is_clip(self) -> bool:

@@ -211,17 +211,17 @@ def _rows_of(shard: int, n_rows: int) -> range:
     return range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, n_rows))
 
 
-class _Preprocessed(Dataset):
-    """Patches as the encoder wants them, made in worker processes."""
+class _Resized(Dataset):
+    """Patches in the encoder's size, decoded and resized in worker processes; they travel as uint8."""
 
     def __init__(self, dataset: PatchDataset, rows: list[int], clip: CLIP) -> None:
-        self.dataset, self.rows, self.preprocess = dataset, rows, clip.preprocess
+        self.dataset, self.rows, self.resize = dataset, rows, clip.resize
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.preprocess(Image.fromarray(self.dataset.image(self.rows[index])))
+        return self.resize(Image.fromarray(self.dataset.image(self.rows[index])))
 
 
 def _encode_missing(
@@ -235,7 +235,7 @@ def _encode_missing(
     progress: bool,
 ) -> None:
     loader = DataLoader(
-        _Preprocessed(dataset, rows, clip), batch_size, num_workers=workers, pin_memory=clip.device.type == "cuda"
+        _Resized(dataset, rows, clip), batch_size, num_workers=workers, pin_memory=clip.device.type == "cuda"
     )
     bar = tqdm(total=len(rows), desc=f"encoding with {clip.backbone}", unit="patch", disable=not progress)
     encoded = _encoded_rows(clip, loader, views, bar)
@@ -249,7 +249,7 @@ def _encode_missing(
 def _encoded_rows(clip: CLIP, loader: DataLoader, views: int, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the pooled features (V, d) and tokens (V, L, d) of one patch after the other."""
     for images in loader:
-        images = images.to(clip.device, non_blocking=True)
+        images = clip.normalize(images)
         pooled, tokens = zip(*(clip.encode_images(view_of(images, view)) for view in range(views)), strict=True)
         yield from zip(
             torch.stack(pooled, dim=1).cpu().numpy(), torch.stack(tokens, dim=1).half().cpu().numpy(), strict=True

@@ -44,8 +44,8 @@ def onnx_trunk(trunk: nn.Module, size: tuple[int, int], folder: Path) -> Callabl
     example = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = trunk.forward_features(example)
-    if expected.ndim != 4:
-        return None
+    if expected.ndim != 4 or getattr(trunk, "output_fmt", "NCHW") != "NCHW":
+        return None  # a transformer: PyTorch's own kernels are as fast
     path = folder / f"{_digest(trunk, size)}.onnx"
     try:
         run = _session(path) if path.is_file() else None

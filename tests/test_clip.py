@@ -381,3 +381,13 @@ def test_fingerprint_is_the_same_in_another_process(local_dir, lite0):
         [sys.executable, "-c", script, local_dir, "lite0-minilm"], capture_output=True, text=True, check=True
     ).stdout
     assert printed.split() == [load_clip(local_dir, device="cpu").fingerprint(), lite0.fingerprint()]
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("size", [(40, 50), (32, 32)])
+def test_resize_and_normalize_are_preprocess_in_two_steps(mode, size):
+    clip = replace(tiny_clip("vit"), preprocess_cfg=PreprocessCfg(size=32, resize_mode=mode))
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    resized = clip.resize(Image.fromarray(pixels))
+    assert resized.dtype == torch.uint8
+    assert torch.equal(clip.normalize(resized[None])[0], clip.preprocess(Image.fromarray(pixels)))

@@ -91,7 +91,7 @@ def test_trunk_that_cannot_be_exported_is_left_to_pytorch(trunk, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet", "timm_vit"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm_vit", "timm_channels_last"])
 def test_only_convolutional_trunks_of_timm_are_exported(kind):
     assert tiny_clip(kind).fast_trunk is None
 
