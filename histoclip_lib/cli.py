@@ -1,4 +1,4 @@
-"""The command line: `histoclip run` and `histoclip check`."""
+"""The command line: `histoclip run`, `histoclip check` and `histoclip cache`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from histoclip_lib.cache import cache_dir, cached_features
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import resolve
 from histoclip_lib.params import read_params, read_schema
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Score, train and report HistoCLIP on a data set. Start with: histoclip run params/demo.yaml",
 )
+MIB = 2**20
 console = Console(stderr=True, highlight=False, emoji=False)
 
 ParamFiles = Annotated[list[Path], typer.Argument(help="Parameter files, such as params/demo.yaml.", metavar="PARAMS")]
@@ -91,6 +93,29 @@ def check(
         classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))
         typer.echo(f"{path}: {len(patches)} patches ({len(train)} train, {len(val)} validation); {classes}")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def cache(
+    prune: Annotated[
+        float | None, typer.Option(help="Remove features that were not used for so many days; 0 removes all.", min=0)
+    ] = None,
+) -> None:
+    """List the cached features, how large they are and when they were last used; remove old ones with --prune."""
+    folder = cache_dir()
+    entries = cached_features(folder)
+    table = Table("backbone", "weights", "data set", "views", "patches", "MiB", "last used", title=escape(str(folder)))
+    for entry in entries:
+        old = prune is not None and entry.idle >= prune
+        if old:
+            entry.remove()
+        used = "removed" if old else f"{entry.idle:.0f} days ago" if entry.idle >= 1 else "today"
+        texts = (entry.backbone, entry.pretrained, entry.dataset, entry.views, entry.patches, f"{entry.size / MIB:.0f}")
+        table.add_row(*(escape(str(text)) for text in texts), used)
+    if entries:
+        Console(highlight=False, emoji=False).print(table)
+    else:
+        typer.echo(f"{folder} holds no features.")
 
 
 def _checked(params: list[Path], debug: bool) -> tuple[dict, list[dict[str, object]]]:

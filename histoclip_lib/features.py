@@ -7,6 +7,7 @@ interrupted encode goes on with the shards that are missing. Its `.json` is writ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -173,6 +174,9 @@ def encode_dataset(
         _require_writable(folder)
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         _encode_missing(clip, dataset, views, batch_size, workers, [(n, shards[n]) for n in missing], rows, progress)
+    for shard in shards:
+        with contextlib.suppress(OSError):  # a cache that others own can still be read
+            shard.with_suffix(".json").touch()  # when it was last used
     return ImageFeatures(
         pooled=Shards([np.load(shard.with_suffix(".pooled.npy"), mmap_mode="r") for shard in shards]),
         tokens=Shards([np.load(shard.with_suffix(".tokens.npy"), mmap_mode="r") for shard in shards]),

@@ -45,7 +45,7 @@ def onnx_trunk(trunk: nn.Module, size: tuple[int, int], folder: Path) -> Callabl
     with torch.inference_mode():
         expected = trunk.forward_features(example)
     if expected.ndim != 4 or getattr(trunk, "output_fmt", "NCHW") != "NCHW":
-        return None  # a transformer: PyTorch's own kernels are as fast
+        return None  # a transformer, left to PyTorch
     path = folder / f"{_digest(trunk, size)}.onnx"
     try:
         run = _session(path) if path.is_file() else None

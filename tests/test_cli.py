@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,51 @@ def test_a_traceback_is_shown_with_debug_only(write, tmp_path, debug):
     assert finished.returncode == 1
     assert ("Traceback" in finished.stderr) is debug
     assert "labels.csv was not found" in finished.stderr
+
+
+# The cache
+
+
+def put_shard(folder, name, dataset="made", patches=3, days=0.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("pooled", "tokens"):
+        (folder / f"{name}.{kind}.npy").write_bytes(b"x" * 2**20)
+    about = {"backbone": "b[red]", "pretrained": "", "dataset": dataset, "pooled": [patches, 8, 4], "bytes": 2**21}
+    marker = folder / f"{name}.json"
+    marker.write_text(json.dumps(about))
+    then = time.time() - days * 86400
+    os.utime(marker, (then, then))
+
+
+def test_cache_lists_each_data_set_with_its_size_and_age(invoke, tmp_path):
+    folder = tmp_path / "cache" / "features" / "encoder"
+    put_shard(folder, "a", patches=256)
+    put_shard(folder, "b", patches=4)
+    put_shard(folder, "c", "other", days=5.2)
+    result = invoke("cache")
+    lines = [re.split(r"\s*│\s*", line.strip("│ ")) for line in result.stdout.splitlines() if "│" in line]
+    assert ["b[red]", "", "made", "8", "260", "4", "today"] in lines
+    assert ["b[red]", "", "other", "8", "3", "2", "5 days ago"] in lines
+
+
+def test_empty_cache_says_so(invoke, tmp_path):
+    result = invoke("cache")
+    assert result.exit_code == 0
+    assert "holds no features" in result.stdout
+
+
+def test_prune_removes_what_was_not_used_and_nothing_else(invoke, tmp_path):
+    folder = tmp_path / "cache" / "features" / "encoder"
+    put_shard(folder, "new", days=2)
+    put_shard(folder, "old", "other", days=20)
+    (folder / "half.pooled.npy").write_bytes(b"being written")
+    assert "removed" in invoke("cache", "--prune", "10").stdout
+    assert {path.name for path in folder.iterdir()} == {
+        "new.json",
+        "new.pooled.npy",
+        "new.tokens.npy",
+        "half.pooled.npy",
+    }
+    invoke("cache", "--prune", "0")
+    assert {path.name for path in folder.iterdir()} == {"half.pooled.npy"}
+    assert invoke("cache", "--prune", "-1").exit_code == 2

@@ -1,0 +1,130 @@
+"""Encoding patches once: ours against the plain open_clip loop, and against the bare forward pass.
+
+    python benchmarks/encode.py                      # all three backbones; some minutes on two cores
+    python benchmarks/encode.py --backbones default  # the offline default alone
+    python benchmarks/encode.py --json encode.json
+
+The plain loop is what zero-shot scripts do: open_clip's transform in a DataLoader, `encode_image` on each batch. The
+bare forward has its images ready as tensors and makes pooled features and tokens as ours does: the limit. ViTs have
+random weights, which cost what trained ones do. The contenders take turns; medians of several rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from histoclip_lib.clip import CLIP, load_clip
+from histoclip_lib.datasets import load_dataset
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.features import encode_dataset
+
+BACKBONES = {"default": ("lite0-minilm", 512), "ViT-B/16": ("ViT-B-16", 64), "ViT-L/14": ("ViT-L-14", 16)}
+BATCH = 32
+WORKERS = 2
+
+
+class Transformed(Dataset):
+    """Patches through open_clip's transform, as CLIP_benchmark and others load them."""
+
+    def __init__(self, patches: PatchDataset, transform: Callable) -> None:
+        self.patches, self.transform = patches, transform
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.fromarray(self.patches.image(index)))
+
+
+def build(name: str, device: str) -> CLIP:
+    """Return the offline default, or a ViT with random weights."""
+    if name == "lite0-minilm":
+        return load_clip(name, device=device)
+    model = open_clip.create_model(name)
+    config = open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    clip = replace(load_clip(device=device), preprocess_cfg=config, backbone=f"{name}, random weights")
+    model.to(clip.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return replace(clip, model=model, tokenizer=open_clip.get_tokenizer(name))
+
+
+@torch.inference_mode()
+def plain_loop(clip: CLIP, model: torch.nn.Module, patches: PatchDataset) -> None:
+    """Encode as a zero-shot script does."""
+    loader = DataLoader(
+        Transformed(patches, clip.preprocess), BATCH, num_workers=WORKERS, pin_memory=clip.device.type == "cuda"
+    )
+    for images in loader:
+        with clip.autocast():
+            model.encode_image(images.to(clip.device)).float().cpu()
+
+
+def compare(name: str, count: int, rounds: int, device: str) -> dict:
+    """Time the three contenders in turn."""
+    clip = build(name, device)
+    plain_model = build(name, device).model.to(memory_format=torch.contiguous_format)
+    patches = load_dataset("synthetic", n_patches=600)
+    patches = replace(patches, files=patches.files[:count], labels=patches.labels[:count])
+    ready = [
+        torch.stack(
+            [clip.preprocess(Image.fromarray(patches.image(row))) for row in range(start, min(start + BATCH, count))]
+        )
+        for start in range(0, count, BATCH)
+    ]
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as cache:
+            encode_dataset(clip, patches, 1, BATCH, WORKERS, Path(cache), progress=False)
+
+    def bare() -> None:
+        for images in ready:
+            clip.encode_images(images)
+        if clip.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    contenders = {"ours": ours, "plain loop": lambda: plain_loop(clip, plain_model, patches), "bare forward": bare}
+    times: dict[str, list[float]] = {contender: [] for contender in contenders}
+    bare()  # exports the trunk, warms up
+    for _ in range(rounds):
+        for contender, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            times[contender].append(time.perf_counter() - start)
+    speed = {contender: count / statistics.median(values) for contender, values in times.items()}
+    return {
+        "ours / plain loop": speed["ours"] / speed["plain loop"],
+        "ours / bare forward": speed["ours"] / speed["bare forward"],
+        **{f"{contender}, images/s": value for contender, value in speed.items()},
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = {name: compare(*BACKBONES[name], arguments.rounds, arguments.device) for name in arguments.backbones}
+    keys = list(next(iter(rows.values())))
+    print(f"{'backbone':<12}" + "".join(f"{key:>26}" for key in keys))
+    for name, row in rows.items():
+        print(f"{name:<12}" + "".join(f"{row[key]:>26.2f}" for key in keys))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
