@@ -41,10 +41,10 @@ class Transformed(Dataset):
     def __init__(self, patches: PatchDataset, transform: Callable) -> None:
         self.patches, self.transform = patches, transform
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # noqa: D105
         return len(self.patches)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:  # noqa: D105
         return self.transform(Image.fromarray(self.patches.image(index)))
 
 
@@ -76,20 +76,15 @@ def compare(name: str, count: int, rounds: int, device: str) -> dict:
     plain_model = build(name, device).model.to(memory_format=torch.contiguous_format)
     patches = load_dataset("synthetic", n_patches=600)
     patches = replace(patches, files=patches.files[:count], labels=patches.labels[:count])
-    ready = [
-        torch.stack(
-            [clip.preprocess(Image.fromarray(patches.image(row))) for row in range(start, min(start + BATCH, count))]
-        )
-        for start in range(0, count, BATCH)
-    ]
+    images = torch.stack([clip.preprocess(Image.fromarray(patches.image(row))) for row in range(count)])
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as cache:
             encode_dataset(clip, patches, 1, BATCH, WORKERS, Path(cache), progress=False)
 
     def bare() -> None:
-        for images in ready:
-            clip.encode_images(images)
+        for batch in images.split(BATCH):
+            clip.encode_images(batch)
         if clip.device.type == "cuda":
             torch.cuda.synchronize()
 
