@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,11 @@ def write_folder():
         return root
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    """Close what a test drew."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

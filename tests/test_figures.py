@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import HOSTILE, draw
 from IPython.display import Image as ShownImage
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -12,7 +13,6 @@ from histoclip_lib.confusion import confusion, predicted_when_missed
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.metrics import from_probabilities
 
-HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
 PLAIN = ["tumor", "stroma", "lymphocyte", "necrosis"]
 
 
@@ -39,19 +39,6 @@ def case(classes):
     files = [f"{i}$_{classes[0]}" for i in range(12)]
     patches = PatchDataset("made", classes, files, labels, Source(), has_masks=True)
     return patches, generator.random((12, 4))
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
-
-
-def draw(figure):
-    """Render a figure as `show` would and return its alternative."""
-    figure.savefig(io.BytesIO(), format="png", dpi=40, bbox_inches="tight")
-    assert len(figure.alternative) > 20
-    return figure.alternative
 
 
 def test_data_figures_draw_and_say_the_numbers(case):

@@ -1,8 +1,6 @@
-import io
-
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from drawing import HOSTILE, draw
 
 from histoclip_lib import figures, galleries
 from histoclip_lib.attention import enlarge
@@ -10,7 +8,6 @@ from histoclip_lib.attention_scores import best_and_worst, class_means, score_ma
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.reference_maps import MAP_LABELS
 
-HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
 PLAIN = ["tumor", "stroma", "lymphocyte", "necrosis"]
 
 
@@ -22,12 +19,6 @@ class Source:
         mask = np.zeros((40, 48), dtype=np.uint8)
         mask[:20, :24], mask[20:, 24:] = 1, 2
         return mask
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(params=[PLAIN, HOSTILE, PLAIN[:2], PLAIN + HOSTILE * 3], ids=["plain", "hostile", "two", "sixteen"])
@@ -43,11 +34,6 @@ def case(request):
     patches = PatchDataset("made", classes, [f"{i}$_.png" for i in range(10)], labels, Source(), has_masks=True)
     maps = {name: generator.random((10, len(classes), 5, 5)).astype(np.float32) for name in MAP_LABELS}
     return patches, maps, score_maps(maps, patches, np.arange(10))
-
-
-def draw(figure):
-    figure.savefig(io.BytesIO(), format="png", dpi=40, bbox_inches="tight")
-    return figure.alternative
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

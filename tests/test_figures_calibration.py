@@ -1,8 +1,6 @@
-import io
-
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from drawing import HOSTILE, draw
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
@@ -10,21 +8,8 @@ from histoclip_lib import figures
 from histoclip_lib.calibration import expected_calibration_error, fit_calibration
 from histoclip_lib.metrics import Predictions, from_probabilities
 
-HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
 NAMES = {"linear_probe": "Linear probe", "histoclip_patch": "HistoCLIP, patch keys", "top_k": "Zero-shot: Top-k"}
 WIDEST = 8.0  # inches; a page is 7.2 wide at 100 dpi
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
-
-
-def draw(figure):
-    """Render a figure as `show` would and return its alternative."""
-    figure.savefig(io.BytesIO(), format="png", dpi=40, bbox_inches="tight")
-    return figure.alternative
 
 
 def case(n_classes, n_patches=60):

@@ -1,25 +1,9 @@
-import io
-
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from drawing import HOSTILE, draw
 
 from histoclip_lib import figures
 from histoclip_lib.confusion import co_occurrence_bias, errors_by_group, errors_by_label_set, multilabel_confusion
-
-HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
-
-
-def draw(figure):
-    """Render a figure as `show` would and return its alternative."""
-    figure.savefig(io.BytesIO(), format="png", dpi=40, bbox_inches="tight")
-    return figure.alternative
 
 
 def case(n_classes, n_patches=200):

@@ -1,27 +1,14 @@
 """Pictures of the rows: what they draw, and what their text alternatives say."""
 
-import io
-
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import draw
 from matplotlib import colors
-from matplotlib import pyplot as plt
 
 from histoclip_lib import figures
 from histoclip_lib.figures.base import CLASS_COLOURS
 from histoclip_lib.results import ROW_LABELS
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
-
-
-def draw(figure):
-    figure.savefig(io.BytesIO(), format="png", dpi=40, bbox_inches="tight")
-    return figure.alternative
 
 
 def scored(k=0):

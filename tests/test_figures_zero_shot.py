@@ -5,19 +5,12 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from PIL import Image
 
 from histoclip_lib import figures
 from histoclip_lib.prompt_sensitivity import AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS
 
 COLUMNS = ["strategy", "kind", "prompt", "mAcc", "mAP"]
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def width_of(figure):

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from drawing import HOSTILE, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import pyplot as plt
 from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -26,8 +26,6 @@ from histoclip_lib.leakage import (
     nearest_training_patches,
     pixel_correlation,
 )
-
-HOSTILE = ["$x^{$", "<script>alert(1)</script>", "一" * 200, "a&b\nc"]
 
 
 def jpeg(image, quality):
@@ -331,12 +329,6 @@ def test_table_lists_the_worst_pairs_first(leaky):
     assert list(table["same labels"][:3]) == ["no", "yes", "yes"]
     assert list(table["same group"][:3]) == ["yes", "yes", "no"]
     assert list(table.index) == [1, 2, 3, 4]
-
-
-def draw(figure):
-    figure.savefig(io.BytesIO(), format="png", dpi=40, bbox_inches="tight")
-    plt.close(figure)
-    return figure.alternative
 
 
 def test_histogram_says_the_quartiles_and_marks_the_threshold(leaky):
