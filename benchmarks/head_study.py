@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import log_loss
 
-from histoclip_lib import cmm, training
+from histoclip_lib import cmm
 from histoclip_lib.baselines import fit_linear_probe
 from histoclip_lib.clip import load_clip
 from histoclip_lib.datasets import load_dataset, split_dataset
@@ -43,7 +43,7 @@ class Choice:
     name: str
     head: dict[str, object] = field(default_factory=dict)
     training: dict[str, object] = field(default_factory=dict)
-    constants: dict[str, float] = field(default_factory=dict)  # "module.NAME": value
+    constants: dict[str, float] = field(default_factory=dict)  # of the module cmm
     left_out: tuple[str, ...] = ()  # methods of CMMLayer that do nothing
     kind: str = "patch"
 
@@ -52,22 +52,19 @@ CHOICES = (
     Choice("as chosen"),
     Choice("hidden units not dealt out to the classes", left_out=("deal_out_units",)),
     Choice("projections start at random, not as the identity", left_out=("start_from_similarity",)),
-    Choice("shared parts at full pace", constants={"training.SLOW_PACE": 1.0}),
-    Choice("shared parts fixed", constants={"training.SLOW_PACE": 0.0}),
-    Choice("query scale 1", constants={"cmm.QUERY_SCALE": 1.0}),
-    Choice("query scale 5", constants={"cmm.QUERY_SCALE": 5.0}),
+    Choice("query scale 5", constants={"QUERY_SCALE": 5.0}),
     Choice("all tokens in every step", training={"token_dropout": 0.0}),
     Choice("no mixup", training={"mixup": 0.0}),
-    Choice("dropout 0.5", head={"dropout": 0.5}),
     Choice("weight decay 1", training={"weight_decay": 1.0}),
+    Choice("weight decay 75", training={"weight_decay": 75.0}),
     Choice("learning rate 3e-4", training={"learning_rate": 3e-4}),
     Choice("50 epochs", training={"epochs": 50}),
     Choice("200 epochs", training={"epochs": 200}),
     Choice("one global key", kind="global"),
     Choice(
         "none of it: 100 epochs at 3e-4, plain head",
-        training={"learning_rate": 3e-4, "token_dropout": 0.0, "mixup": 0.0},
-        constants={"training.SLOW_PACE": 1.0, "cmm.QUERY_SCALE": 1.0},
+        training={"learning_rate": 3e-4, "token_dropout": 0.0, "mixup": 0.0, "weight_decay": 1.0},
+        constants={"QUERY_SCALE": 1.0},
         left_out=("deal_out_units", "start_from_similarity"),
     ),
 )
@@ -76,11 +73,9 @@ CHOICES = (
 def predict_fold(choice, embeddings, features, labels, fit, held_out):
     """Train on one fold's patches and return the probabilities of the others."""
     torch.set_num_threads(1)
-    modules = {"training": training, "cmm": cmm}
     with ExitStack() as changes:
         for name, value in choice.constants.items():
-            module, constant = name.split(".")
-            changes.enter_context(patch.object(modules[module], constant, value))
+            changes.enter_context(patch.object(cmm, name, value))
         for method in choice.left_out:
             changes.enter_context(patch.object(cmm.CMMLayer, method, lambda *arguments: None))
         reader = FeatureReader(features.of_kind(choice.kind), torch.device("cpu"), share=8)

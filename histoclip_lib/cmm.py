@@ -187,20 +187,6 @@ class CMM(nn.Module):
         """
         return self.class_embeddings.unsqueeze(0) * (QUERY_SCALE * self.class_embeddings.shape[1] ** 0.5)
 
-    def slow_parts(self) -> list[torch.Tensor]:
-        """Return what all classes share and training should change slowly, as views of the weights.
-
-        These are the self-attention and the value and output projections, which start as the identity, for eq. (3)
-        has none. At full pace one map shared by all classes is fitted before the units of each class are, and the
-        head overfits; the query and key projections decide where to look and are not slowed down.
-        """
-        parts = []
-        for layer in self.layers:
-            cross, width = layer.multihead_attn, self.class_embeddings.shape[1]
-            parts += [cross.in_proj_weight[2 * width :], cross.in_proj_bias[2 * width :]]
-            parts += [*cross.out_proj.parameters(), *layer.self_attn.parameters()]
-        return [part.detach() for part in parts]
-
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images.
 

@@ -55,10 +55,6 @@ class MLP(nn.Module):
         self.token_mean.copy_(flat.mean(dim=0))
         self.token_scale.copy_((flat - self.token_mean).square().mean().sqrt().clamp_min(1e-6))
 
-    def slow_parts(self) -> list[torch.Tensor]:
-        """Return nothing: all of it learns at full pace."""
-        return []
-
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Score images: from pooled features (B, 1, d) to logits (B, N); there is no attention."""
         features = (tokens.squeeze(1).to(self.token_mean.dtype) - self.token_mean) / self.token_scale

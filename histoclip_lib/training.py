@@ -24,7 +24,6 @@ EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
 CHECKPOINT_EVERY = 25  # epochs
 KINDS = ("global", "patch")
-SLOW_PACE = 0.1  # of the learning rate
 SCALE_ROWS = 512  # training patches, spread over all, from which mean and scale of the features are taken
 
 
@@ -37,10 +36,10 @@ class TrainingOptions:
     epochs, warmup_epochs : int
         Passes over the training part, and how many of them raise the learning rate linearly from zero.
     learning_rate : float
-        Its highest value; after the warm-up it falls to zero along a cosine. What the classes share (`CMM.slow_parts`)
-        learns at a tenth of it.
+        Its highest value; after the warm-up it falls to zero along a cosine.
     weight_decay : float
-        Of AdamW, on matrices only.
+        Of AdamW, on matrices only, normalised: applied is `weight_decay * sqrt(batch_size / (T * epochs))` for T
+        training patches, so that one value serves few patches and many (Loshchilov and Hutter 2019, appendix B.1).
     batch_size : int
         Patches in one step.
     token_dropout : float
@@ -56,7 +55,7 @@ class TrainingOptions:
     epochs: int = 100
     warmup_epochs: int = 5
     learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    weight_decay: float = 25.0
     batch_size: int = 64
     token_dropout: float = 0.75
     mixup: float = 0.3
@@ -132,7 +131,7 @@ def train_head(
     """
     device = reader.device
     head.to(device).train()
-    optimizer = _optimizer(head, options)
+    optimizer = _optimizer(head, options, len(train))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     targets = torch.from_numpy(labels.astype(np.float32)).to(device)
     identity = training_identity(head, reader.n_views, labels, train, asdict(options))
@@ -161,7 +160,8 @@ def train_head(
             loss = functional.binary_cross_entropy_with_logits(logits.float(), truth)  # eq. (5)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
-            _step(head, optimizer, scaler)
+            scaler.step(optimizer)
+            scaler.update()
             losses.append(loss.detach() * len(rows))
         mean_loss = (torch.stack(losses).sum() / len(train)).item()
         if not math.isfinite(mean_loss):
@@ -315,21 +315,12 @@ def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val:
     }
 
 
-def _optimizer(head: CMM | MLP, options: TrainingOptions) -> torch.optim.AdamW:
+def _optimizer(head: CMM | MLP, options: TrainingOptions, n_train: int) -> torch.optim.AdamW:
+    decay = options.weight_decay * math.sqrt(options.batch_size / (n_train * options.epochs))
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": matrices, "weight_decay": decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
-
-
-@torch.no_grad()
-def _step(head: CMM | MLP, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler) -> None:
-    """Make one step, in which the head's slow parts go SLOW_PACE of their way."""
-    before = [part.clone() for part in head.slow_parts()]
-    scaler.step(optimizer)
-    scaler.update()
-    for part, start in zip(head.slow_parts(), before, strict=True):
-        part.lerp_(start, 1 - SLOW_PACE)

@@ -45,7 +45,7 @@ prompts_file: str = ""  # YAML file with your own class names, synonyms, templat
 epochs: int = 100  # passes over the training part; the paper's 800 overfit a few hundred patches
 warmup_epochs: int = 5  # of these, with a rising learning rate
 learning_rate: float = 1e-3  # highest learning rate
-weight_decay: float = 0.05  # of AdamW
+weight_decay: float = 25.0  # of AdamW, normalised: times the root of batch_size / (training patches * epochs)
 batch_size: int = 64  # patches in one training step
 heads: int = 8  # attention heads
 layers: int = 1  # decoder layers
@@ -115,9 +115,9 @@ results.last_and_best(history)
 #
 # - **Hidden units dealt out.** Eq. (4) reads all classes out alike, so only which units of the feed-forward network are
 #   on tells them apart. Each class starts with units of its own; with random units the classes pull at the same ones.
-# - **Projections start as the identity**, which is eq. (3) as written. Those that all classes share (values, output,
-#   self-attention) learn at a tenth of the rate.
-# - **Token dropout and mixup.** A step sees a quarter of a patch's tokens, and patches mixed in pairs.
+# - **Projections start as the identity**, which is eq. (3) as written.
+# - **Token dropout, mixup and weight decay.** A step sees a quarter of a patch's tokens, and patches mixed in pairs;
+#   weights are drawn towards 0.
 # - **Views.** One of the flips and rotations is drawn for each patch and epoch; a prediction is the mean over them.
 # - **Features** are centred and divided by one number; class queries are scaled by twice the square root of their width.
 #
