@@ -123,7 +123,8 @@ results.last_and_best(history)
 # - **Views.** One of the flips and rotations is drawn for each patch and epoch; a prediction is the mean over them.
 # - **Features** are centred and divided by one number; class queries are scaled by twice the square root of their width.
 #
-# Each line changes one thing (four folds by group; differences below about 0.01 are within chance).
+# Each line changes one thing (four folds by group; differences below about 0.01 are within chance). The last line is the
+# linear probe on the same folds, ahead or not.
 # `benchmarks/head_study.py` makes the table again.
 
 # %%

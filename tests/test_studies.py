@@ -1,5 +1,6 @@
 """Studies: which are planned, that each fits what it says, and that a killed run goes on with the missing ones."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -319,3 +320,13 @@ def test_size_frame_ends_with_the_whole_training_part(case, scores):
         frame["mAcc"].iloc[3]
         == point_metrics(case.patches.labels[case.val], rows["histoclip_patch"], ["a", "b"])["mAcc"]
     )
+
+
+def test_the_study_of_the_head_is_shown_whole():
+    table = study_tables.head_study()
+    assert table.index[0] == "as chosen"
+    assert table.index[-1] == "linear probe"
+    assert (table.map(float) > 0).all(axis=None)
+    lines = json.loads(study_tables.HEAD_STUDY.read_text())
+    [line] = [line for line in lines if line["choice"] == "no mixup" and line["data"] == "synthetic H&E"]
+    assert table.loc["no mixup", "synthetic H&E, mAP"] == f"{line['mAP']:.3f}"
