@@ -39,7 +39,7 @@ def show(figure: Figure | None) -> None:
     data = _rendered(figure, format="png")
     width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
     if len(data) > LARGE_PNG:
-        data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 85})
+        data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
     plt.close(figure)
     display(Image(data=data, alt=figure.alternative, width=width))
 
