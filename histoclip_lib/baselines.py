@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from histoclip_lib.calibration import cross_entropy
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.datasets.splits import grouped_folds
 from histoclip_lib.features import ImageFeatures
@@ -144,7 +145,7 @@ def fit_linear_probe(features: ImageFeatures, patches: PatchDataset, train: np.n
         for inside, outside in parts:
             probe = _fit_regressions(views[inside], labels[inside], strength)
             tried[strength][outside] = np.clip(probe.probabilities(views[outside]), 1e-6, 1 - 1e-6)
-        losses[strength] = _cross_entropy(labels, tried[strength])
+        losses[strength] = cross_entropy(labels, tried[strength])
 
     for strength in PROBE_STRENGTHS:
         try_out(strength)
@@ -242,7 +243,7 @@ def fit_knn(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, s
     for inside, outside in parts:
         outside = np.intersect1d(outside, asked)
         probabilities[:, outside] = _votes(examples[outside], examples[inside], labels[inside], candidates)
-    losses = {k: _cross_entropy(labels[asked], p[asked]) for k, p in zip(candidates, probabilities, strict=True)}
+    losses = {k: cross_entropy(labels[asked], p[asked]) for k, p in zip(candidates, probabilities, strict=True)}
     return KNearest(mean, examples, labels, min(losses, key=losses.get), losses)
 
 
@@ -287,10 +288,6 @@ def _all_views(features: ImageFeatures, rows: np.ndarray) -> np.ndarray:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    return float(-np.log(np.where(labels == 1, probabilities, 1 - probabilities)).mean())
 
 
 def _choice(chosen: str, losses: dict[float, float]) -> str:

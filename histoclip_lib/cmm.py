@@ -47,9 +47,8 @@ class CMMLayer(nn.TransformerDecoderLayer):
         """Give each class its own hidden units of the feed-forward network to start with.
 
         All classes share the network and eq. (4) reads them out alike, so only which units are switched on tells one
-        class from another. Random units are on for half of the classes each, which then pull them to and fro. Here
-        unit j starts on for class j mod N and off for the others: each class has a nearly linear map of the image of
-        its own, as in a linear probe, and training can mix them from there.
+        class from another. Here unit j starts on for class j mod N and off for the others: each class has a nearly
+        linear map of the image of its own, as in a linear probe, and training can mix them from there.
 
         Parameters
         ----------

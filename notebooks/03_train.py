@@ -116,7 +116,7 @@ results.last_and_best(history)
 # too. Scores on CoNSeP are therefore no fresh test of the defaults. What the choice consists of:
 #
 # - **Hidden units dealt out.** Eq. (4) reads all classes out alike, so only which units of the feed-forward network are
-#   on tells them apart. Each class starts with units of its own; with random units the classes pull at the same ones.
+#   on tells them apart. Each class starts with units of its own. Beside the other choices its effect is within chance.
 # - **Projections start as the identity**, which is eq. (3) as written.
 # - **Token dropout, mixup and weight decay.** A step sees a quarter of a patch's tokens, and patches mixed in pairs;
 #   weights are drawn towards 0.
