@@ -76,7 +76,7 @@ def compare(name: str, count: int, rounds: int, device: str) -> dict:
     plain_model = build(name, device).model.to(memory_format=torch.contiguous_format)
     patches = load_dataset("synthetic", n_patches=600)
     patches = replace(patches, files=patches.files[:count], labels=patches.labels[:count])
-    images = torch.stack([clip.preprocess(Image.fromarray(patches.image(row))) for row in range(count)])
+    images = torch.stack([clip.resize(Image.fromarray(patches.image(row))) for row in range(count)])
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as cache:

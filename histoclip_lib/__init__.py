@@ -8,14 +8,14 @@ The modules in the order in which data flows; each imports only from those befor
     datasets.pannuke_arrays, datasets.pannuke_parquet, datasets.pannuke: PanNuke in its layouts
     datasets.painting, datasets.tissue, datasets.synthetic: procedural H&E
     datasets: one function that loads any of them
-    lite0_minilm, onnx_trunk, clip: the frozen encoder
+    lite0_minilm, image_towers, onnx_tower, clip: the frozen encoder
     features: encoded once, cached
     prompts: classes as text
     metrics: mAcc and its company
     uncertainty: intervals by bootstrap over groups, paired tests of two rows
     calibration, confusion: how far probabilities can be believed, what is taken for what
     zero_shot, prompt_sensitivity: the four strategies, and how far they depend on their words
-    cmm, mlp, checkpoints, training: the Cross-Modal Matching head, and how it is fitted
+    dropout, cmm, mlp, checkpoints, training: the Cross-Modal Matching head, and how it is fitted
     baselines: the rows that need no CLIP text: trivial rows, linear probe, nearest patches
     leakage: copies of validation patches in the training part
     studies: more models than one: seeds, folds, splits, designs, numbers of patches

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from histoclip_lib.dropout import Dropout, dropout
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing
 
@@ -30,6 +31,7 @@ class CMMLayer(nn.TransformerDecoderLayer):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, pre_norm: bool = True) -> None:
         super().__init__(width, heads, hidden, dropout, "gelu", batch_first=True, norm_first=pre_norm)
+        self.dropout, self.dropout1, self.dropout2, self.dropout3 = (Dropout(dropout) for _ in range(4))
 
     @torch.no_grad()
     def start_from_similarity(self) -> None:
@@ -66,7 +68,13 @@ class CMMLayer(nn.TransformerDecoderLayer):
         constant = 2 * UNIT_MARGIN / n_classes if n_classes > 1 else 0.0
         self.linear1.bias.copy_(constant - UNIT_MARGIN - self.linear1.weight @ centre)
 
-    def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self,
+        queries: torch.Tensor,
+        tokens: torch.Tensor,
+        mean: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Apply the layer.
 
         Parameters
@@ -76,6 +84,10 @@ class CMMLayer(nn.TransformerDecoderLayer):
             computed once and not B times.
         tokens : tensor of shape (B, L, d)
             Keys and values; L = 1 for the global embedding.
+        mean : tensor of shape (d,), optional
+            Taken from every token first; done on the weights, where it costs nothing.
+        scale : tensor of shape (), optional
+            By which the tokens are then divided, likewise.
 
         Returns
         -------
@@ -85,20 +97,26 @@ class CMMLayer(nn.TransformerDecoderLayer):
         """
         if self.norm_first:
             queries = queries + self._sa_block(self.norm1(queries), None, None)
-            answer, attention = self._cross_attention(self.norm2(queries), tokens)
+            answer, attention = self._cross_attention(self.norm2(queries), tokens, mean, scale)
             queries = queries + self.dropout2(answer)
             return queries + self._ff_block(self.norm3(queries)), attention
         queries = self.norm1(queries + self._sa_block(queries, None, None))
-        answer, attention = self._cross_attention(queries, tokens)
+        answer, attention = self._cross_attention(queries, tokens, mean, scale)
         queries = self.norm2(queries + self.dropout2(answer))
         return self.norm3(queries + self._ff_block(queries)), attention
 
-    def _cross_attention(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cross_attention(
+        self, queries: torch.Tensor, tokens: torch.Tensor, mean: torch.Tensor | None, scale: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return softmax(Q K^T / sqrt(d)) V of eq. (3), shape (B, N, d), and the weights (B, heads, N, L)."""
         mha = self.multihead_attn
         heads, per_head, n_classes = mha.num_heads, mha.head_dim, queries.shape[1]
         w_q, w_k, w_v = mha.in_proj_weight.unflatten(0, (3, heads, per_head))  # (heads, per_head, d) each
         b_q, _, b_v = mha.in_proj_bias.unflatten(0, (3, heads, per_head))
+        if scale is not None:
+            w_k, w_v = w_k / scale, w_v / scale
+        if mean is not None:  # of the scores it takes the same from all tokens, and drops out of the softmax
+            b_v = b_v - w_v @ mean
 
         one_key = tokens.shape[1] == 1  # then the softmax is 1, whatever the query asks
         if one_key:
@@ -106,9 +124,10 @@ class CMMLayer(nn.TransformerDecoderLayer):
         else:
             q = (torch.einsum("bnd,hcd->bhnc", queries, w_q) + b_q[:, None]) / per_head**0.5
             folded = torch.einsum("bhnc,hcd->bhnd", q, w_k).flatten(1, 2)  # (1 or B, heads * N, d)
-            attention = (tokens @ folded.transpose(1, 2)).softmax(dim=1).transpose(1, 2)  # (B, heads * N, L)
+            scores = functional.linear(tokens, folded[0]) if len(folded) == 1 else tokens @ folded.transpose(1, 2)
+            attention = scores.softmax(dim=1).transpose(1, 2)  # (B, heads * N, L)
             attention = attention.unflatten(1, (heads, n_classes))
-        weights = functional.dropout(attention, mha.dropout, self.training)
+        weights = dropout(attention, mha.dropout, self.training)
         total = weights.sum(dim=3, keepdim=True)  # 1 without dropout
         if one_key:
             values = torch.einsum("bld,hcd->bhlc", tokens, w_v) * total  # the same value for all classes
@@ -200,10 +219,9 @@ class CMM(nn.Module):
         attention : tensor of shape (B, heads, N, L)
             Of the last layer.
         """
-        tokens = (tokens.to(self.token_mean.dtype) - self.token_mean) / self.token_scale
-        queries = self.queries()
+        queries, tokens = self.queries(), tokens.to(self.token_mean.dtype)
         for layer in self.layers:
-            queries, attention = layer(queries, tokens)
+            queries, attention = layer(queries, tokens, self.token_mean, self.token_scale)
         return queries.mean(dim=-1), attention  # eq. (4): adaptive average pooling over the features
 
 

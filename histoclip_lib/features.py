@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from histoclip_lib.files import replacing, write_text
 
 SHARD_SIZE = 256
 SHARD_FILES = (".pooled.npy", ".tokens.npy", ".json")
+READ_AHEAD = 2  # batches that are read from the disk while another is used
 FORMAT = 1  # part of every shard's name; raise it when the content of a shard changes its meaning
 
 
@@ -117,7 +120,7 @@ class ImageFeatures:
 
 def view_of(images: torch.Tensor, view: int) -> torch.Tensor:
     """Return one of the eight flips and rotations of square images (..., S, S); view 0 is the image itself."""
-    turned = torch.rot90(images, view % 4, dims=(-2, -1))
+    turned = torch.rot90(images, view % 4, dims=(-2, -1)) if view % 4 else images
     return turned.flip(-1) if view >= 4 else turned
 
 
@@ -253,7 +256,6 @@ def _encode_missing(
 def _encoded_rows(clip: CLIP, loader: DataLoader, views: int, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the pooled features (V, d) and tokens (V, L, d) of one patch after the other."""
     for images in loader:
-        images = clip.normalize(images)
         pooled, tokens = zip(*(clip.encode_images(view_of(images, view)) for view in range(views)), strict=True)
         yield from zip(
             torch.stack(pooled, dim=1).cpu().numpy(), torch.stack(tokens, dim=1).half().cpu().numpy(), strict=True
@@ -309,11 +311,25 @@ class FeatureReader:
     def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
         """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
         if self.resident is None:
-            batch = torch.from_numpy(self.features.take(rows, views)).to(self.device, non_blocking=True)
+            batch = torch.from_numpy(self.features.take(rows, views))
+            batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device, non_blocking=True)
         else:
             views = torch.from_numpy(np.broadcast_to(views, rows.shape).copy()).to(self.device)
             batch = self.resident[torch.from_numpy(rows).to(self.device), views]
         return batch if batch.ndim == 3 else batch.unsqueeze(1)
+
+    def batches(self, wanted: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[torch.Tensor]:
+        """Yield `take` of each pair of rows and views; what is not resident is read ahead while the last is used."""
+        if self.resident is not None:
+            yield from (self.take(*each) for each in wanted)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = deque(pool.submit(self.take, *each) for each in wanted[:READ_AHEAD])
+            for each in wanted[READ_AHEAD:]:
+                yield ahead.popleft().result()
+                ahead.append(pool.submit(self.take, *each))
+            for batch in ahead:
+                yield batch.result()
 
 
 def _free_memory(device: torch.device) -> int:

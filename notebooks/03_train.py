@@ -39,6 +39,7 @@ backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/
 pretrained: str = ""  # open_clip tag or weights file; empty for the others
 device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
 precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
+compiled: bool = False  # torch.compile for encoder and training: a slower start, for large data on a GPU
 views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
 encode_batch_size: int = 32  # images in one pass of the encoder
 prompts_file: str = ""  # YAML file with your own class names, synonyms, templates and negative prompt
@@ -74,7 +75,7 @@ from histoclip_lib.training import TrainingOptions, predict, train_both
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
-clip = load_clip(backbone, pretrained, device, precision)
+clip = load_clip(backbone, pretrained, device, precision, compiled)
 features = encode_dataset(clip, patches, views, encode_batch_size)
 class_matrix = class_embeddings(TextEncoder(clip), load_vocabulary(dataset, patches.classes, prompts_file))
 Markdown(features.about())

@@ -1,10 +1,10 @@
 """The frozen encoder: its features are open_clip's, it loads what it says, and errors name what is missing."""
 
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from functools import cache
 
 import huggingface_hub
 import numpy as np
@@ -13,28 +13,10 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg
 from PIL import Image
-from tiny_clip import TOWERS, config, save_local_dir, tiny_clip, tiny_model
-from torch.nn import functional
+from tiny_clip import clip_of, config, images_for, save_local_dir, tiny_clip, tiny_model
 
-from histoclip_lib.clip import image_features, load_clip
+from histoclip_lib.clip import load_clip
 from histoclip_lib.errors import HistoCLIPError
-
-KINDS = list(TOWERS)
-
-
-@cache
-def clip_of(kind):
-    return tiny_clip(kind)
-
-
-def images_for(kind, batch=3):
-    size = TOWERS[kind][0]["image_size"]
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def visual_and_tokens(kind):
-    clip, images = clip_of(kind), images_for(kind)
-    return clip.model.visual, images, clip.encode_images(images)[1]
 
 
 @pytest.fixture
@@ -42,121 +24,6 @@ def no_hub(tmp_path, monkeypatch):
     """The hub cannot be reached and nothing was fetched before."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-# Image features
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pooled_features_are_open_clips(kind):
-    clip, images = clip_of(kind), images_for(kind)
-    pooled, _ = clip.encode_images(images)
-    with torch.inference_mode():
-        expected = clip.model.encode_image(images, normalize=False)
-    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
-    assert pooled.dtype == torch.float32
-    assert not torch.allclose(pooled.norm(dim=1), torch.ones(3), atol=0.01)
-
-
-def test_pooled_features_of_the_default_are_open_clips(lite0):
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        expected = lite0.model.encode_image(images, normalize=False)
-    torch.testing.assert_close(lite0.encode_images(images)[0], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_there_is_one_token_of_the_joint_width_for_each_cell_of_the_grid(kind):
-    pooled, tokens = clip_of(kind).encode_images(images_for(kind))
-    assert tokens.shape == (3, TOWERS[kind][1] ** 2, pooled.shape[1])
-    assert tokens.dtype == torch.float32
-    assert tokens.std(dim=1).min() > 1e-3  # the cells differ
-
-
-def test_default_gives_7_by_7_tokens(lite0):
-    pooled, tokens = lite0.encode_images(torch.zeros(1, 3, 224, 224))
-    assert (pooled.shape, tokens.shape) == ((1, 384), (1, 49, 384))
-
-
-def test_mean_of_tokens_is_the_pooled_feature_for_average_pooled_cnns(lite0):
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
-    for clip in (lite0, clip_of("timm_channels_last")):
-        pooled, tokens = clip.encode_images(images)
-        torch.testing.assert_close(tokens.mean(dim=1), pooled, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["vit", "vit_average_pool"])
-@torch.inference_mode()
-def test_vit_tokens_are_ln_post_then_proj(kind):
-    visual, images, tokens = visual_and_tokens(kind)
-    hidden = visual.transformer(visual._embeds(images))[:, 1:]
-    torch.testing.assert_close(tokens, visual.ln_post(hidden) @ visual.proj, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "prefix"), [("timm_vit", 1), ("timm_vit_average_pool", 1)])
-@torch.inference_mode()
-def test_timm_vit_tokens_are_final_norm_then_head(kind, prefix):
-    visual, images, tokens = visual_and_tokens(kind)
-    trunk = visual.trunk
-    assert trunk.num_prefix_tokens == prefix
-    hidden = trunk.forward_features(images)[:, prefix:]
-    torch.testing.assert_close(tokens, visual.head(trunk.fc_norm(hidden)), rtol=1e-4, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_tokens_under_attention_pooling_are_its_answer_to_one_token():
-    visual, images, tokens = visual_and_tokens("timm_vit_attention_pool")
-    hidden = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
-    alone = visual.trunk.attn_pool(hidden.reshape(-1, 1, hidden.shape[-1]))
-    torch.testing.assert_close(tokens, visual.trunk.fc_norm(alone).reshape(tokens.shape), rtol=1e-4, atol=1e-5)
-
-    visual, images, tokens = visual_and_tokens("coca_vit")
-    hidden = visual.transformer(visual._embeds(images))[:, 1:]
-    alone = visual.ln_post(visual.attn_pool(hidden.reshape(-1, 1, hidden.shape[-1])))[:, 0] @ visual.proj
-    torch.testing.assert_close(tokens, alone.reshape(tokens.shape), rtol=1e-4, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_resnet_tokens_are_the_value_path_of_its_attention_pool():
-    visual, images, tokens = visual_and_tokens("resnet")
-    pool = visual.attnpool
-    cells = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))).flatten(2)
-    keys = cells.permute(2, 0, 1).reshape(1, -1, cells.shape[1])  # a sequence of one: its softmax is 1
-    alone, _ = functional.multi_head_attention_forward(
-        *(keys,) * 3,
-        embed_dim_to_check=keys.shape[-1],
-        num_heads=pool.num_heads,
-        in_proj_weight=None,
-        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=pool.c_proj.weight,
-        out_proj_bias=pool.c_proj.bias,
-        training=False,
-        use_separate_proj_weight=True,
-        q_proj_weight=pool.q_proj.weight,
-        k_proj_weight=pool.k_proj.weight,
-        v_proj_weight=pool.v_proj.weight,
-    )
-    expected = alone[0].reshape(cells.shape[2], cells.shape[0], -1).transpose(0, 1)
-    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_cnn_tokens_lie_row_by_row():
-    visual, images, tokens = visual_and_tokens("timm_cnn")
-    feature_map = visual.trunk.forward_features(images)  # (B, C, 2, 2)
-    for row in range(2):
-        for column in range(2):
-            expected = visual.head(feature_map[:, :, row, column])
-            torch.testing.assert_close(tokens[:, 2 * row + column], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_towers_without_patch_tokens_are_refused():
-    with pytest.raises(HistoCLIPError, match="type Linear give no patch tokens"):
-        image_features(torch.nn.Linear(3, 3), torch.zeros(1, 3))
 
 
 def test_amp_changes_features_a_little_and_gives_float32():
@@ -223,9 +90,8 @@ def test_default_is_frozen_in_eval_mode_and_says_that_it_is_not_clip(lite0):
 
 def test_local_dir_gives_the_saved_model_frozen_and_its_preprocessing(local_dir):
     clip = load_clip(local_dir, device="cpu")
-    for one, other in zip(
-        clip.encode_images(images_for("vit")), clip_of("vit").encode_images(images_for("vit")), strict=True
-    ):
+    expected = replace(clip_of("vit"), preprocess_cfg=clip.preprocess_cfg).encode_images(images_for("vit"))
+    for one, other in zip(clip.encode_images(images_for("vit")), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(clip.encode_text(["tumor"]), clip_of("vit").encode_text(["tumor"]))
     assert clip.is_clip
@@ -390,4 +256,15 @@ def test_resize_and_normalize_are_preprocess_in_two_steps(mode, size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     resized = clip.resize(Image.fromarray(pixels))
     assert resized.dtype == torch.uint8
-    assert torch.equal(clip.normalize(resized[None])[0], clip.preprocess(Image.fromarray(pixels)))
+    assert torch.equal(clip.tower.normalize(resized[None])[0], clip.preprocess(Image.fromarray(pixels)))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_tower_has_the_same_features_for_batches_of_any_size():
+    clip = clip_of("vit")
+    compiled = replace(clip, compiled=True)
+    for batch in (3, 5):
+        images = images_for("vit", batch)
+        for one, other in zip(compiled.encode_images(images), clip.encode_images(images), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert replace(clip_of("timm_cnn"), compiled=True).fast_tower is None

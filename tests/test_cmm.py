@@ -36,6 +36,26 @@ def test_layer_equals_torch_decoder_layer(length, heads, queries_differ, pre_nor
     torch.testing.assert_close(attention.sum(dim=-1), torch.ones(5, heads, 3))
 
 
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("queries_differ", [False, True])
+def test_mean_and_scale_on_the_weights_are_mean_and_scale_on_the_tokens(length, queries_differ):
+    torch.manual_seed(0)
+    layer = CMMLayer(32, 4, 48, 0.0).train()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    queries, tokens = torch.randn(5 if queries_differ else 1, 3, 32), 4 * torch.randn(5, length, 32) + 9
+    mean, scale = tokens.mean(dim=(0, 1)), torch.tensor(3.7)
+    gradients = []
+    for asked in ((tokens, mean, scale), ((tokens - mean) / scale,)):
+        found, attention = layer(queries, *asked)
+        found.square().sum().backward()
+        grads = [p.grad for p in layer.parameters() if p.grad is not None]
+        gradients.append([found.detach(), attention.detach(), *grads])
+        layer.zero_grad(set_to_none=True)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-6)
+
+
 def test_attention_weights_are_those_of_torch():
     torch.manual_seed(0)
     layer = CMMLayer(32, 4, 48, 0.0).eval()

@@ -157,7 +157,7 @@ def test_take_is_plain_indexing(data):
 def test_features_are_what_the_encoder_gives_for_each_view(encode, clip, views):
     dataset = patches()
     result = encode(clip, dataset, views=views)
-    images = torch.stack([clip.preprocess(Image.fromarray(dataset.image(row))) for row in range(len(dataset))])
+    images = torch.stack([clip.resize(Image.fromarray(dataset.image(row))) for row in range(len(dataset))])
     assert result.pooled.shape == (10, views, 12)
     assert result.tokens.shape == (10, views, 16, 12)
     for view in range(views):

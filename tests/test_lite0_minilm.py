@@ -119,7 +119,7 @@ def test_anchor_texts_are_the_text_towers_own_embeddings(lite0, anchors):
 @pytest.mark.parametrize("photo", PHOTOS)
 def test_photos_are_named_rightly(lite0, photo):
     names = [*PHOTOS, *OTHER_NAMES]
-    pooled, _ = lite0.encode_images(lite0.preprocess(Image.fromarray(PHOTOS[photo]()))[None])
+    pooled, _ = lite0.encode_images(lite0.resize(Image.fromarray(PHOTOS[photo]()))[None])
     cosines = torch.nn.functional.normalize(pooled) @ lite0.encode_text([f"a photo of {name}." for name in names]).T
     assert names[cosines.argmax()] == photo
 

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -127,10 +128,88 @@ def test_damaged_checkpoint_is_passed_over(features, tmp_path):
     assert torch.equal(weights(fit(features, options, checkpoint)[0]), weights(fit(features, options)[0]))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_head_is_the_one_that_a_plain_loop_over_torch_modules_trains(features, layers):
+    """What makes it fast (folded projections, one row of queries, tokens never normalised) changes nothing."""
+    shards, labels = features
+    options = TrainingOptions(8, 1, batch_size=16, learning_rate=1e-2, weight_decay=3.0, token_dropout=0.0, mixup=0.0)
+    torch.manual_seed(0)
+    head = CMM(nn.functional.normalize(torch.randn(2, WIDTH), dim=-1), heads=2, layers=layers, hidden=8, dropout=0.0)
+    tokens = torch.from_numpy(np.concatenate(shards.pieces)).float()
+    head.fit_scale(tokens[:45])
+    decoder = nn.TransformerDecoder(
+        nn.TransformerDecoderLayer(WIDTH, 2, 8, 0.0, "gelu", batch_first=True, norm_first=True), layers
+    )
+    for plain, ours in zip(decoder.layers, head.layers, strict=True):
+        plain.load_state_dict(ours.state_dict())
+    queries, mean, scale = head.queries().clone(), head.token_mean.clone(), head.token_scale.clone()
+    fit((shards, labels), options, head=head)
+
+    decay = options.weight_decay * math.sqrt(16 / (45 * 8))
+    matrices = [p for p in decoder.parameters() if p.ndim > 1]
+    vectors = [p for p in decoder.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}], lr=1.0
+    )
+    for epoch in range(8):
+        draw = np.random.default_rng([0, epoch])
+        order, views = draw.permutation(45), draw.integers(VIEWS, size=45)
+        for step, part in enumerate(np.array_split(np.arange(45), 3)):
+            for group in optimizer.param_groups:
+                group["lr"] = options.rate(epoch + (step + 1) / 3)
+            images = (tokens[order[part], views[part]] - mean) / scale
+            logits = decoder(queries.expand(len(part), -1, -1), images).mean(dim=-1)
+            truth = torch.from_numpy(labels[order[part]].astype(np.float32))
+            optimizer.zero_grad()
+            nn.functional.binary_cross_entropy_with_logits(logits, truth).backward()
+            optimizer.step()
+    for name, expected in decoder.named_parameters():
+        found = head.get_parameter(name)
+        if name.endswith("in_proj_bias"):  # the key bias changes nothing: Adam lets its rounding errors walk
+            found, expected = (torch.cat([bias[:WIDTH], bias[2 * WIDTH :]]) for bias in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_train_the_same_head(features):
+    """The captured step of a GPU, as far as a CPU can go it; without dropout, which is drawn otherwise."""
+    shards, labels = features
+    options = TrainingOptions(4, 1, batch_size=16, learning_rate=1e-2, token_dropout=0.0)
+    heads = [new_head(0.0), new_head(0.0)]
+    for head, compiled in zip(heads, (True, False), strict=True):
+        reader = FeatureReader(shards, CPU)
+        train_head(head, reader, labels, np.arange(45), np.arange(0), options, progress=False, compiled=compiled)
+    logits = [head(reader.take(np.arange(45)))[0] for head in heads]
+    assert not torch.equal(*logits)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
 def test_streamed_features_train_the_same_head(features):
     options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
     resident, streamed = fit(features, options)[0], fit(features, options, resident_limit=0)[0]
     assert torch.equal(weights(resident), weights(streamed))
+
+
+@pytest.mark.parametrize("n_batches", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_batches_come_in_the_order_asked_for(n_batches, limit):
+    arrays = np.arange(20 * 2 * 3, dtype=np.float16).reshape(20, 2, 3, 1)
+    draw = np.random.default_rng(0)
+    wanted = [(draw.integers(0, 20, 4), draw.integers(0, 2, 4)) for _ in range(n_batches)]
+    found = list(FeatureReader(Shards([arrays]), CPU, resident_limit=limit).batches(wanted))
+    assert len(found) == n_batches
+    for batch, (rows, views) in zip(found, wanted, strict=True):
+        assert np.array_equal(batch.numpy(), arrays[rows, views])
+
+
+def test_error_while_reading_ahead_reaches_the_reader_of_that_batch():
+    arrays = np.zeros((5, 1, 3, 1), dtype=np.float16)
+    batches = FeatureReader(Shards([arrays]), CPU, resident_limit=0).batches(
+        [(np.array([row]), np.array([0])) for row in (0, 1, 99)]
+    )
+    assert len([next(batches), next(batches)]) == 2
+    with pytest.raises(IndexError):
+        next(batches)
 
 
 def test_reader_gives_the_rows_and_views_asked_for():

@@ -1,6 +1,7 @@
 """Small random CLIPs of every kind of image tower, for tests."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -65,6 +66,20 @@ def tiny_clip(kind: str = "vit", seed: int = 0, **changes) -> CLIP:
         device=torch.device("cpu"),
         amp_dtype=None,
     )
+
+
+@cache
+def clip_of(kind: str) -> CLIP:
+    return tiny_clip(kind)
+
+
+def images_for(kind: str, batch: int = 3) -> torch.Tensor:
+    size = TOWERS[kind][0]["image_size"]
+    return pixels(batch, size)
+
+
+def pixels(batch: int, size: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def save_local_dir(folder: Path, model: torch.nn.Module, **preprocess) -> str:
