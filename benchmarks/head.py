@@ -14,20 +14,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import print_table, write_json
+from common import print_table, seconds, write_json
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from histoclip_lib.cmm import CMM
-from histoclip_lib.features import SHARD_SIZE, FeatureReader, Shards
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import SHARD_SIZE, Shards
 from histoclip_lib.training import TrainingOptions, new_head, train_head
 
 # Patches, tokens, width, classes, batch; epochs in a row.
@@ -92,17 +91,6 @@ def product_seconds(sizes: list[tuple[int, int, int, int]], device: torch.device
         one, other = torch.randn(count, m, k, device=device), torch.randn(count, k, n, device=device)
         total += min(seconds(lambda a=one, b=other: a @ b, device) for _ in range(7))
     return total
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long a call takes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def compare(size: tuple[int, ...], rounds: int, device: torch.device, folder: Path) -> dict[str, float]:

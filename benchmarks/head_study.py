@@ -28,7 +28,8 @@ from histoclip_lib.baselines import fit_linear_probe
 from histoclip_lib.clip import load_clip
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.datasets.splits import grouped_folds
-from histoclip_lib.features import FeatureReader, encode_dataset
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import encode_dataset
 from histoclip_lib.metrics import from_probabilities, point_metrics
 from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
 from histoclip_lib.training import TrainingOptions, new_head, predict_probabilities, train_head

@@ -9,7 +9,7 @@ The modules in the order in which data flows; each imports only from those befor
     datasets.painting, datasets.tissue, datasets.synthetic: procedural H&E
     datasets: one function that loads any of them
     lite0_minilm, image_towers, onnx_tower, clip: the frozen encoder
-    features: encoded once, cached
+    features, feature_reader: encoded once, cached, read in batches
     prompts: classes as text
     metrics: mAcc and its company
     uncertainty: intervals by bootstrap over groups, paired tests of two rows

@@ -7,7 +7,8 @@ import torch
 from skimage.transform import resize
 
 from histoclip_lib.cmm import CMM
-from histoclip_lib.features import FeatureReader, undo_view
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import undo_view
 from histoclip_lib.training import EVALUATION_BATCH
 
 

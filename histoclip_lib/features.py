@@ -12,10 +12,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from histoclip_lib.files import replacing, write_text
 
 SHARD_SIZE = 256
 SHARD_FILES = (".pooled.npy", ".tokens.npy", ".json")
-READ_AHEAD = 2  # batches that are read from the disk while another is used
 FORMAT = 1  # part of every shard's name; raise it when the content of a shard changes its meaning
 
 
@@ -254,13 +252,35 @@ def _encode_missing(
 
 
 def _encoded_rows(clip: CLIP, loader: DataLoader, views: int, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pooled features (V, d) and tokens (V, L, d) of one patch after the other."""
-    for images in loader:
-        pooled, tokens = zip(*(clip.encode_images(view_of(images, view)) for view in range(views)), strict=True)
-        yield from zip(
-            torch.stack(pooled, dim=1).cpu().numpy(), torch.stack(tokens, dim=1).half().cpu().numpy(), strict=True
-        )
-        bar.update(len(images))
+    """Yield the pooled features (V, d) and tokens (V, L, d) of one patch after the other.
+
+    A batch is handed on while the next one is in work: on CUDA nothing here waits for the device but the last copy.
+    """
+    waiting = None
+    for images in chain(loader, [None]):
+        started = None if images is None else _start(clip, images, views)
+        if waiting is not None:
+            arrays, arrived = waiting
+            if arrived is not None:
+                arrived.synchronize()
+            yield from zip(*(array.numpy() for array in arrays), strict=True)
+            bar.update(len(arrays[0]))
+        waiting = started
+
+
+def _start(clip: CLIP, images: torch.Tensor, views: int) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
+    """Encode a batch in all views; return its features on the host, and on CUDA the event that says they are there."""
+    images = images.to(clip.device, non_blocking=True)
+    pooled, tokens = zip(*(clip.encode_images(view_of(images, view)) for view in range(views)), strict=True)
+    arrays = [torch.stack(pooled, dim=1), torch.stack(tokens, dim=1).half()]
+    if clip.device.type != "cuda":
+        return [array.cpu() for array in arrays], None
+    hosts = [torch.empty(array.shape, dtype=array.dtype, pin_memory=True) for array in arrays]
+    for host, array in zip(hosts, arrays, strict=True):
+        host.copy_(array, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return hosts, arrived
 
 
 def _write_shard(shard: Path, pooled: np.ndarray, tokens: np.ndarray, clip: CLIP, dataset: str) -> None:
@@ -280,59 +300,3 @@ def _write_shard(shard: Path, pooled: np.ndarray, tokens: np.ndarray, clip: CLIP
         "bytes": pooled.nbytes + tokens.nbytes,
     }
     write_text(shard.with_suffix(".json"), json.dumps(about))
-
-
-class FeatureReader:
-    """Gives batches of features on a device: resident there when they fit, else read from the memory map.
-
-    Parameters
-    ----------
-    features : Shards of shape (B, V, d) or (B, V, L, d)
-        Pooled features or tokens.
-    device : torch.device
-        Where the batches go.
-    resident_limit : int
-        Bytes up to which the features are held on the device, in the precision in which they are cached. By default
-        the part `1 / share` of the free memory.
-    share : int
-        More than 3 where several processes read at once.
-    """
-
-    def __init__(
-        self, features: Shards, device: torch.device, resident_limit: int | None = None, share: int = 3
-    ) -> None:
-        self.features, self.device = features, device
-        self.n_views = features.shape[1]
-        limit = _free_memory(device) // share if resident_limit is None else resident_limit
-        self.resident = None
-        if features.nbytes <= limit:
-            self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)
-
-    def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
-        """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
-        if self.resident is None:
-            batch = torch.from_numpy(self.features.take(rows, views))
-            batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device, non_blocking=True)
-        else:
-            views = torch.from_numpy(np.broadcast_to(views, rows.shape).copy()).to(self.device)
-            batch = self.resident[torch.from_numpy(rows).to(self.device), views]
-        return batch if batch.ndim == 3 else batch.unsqueeze(1)
-
-    def batches(self, wanted: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[torch.Tensor]:
-        """Yield `take` of each pair of rows and views; what is not resident is read ahead while the last is used."""
-        if self.resident is not None:
-            yield from (self.take(*each) for each in wanted)
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = deque(pool.submit(self.take, *each) for each in wanted[:READ_AHEAD])
-            for each in wanted[READ_AHEAD:]:
-                yield ahead.popleft().result()
-                ahead.append(pool.submit(self.take, *each))
-            for batch in ahead:
-                yield batch.result()
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

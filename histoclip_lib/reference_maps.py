@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from histoclip_lib.attention import attention_maps
 from histoclip_lib.cmm import CMM
-from histoclip_lib.features import FeatureReader, undo_view
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import undo_view
 from histoclip_lib.training import EVALUATION_BATCH
 
 TRAINED = "trained"

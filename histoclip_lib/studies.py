@@ -21,7 +21,8 @@ from histoclip_lib.clip import CLIP
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.datasets.splits import grouped_folds, split_dataset
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.features import FeatureReader, ImageFeatures
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import ImageFeatures
 from histoclip_lib.files import replacing
 from histoclip_lib.metrics import Predictions, from_probabilities
 from histoclip_lib.mlp import mlp_like

@@ -16,7 +16,8 @@ from histoclip_lib.checkpoints import load_checkpoint, save_checkpoint, training
 from histoclip_lib.clip import CLIP
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.features import FeatureReader, ImageFeatures
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import ImageFeatures
 from histoclip_lib.metrics import Predictions, from_probabilities, mean_accuracy
 from histoclip_lib.mlp import MLP
 

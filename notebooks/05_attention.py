@@ -48,7 +48,8 @@ from histoclip_lib.attention import attention_maps
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import load_cmm
 from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.features import FeatureReader, encode_dataset
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import encode_dataset
 from histoclip_lib.files import run_folder
 from histoclip_lib.reference_maps import maps_to_compare
 from histoclip_lib.training import predict

@@ -5,7 +5,8 @@ from torch import nn
 
 from histoclip_lib.attention import attention_maps, enlarge, square_crop
 from histoclip_lib.cmm import CMM
-from histoclip_lib.features import FeatureReader, Shards, view_of
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import Shards, view_of
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from torch import nn
 from histoclip_lib import training
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.features import SHARD_SIZE, FeatureReader, Shards
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import SHARD_SIZE, Shards
 from histoclip_lib.training import TrainingOptions, predict_probabilities, train_head
 
 CPU = torch.device("cpu")

@@ -1,0 +1,108 @@
+"""Time and peak memory of every part that sees all patches, from a thousand patches to a hundred thousand.
+
+    python benchmarks/scaling.py                          # a quarter of an hour and 4 GiB of disk
+    python benchmarks/scaling.py --sizes 1000 10000 --json scaling.json
+
+Tokens of the offline default, one view; the training epoch streams them from the memory map, as it does where they do
+not fit the device. Peak memory is that of the process and its workers without pages of mapped files. "slope" is the
+exponent of time against patches between the two largest sizes: 1 is a straight line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import PeakMemory, many_patches, print_table, seconds, write_json
+from torch.nn import functional
+
+from histoclip_lib.clip import load_clip
+from histoclip_lib.feature_reader import FeatureReader
+from histoclip_lib.features import encode_dataset
+from histoclip_lib.metrics import from_probabilities
+from histoclip_lib.prompts import TextEncoder, load_vocabulary
+from histoclip_lib.training import TrainingOptions, new_head, train_head
+from histoclip_lib.uncertainty import evaluate
+from histoclip_lib.zero_shot import score_all
+
+BATCH, RESAMPLES, PER_GROUP = 256, 1000, 25
+
+
+def measure(count: int, device: str, cache: Path) -> dict[str, tuple[float, float]]:
+    """Return seconds and MiB of each part for `count` patches."""
+    clip, patches = load_clip(device=device), many_patches(count)
+    clip.encode_images(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))  # exports the tower
+    found: dict[str, tuple[float, float]] = {}
+
+    def timed(name: str, work: Callable[[], object]) -> object:
+        result = []
+        with PeakMemory() as memory:
+            taken = seconds(lambda: result.append(work()), clip.device)
+        found[name] = (taken, memory.peak)
+        return result[0]
+
+    features = timed("encode", lambda: encode_dataset(clip, patches, 1, 32, cache=cache, progress=False))
+    rows, none = np.arange(count), np.arange(0)
+    shuffled = np.random.default_rng(0).permutation(count)
+
+    def read_all() -> None:
+        for start in range(0, count, BATCH):
+            features.tokens.take(shuffled[start : start + BATCH])
+
+    timed("cache read, random rows", read_all)
+    vocabulary = load_vocabulary("synthetic", patches.classes)
+    pooled, prevalence = features.pooled.take(rows), patches.prevalence
+    zero_shot = timed("four zero-shot rows", lambda: score_all(pooled, TextEncoder(clip), vocabulary, prevalence))
+    reader = FeatureReader(features.tokens, clip.device, resident_limit=0)
+    classes = functional.normalize(torch.randn(len(patches.classes), pooled.shape[1]), dim=-1)
+    head = new_head(classes, {}, reader, rows, seed=0)
+    options = TrainingOptions(epochs=1, warmup_epochs=0, batch_size=BATCH)
+    timed(
+        "training epoch, patch tokens",
+        lambda: train_head(head, reader, patches.labels, rows, none, options, progress=False),
+    )
+    groups = rows // PER_GROUP
+    predictions = from_probabilities(zero_shot["baseline"].scores)
+    timed(
+        f"bootstrap, {RESAMPLES} samples of groups",
+        lambda: evaluate(patches.labels, predictions, patches.classes, groups, RESAMPLES, seed=0),
+    )
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    measured = {}
+    for size in arguments.sizes:
+        fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # what earlier sizes left does not count
+        with tempfile.TemporaryDirectory() as cache, fresh as process:
+            measured[size] = process.submit(measure, size, arguments.device, Path(cache)).result()
+        print(size, {name: [round(value, 2) for value in values] for name, values in measured[size].items()})
+    *_, smaller, largest = arguments.sizes
+    rows = {
+        part: {
+            **{f"s, {size}": measured[size][part][0] for size in arguments.sizes},
+            "slope": math.log(measured[largest][part][0] / measured[smaller][part][0]) / math.log(largest / smaller),
+            **{f"MiB, {size}": measured[size][part][1] for size in arguments.sizes},
+            "memory ratio": measured[largest][part][1] / measured[smaller][part][1],
+        }
+        for part in measured[largest]
+    }
+    print_table("part", rows)
+    write_json(arguments.json, rows)
+
+
+if __name__ == "__main__":
+    main()
