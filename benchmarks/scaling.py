@@ -11,11 +11,12 @@ exponent of time against patches between the two largest sizes: 1 is a straight 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import multiprocessing
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.only:
+        with tempfile.TemporaryDirectory() as cache:
+            print(json.dumps(measure(arguments.only, arguments.device, Path(cache))))
+        return
     measured = {}
     for size in arguments.sizes:
-        fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # what earlier sizes left does not count
-        with tempfile.TemporaryDirectory() as cache, fresh as process:
-            measured[size] = process.submit(measure, size, arguments.device, Path(cache)).result()
+        # In a process of its own: what other sizes left in memory must not count.
+        command = [sys.executable, __file__, "--only", str(size), "--device", arguments.device]
+        measured[size] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         print(size, {name: [round(value, 2) for value in values] for name, values in measured[size].items()})
     *_, smaller, largest = arguments.sizes
     rows = {

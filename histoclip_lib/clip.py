@@ -101,7 +101,14 @@ class CLIP:
             The global embedding z of eq. (1), as open_clip's `encode_image` returns it (not normalised).
         tokens : tensor of shape (B, L, d), float32
             Patch tokens in the same space, row by row from the top left.
+
+        Raises
+        ------
+        HistoCLIPError
+            If the images are not uint8, as those of `preprocess` are not.
         """
+        if images.dtype != torch.uint8:
+            raise HistoCLIPError(f"images: {images.dtype} was given, uint8 is expected, as CLIP.resize gives it.")
         if self.fast_tower is not None:
             return self.fast_tower(images)
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)

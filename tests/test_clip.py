@@ -35,6 +35,12 @@ def test_amp_changes_features_a_little_and_gives_float32():
         torch.testing.assert_close(one, other, rtol=0.1, atol=0.1)
 
 
+def test_images_that_were_normalised_already_are_refused():
+    image = clip_of("vit").preprocess(Image.new("RGB", (40, 40)))
+    with pytest.raises(HistoCLIPError, match=r"torch.float32 was given, uint8 is expected"):
+        clip_of("vit").encode_images(image[None])
+
+
 # Text features
 
 
