@@ -20,7 +20,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 bench: $(READY)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for name in encode head pipeline scaling; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("HistoCLIP needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Use make PYTHON=python3.11" % v)'

@@ -34,8 +34,8 @@ from histoclip_lib.features import encode_dataset, view_of
 BACKBONES = {
     "default": ("lite0-minilm", 1024, 1),
     "default, 8 views": ("lite0-minilm", 256, 8),
-    "ViT-B/16": ("ViT-B-16", 192, 1),
-    "ViT-L/14": ("ViT-L-14", 48, 1),
+    "ViT-B/16": ("ViT-B-16", 128, 1),
+    "ViT-L/14": ("ViT-L-14", 32, 1),
 }
 BATCH = 32
 WORKERS = 2

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="lite0-minilm", help="or an open_clip name, with random weights")
     parser.add_argument("--patches", type=int, default=18_738)
     parser.add_argument("--as-written", type=int, default=2048, help="patches of the epoch with encoding to time")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs on cached tokens to time")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs on cached tokens to time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

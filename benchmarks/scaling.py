@@ -61,8 +61,9 @@ def measure(count: int, device: str, cache: Path) -> dict[str, tuple[float, floa
     vocabulary = load_vocabulary("synthetic", patches.classes)
     pooled, prevalence = features.pooled.take(rows), patches.prevalence
     zero_shot = timed("four zero-shot rows", lambda: score_all(pooled, TextEncoder(clip), vocabulary, prevalence))
+    del pooled  # not the training's
     reader = FeatureReader(features.tokens, clip.device, resident_limit=0)
-    classes = functional.normalize(torch.randn(len(patches.classes), pooled.shape[1]), dim=-1)
+    classes = functional.normalize(torch.randn(len(patches.classes), features.tokens.shape[-1]), dim=-1)
     head = new_head(classes, {}, reader, rows, seed=0)
     options = TrainingOptions(epochs=1, warmup_epochs=0, batch_size=BATCH)
     timed(

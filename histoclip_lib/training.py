@@ -120,8 +120,8 @@ def train_head(
     progress : bool
         Whether to draw a bar with the loss and the validation mAcc.
     compiled : bool
-        Run the step through `torch.compile`, on CUDA as a captured graph. The result is as good but not the same:
-        dropout is drawn otherwise.
+        Run the step through `torch.compile`, on CUDA as a captured graph. Dropout is then drawn otherwise, so the
+        weights are not those of an uncompiled training.
 
     Returns
     -------
@@ -203,7 +203,8 @@ def _some_tokens(tokens: torch.Tensor, dropout: float) -> torch.Tensor:
     if kept == length:
         return tokens
     chosen = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)[:, :kept]
-    return tokens.gather(1, chosen[:, :, None].expand(-1, -1, width))
+    chosen += length * torch.arange(len(tokens), device=tokens.device)[:, None]  # counted over all patches
+    return tokens.flatten(0, 1).index_select(0, chosen.flatten()).view(-1, kept, width)
 
 
 def new_head(
