@@ -59,9 +59,10 @@ def measure(count: int, device: str, cache: Path) -> dict[str, tuple[float, floa
 
     timed("cache read, random rows", read_all)
     vocabulary = load_vocabulary("synthetic", patches.classes)
-    pooled, prevalence = features.pooled.take(rows), patches.prevalence
-    zero_shot = timed("four zero-shot rows", lambda: score_all(pooled, TextEncoder(clip), vocabulary, prevalence))
-    del pooled  # not the training's
+    zero_shot = timed(
+        "four zero-shot rows",
+        lambda: score_all(features.pooled.take(rows), TextEncoder(clip), vocabulary, patches.prevalence),
+    )
     reader = FeatureReader(features.tokens, clip.device, resident_limit=0)
     classes = functional.normalize(torch.randn(len(patches.classes), features.tokens.shape[-1]), dim=-1)
     head = new_head(classes, {}, reader, rows, seed=0)
