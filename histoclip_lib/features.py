@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -254,18 +255,18 @@ def _encode_missing(
 def _encoded_rows(clip: CLIP, loader: DataLoader, views: int, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the pooled features (V, d) and tokens (V, L, d) of one patch after the other.
 
-    A batch is handed on while the next one is in work: on CUDA nothing here waits for the device but the last copy.
+    On CUDA a batch is handed on while the next one is in work: nothing here waits for the device but the last copy.
     """
-    waiting = None
+    ahead, waiting = int(clip.device.type == "cuda"), deque()
     for images in chain(loader, [None]):
-        started = None if images is None else _start(clip, images, views)
-        if waiting is not None:
-            arrays, arrived = waiting
+        if images is not None:
+            waiting.append(_start(clip, images, views))
+        while waiting and (images is None or len(waiting) > ahead):
+            arrays, arrived = waiting.popleft()
             if arrived is not None:
                 arrived.synchronize()
             yield from zip(*(array.numpy() for array in arrays), strict=True)
             bar.update(len(arrays[0]))
-        waiting = started
 
 
 def _start(clip: CLIP, images: torch.Tensor, views: int) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
