@@ -22,7 +22,7 @@ def dropout(values: torch.Tensor, p: float, training: bool = True) -> torch.Tens
     training : bool
         Otherwise the values are returned as they are.
     """
-    dropped = round(256 * p)
+    dropped = min(round(256 * p), 255)
     if not training or not dropped:
         return values
     if values.device.type != "cpu":

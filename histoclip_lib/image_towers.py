@@ -40,7 +40,7 @@ class ImageTower(nn.Module):
 
 
 def is_convolutional(visual: nn.Module) -> bool:
-    """Whether a tower is a CNN of timm with channels first; transformers gain nothing from ONNX Runtime."""
+    """Whether a tower is a CNN of timm with channels first; transformers are left to PyTorch."""
     if not isinstance(visual, TimmModel) or getattr(visual.trunk, "output_fmt", "NCHW") != "NCHW":
         return False
     return not hasattr(visual.trunk, "num_prefix_tokens")
