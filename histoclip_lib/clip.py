@@ -189,7 +189,8 @@ def load_clip(
     precision : {"auto", "fp32", "amp"}
         `amp` autocasts to bfloat16, or to float16 on GPUs without bfloat16; `auto` is `amp` on CUDA, else `fp32`.
     compiled : bool
-        Encode images through `torch.compile`: slow to start, features equal up to rounding. Needs a C++ compiler on CPU and Triton on CUDA.
+        Encode images through `torch.compile`: slow to start, features equal up to rounding. Needs a C++
+        compiler on a CPU and Triton on CUDA.
 
     Raises
     ------
