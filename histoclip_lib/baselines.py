@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from histoclip_lib.calibration import cross_entropy
 from histoclip_lib.datasets.base import PatchDataset
@@ -170,7 +171,8 @@ def _fit_regressions(
     positives = labels.sum(axis=0) / n_views
     weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (n_patches + 2))
     for k in np.flatnonzero((positives > 0) & (positives < n_patches)):
-        model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples, labels[:, k])
+        with threadpool_limits(1):  # L-BFGS takes many small products: two threads were 30 times slower than one
+            model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples, labels[:, k])
         weights[:, k], intercepts[k] = model.coef_[0], model.intercept_[0]
     mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
     return LinearProbe(mean, scale, weights, intercepts, strength, losses or {}, out_of_fold)
