@@ -20,6 +20,7 @@ from histoclip_lib.feature_reader import FeatureReader
 from histoclip_lib.features import ImageFeatures
 from histoclip_lib.metrics import Predictions, from_probabilities, mean_accuracy
 from histoclip_lib.mlp import MLP
+from histoclip_lib.training_steps import TrainingStep, not_finite, some_tokens
 
 EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
@@ -132,7 +133,8 @@ def train_head(
     Raises
     ------
     HistoCLIPError
-        If the loss is not finite; the message names the epoch.
+        If the loss or a weight is not finite; the message names epoch, batch and parameters, and the last checkpoint,
+        which is kept. If half a batch does not fit in the device's memory.
     """
     device = reader.device
     head.to(device).train()
@@ -143,9 +145,7 @@ def train_head(
     history = load_checkpoint(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
     evaluate_every = max(1, options.epochs // EVALUATIONS)
-    loss_of = _loss
-    if compiled:
-        loss_of = torch.compile(_loss, mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
+    step = TrainingStep(head, optimizer, scaler, amp_dtype, compiled)
 
     bar = tqdm(range(options.epochs), initial=len(history), desc="training", unit="epoch", disable=not progress)
     for epoch in range(len(history), options.epochs):
@@ -156,25 +156,17 @@ def train_head(
         torch.manual_seed(int(draw.integers(2**62)))
         losses = []
         batches = list(zip(*(np.array_split(array, batches_per_epoch) for array in (order, views)), strict=True))
-        for step, ((rows, _), tokens) in enumerate(zip(batches, reader.batches(batches), strict=True)):
+        for number, ((rows, _), tokens) in enumerate(zip(batches, reader.batches(batches), strict=True), 1):
             for group in optimizer.param_groups:
-                group["lr"] = options.rate(epoch + (step + 1) / batches_per_epoch)
-            tokens, truth = _some_tokens(tokens, options.token_dropout), targets[rows]
+                group["lr"] = options.rate(epoch + number / batches_per_epoch)
+            tokens, truth = some_tokens(tokens, options.token_dropout), targets[rows]
             if options.mixup:
                 weight, partner = draw.beta(options.mixup, options.mixup), draw.permutation(len(rows))
                 tokens, truth = (values.float().lerp(values[partner].float(), weight) for values in (tokens, truth))
-            loss = loss_of(head, tokens, truth, amp_dtype)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            losses.append(loss.detach() * len(rows))
-        mean_loss = (torch.stack(losses).sum() / len(train)).item()
-        if not math.isfinite(mean_loss):
-            raise HistoCLIPError(
-                f"epoch {epoch + 1}: the loss is {mean_loss}. Lower learning_rate ({options.learning_rate:g}), or use "
-                "precision: fp32."
-            )
+            losses.append(step(tokens, truth))
+        losses = torch.stack(losses).cpu().numpy()
+        _require_finite(head, losses, epoch, options, history, checkpoint)
+        mean_loss = float(np.average(losses, weights=[len(rows) for rows, _ in batches]))
         record = {"epoch": epoch + 1, "learning_rate": options.rate(epoch + 1), "loss": mean_loss}
         if len(val) and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs):
             record |= _validation(head, reader, labels, val)
@@ -190,21 +182,26 @@ def train_head(
     return pd.DataFrame(history, columns=["epoch", "learning_rate", "loss", "val_loss", "val_mAcc"])
 
 
-def _loss(head: CMM | MLP, tokens: torch.Tensor, truth: torch.Tensor, amp_dtype: torch.dtype | None) -> torch.Tensor:
-    with torch.autocast(tokens.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        logits, _ = head(tokens)
-    return functional.binary_cross_entropy_with_logits(logits.float(), truth)  # eq. (5)
-
-
-def _some_tokens(tokens: torch.Tensor, dropout: float) -> torch.Tensor:
-    """Return a random part of the tokens (B, L, d) of each patch; at least one."""
-    length, width = tokens.shape[1:]
-    kept = max(1, round(length * (1 - dropout)))
-    if kept == length:
-        return tokens
-    chosen = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)[:, :kept]
-    chosen += length * torch.arange(len(tokens), device=tokens.device)[:, None]  # counted over all patches
-    return tokens.flatten(0, 1).index_select(0, chosen.flatten()).view(-1, kept, width)
+def _require_finite(
+    head: CMM | MLP,
+    losses: np.ndarray,
+    epoch: int,
+    options: TrainingOptions,
+    history: list[dict],
+    checkpoint: Path | None,
+) -> None:
+    """Stop a training that has run away, before its state is kept."""
+    damaged, wrong = not_finite(head), np.flatnonzero(~np.isfinite(losses))
+    if not damaged and not len(wrong):
+        return
+    batch = wrong[0] if len(wrong) else len(losses) - 1
+    kept = len(history) // CHECKPOINT_EVERY * CHECKPOINT_EVERY if checkpoint and checkpoint.is_file() else 0
+    raise HistoCLIPError(
+        f"epoch {epoch + 1}, batch {batch + 1} of {len(losses)}: the loss is {losses[batch]:g}, and not finite are "
+        f"{', '.join(damaged[:5]) or 'no parameters, so look at the features'}"
+        f"{f' and {len(damaged) - 5} more' * (len(damaged) > 5)}. Lower learning_rate ({options.learning_rate:g}), or "
+        f"use precision: fp32.{f' The state after epoch {kept} is kept in {checkpoint}.' * (kept > 0)}"
+    )
 
 
 def new_head(

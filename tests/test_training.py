@@ -1,5 +1,6 @@
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from histoclip_lib import training
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import Shards
+from histoclip_lib.shards import Shards
 from histoclip_lib.training import TrainingOptions, predict_probabilities, train_head
+from histoclip_lib.training_steps import TrainingStep, some_tokens
 
 CPU = torch.device("cpu")
 WIDTH, LENGTH, VIEWS, PATCHES = 16, 4, 3, 60
@@ -238,7 +240,7 @@ def test_biases_and_norms_do_not_decay():
 def test_token_dropout_keeps_a_random_part_of_each_patch(dropout, kept):
     torch.manual_seed(0)
     tokens = torch.arange(200 * 8 * 3).reshape(200, 8, 3).float()
-    found = training._some_tokens(tokens, dropout)
+    found = some_tokens(tokens, dropout)
     assert found.shape == (200, kept, 3)
     numbers = (found[..., 0] - tokens[:, :1, 0]) / 3  # which tokens of its patch
     assert torch.equal(found, tokens.gather(1, numbers.long()[..., None].expand(-1, -1, 3)))
@@ -269,7 +271,7 @@ def test_mixup_mixes_tokens_and_labels_alike(features, monkeypatch):
     forward, loss = CMM.forward, nn.functional.binary_cross_entropy_with_logits
     monkeypatch.setattr(CMM, "forward", lambda self, batch: seen.append(batch) or forward(self, batch))
     monkeypatch.setattr(
-        training.functional,
+        nn.functional,
         "binary_cross_entropy_with_logits",
         lambda logits, truth: losses.append(truth) or loss(logits, truth),
     )
@@ -303,12 +305,39 @@ def test_prediction_leaves_the_mode_of_the_head(features):
     assert head.training
 
 
-def test_loss_that_is_not_finite_stops_with_the_epoch_named(features):
+def test_loss_that_is_not_finite_stops_with_epoch_batch_and_parameters_named(features):
     shards, labels = features
     broken = shards.pieces[0].copy()
     broken[7] = np.nan
-    with pytest.raises(HistoCLIPError, match=r"epoch 1: the loss is nan.*learning_rate"):
-        fit((Shards([broken]), labels), TrainingOptions(epochs=2, warmup_epochs=1))
+    options = TrainingOptions(epochs=2, warmup_epochs=1, batch_size=15)
+    batches = np.array_split(np.random.default_rng([options.seed, 0]).permutation(45), 3)
+    number = next(n for n, rows in enumerate(batches, 1) if 7 in rows)
+    message = rf"epoch 1, batch {number} of 3: the loss is nan, .* layers\.0\.\S+weight.*learning_rate \(0\.001\)"
+    with pytest.raises(HistoCLIPError, match=message):
+        fit((Shards([broken]), labels), replace(options, mixup=0.0))
+
+
+def test_training_that_runs_away_keeps_the_last_good_checkpoint(features, tmp_path, monkeypatch):
+    checkpoint, options = tmp_path / "state.safetensors", TrainingOptions(6, 1, batch_size=16)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+    step, calls = TrainingStep.__call__, []
+
+    def spoiled(self, tokens, truth):
+        loss = step(self, tokens, truth)
+        calls.append(loss)
+        if len(calls) == 15:  # the last batch of epoch 5: its loss is fine, what it leaves is not
+            with torch.no_grad():
+                self.head.layers[0].linear1.bias[0] = np.inf
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "__call__", spoiled)
+    message = r"epoch 5, batch 3 of 3: .* not finite are layers\.0\.linear1\.bias\. .*after epoch 4 is kept in .*state"
+    with pytest.raises(HistoCLIPError, match=message):
+        fit(features, options, checkpoint)
+    monkeypatch.setattr(TrainingStep, "__call__", step)
+    resumed, history = fit(features, options, checkpoint)
+    assert len(history) == 6
+    assert torch.equal(weights(resumed), weights(fit(features, options)[0]))
 
 
 @pytest.mark.parametrize(
