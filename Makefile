@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: report test lint lab bench clean
+.PHONY: report test lint lab bench audit clean
 
 report: $(READY)
 	$(BIN)/histoclip run params/demo.yaml
@@ -17,10 +17,16 @@ lint: $(READY)
 	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/01_data.ipynb
 
 bench: $(READY)
 	for name in encode head pipeline scaling; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# Known security holes in what is installed. pip-audit has an environment of its own: .venv stays as it is.
+audit: $(READY)
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet 'pip-audit>=2.9'
+	.venv/audit/bin/python tools/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("HistoCLIP needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Use make PYTHON=python3.11" % v)'

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from histoclip_lib.files import replacing
+from histoclip_lib.head_files import require_shapes
 
 
 def training_identity(
@@ -61,21 +62,37 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, identity: str, head: torch.nn.Module, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
 ) -> list[dict]:
-    """Load an interrupted training of the same identity and return its history; else leave all as it is."""
+    """Load an interrupted training of the same identity and return its history.
+
+    A file that is missing, damaged or of another training leaves all as it is and gives an empty history: training then
+    starts anew.
+    """
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata()
+            about = file.metadata() or {}
+            if about.get("identity") != identity:
+                return []
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (FileNotFoundError, SafetensorError):
+        history, scales = json.loads(about["history"]), json.loads(about["scaler"])
+        if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+            return []
+        weights = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+        require_shapes(_shapes(weights), _shapes(head.state_dict()))
+        moments = optimizer.state_dict()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                expected = () if key == "step" else tuple(parameters[int(number)].shape)
+                require_shapes({name: tuple(value.shape)}, {name: expected})
+                moments["state"].setdefault(int(number), {})[key] = value
+        scaler.load_state_dict(scales)
+        optimizer.load_state_dict(moments)
+        head.load_state_dict(weights)
+    except (FileNotFoundError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError):
         return []
-    if about["identity"] != identity:
-        return []
-    head.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("head.")})
-    saved = optimizer.state_dict()
-    for name, value in state.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".")
-            saved["state"].setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict(saved)
-    scaler.load_state_dict(json.loads(about["scaler"]))
-    return json.loads(about["history"])
+    return history
+
+
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}

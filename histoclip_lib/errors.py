@@ -1,13 +1,44 @@
 """The one exception that HistoCLIP raises for input it cannot use."""
 
+from __future__ import annotations
+
 
 class HistoCLIPError(ValueError):
-    """Bad input, named: the value, the place where it stands and what to do about it."""
+    """Bad input, named: the value, the place where it stands and what to do about it.
+
+    The message may hold names of files, which can hold anything: what steers a terminal, turns the direction of text or
+    is no text at all is escaped, line breaks excepted.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, keep="\n"))
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return text with each character that cannot be seen as an escape, such as `\n` or `\x1b`; spaces are kept.
+
+    Examples
+    --------
+    >>> printable("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object, limit: int = 100) -> str:
+    """Return a value as Python writes it, cut where it is long: an error must fit on a screen."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integer of more than some thousand digits
+        return f"one {type(value).__name__} too large to show"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def bullet_list(offenders: list[str], limit: int = 20) -> str:
     """Return offenders one a line, the first `limit` of them and a count of the rest."""
-    lines = [f"  - {offender}" for offender in offenders[:limit]]
+    lines = [f"  - {printable(offender)}" for offender in offenders[:limit]]
     if len(offenders) > limit:
         lines.append(f"  - ... and {len(offenders) - limit} more")
     return "\n".join(lines)

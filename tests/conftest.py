@@ -78,6 +78,26 @@ def visit(chromium):
 
 
 @pytest.fixture
+def accessible(visit):
+    """Return a function that opens a page and holds it to axe-core: no finding above minor."""
+
+    def check(path, **options):
+        from axe_playwright_python.sync_playwright import Axe
+
+        page = visit(path, bypass_csp=True, **options)  # axe is a script that the page's policy does not know
+        found = [
+            f"{path.name}: {violation['impact']} {violation['id']}: {node['html'][:200]}"
+            for violation in Axe().run(page).response["violations"]
+            for node in violation["nodes"]
+            if violation["impact"] != "minor"
+        ]
+        assert found == []
+        return page
+
+    return check
+
+
+@pytest.fixture
 def write_folder():
     """Return a function that writes a data set in the folder format: noise images and a table of 0/1 columns."""
 

@@ -100,10 +100,10 @@ def test_nothing_behind_a_text_key_is_the_empty_text(tmp_path):
         {},
         optional={
             "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True),
-            "epochs": st.integers(),
+            "epochs": st.integers(-(2**53), 2**53),
             "learning_rate": st.floats(allow_nan=False, allow_infinity=False),
             "shuffle": st.booleans(),
-            "data_dir": st.text(st.characters(exclude_categories=["Cs"])),
+            "data_dir": st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60),
         },
     ).filter(bool)
 )
@@ -149,6 +149,16 @@ def test_values_of_the_right_type_come_back_as_they_are(tmp_path_factory, values
         (f"name: {'x' * 101}", "names the run's folder"),
         ("reports_dir: elsewhere", "reports_dir: is given on the command line, as --reports DIR"),
         ("epochs: 3\nepochs: 4", "epochs: stands there 2 times"),
+        ("<<: {epochs: 3}", "<<: merges mappings"),
+        (f"epochs: {2**53 + 1}", "epochs: 9007199254740993 is beyond 2**53 (passes"),
+        (f"epochs: 0x{'f' * 5000}", "epochs: one int too large to show is beyond 2**53"),
+        (f"seeds: [0, -{2**60}]", "is beyond 2**53 (of the training)"),
+        (f"? 0x{'f' * 5000}\n: 3", "one int too large to show: no notebook reads it"),
+        (f"name: 0x{'f' * 5000}", "name: one int too large to show is no str"),
+        (f"data_dir: {'x' * 256}", "is longer than any name or path can be (folder of the data)"),
+        (f"data_dir: {'x/' * 3000}", "is longer than any name or path can be (folder of the data)"),
+        ("data_dir: [a, b]", "data_dir: ['a', 'b'] is no str"),
+        (f"{'x' * 900}: 3", f"- {'x' * 100}: no notebook reads it"),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_named_with_the_reason(tmp_path, line, reason):
@@ -167,9 +177,7 @@ def test_a_file_without_entries_points_to_the_demo(tmp_path, text):
     assert re.search(r"run\.yaml must hold `name: value` lines\. Start from params/demo\.yaml", refusal(tmp_path, text))
 
 
-@pytest.mark.parametrize(
-    "text", ["epochs: [3", "a: b: c", "epochs: *gone", "epochs: 2024-13-45", "\tepochs: 3", "[a]: 3"]
-)
+@pytest.mark.parametrize("text", ["epochs: [3", "a: b: c", "epochs: 2024-13-45", "\tepochs: 3", "[a]: 3"])
 def test_what_is_not_yaml_says_so(tmp_path, text):
     assert "run.yaml is not YAML: " in refusal(tmp_path, text)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from histoclip_lib.datasets import folder
 from histoclip_lib.datasets.about import about
-from histoclip_lib.datasets.base import PatchDataset, check_images
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.datasets.checks import check_images
 from histoclip_lib.datasets.histoseg import load_bcss_wsss, load_luad_histoseg
 from histoclip_lib.datasets.pannuke import load_pannuke
 from histoclip_lib.datasets.splits import split_dataset
 from histoclip_lib.datasets.synthetic import load_synthetic
-from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.errors import HistoCLIPError, shown
 from histoclip_lib.files import resolve
 
 DATASETS = ("synthetic", "folder", "bcss_wsss", "luad_histoseg", "pannuke")
@@ -55,6 +58,13 @@ def load_dataset(
     if not data_dir:
         raise HistoCLIPError(f"data_dir: {dataset} needs the folder in which the data lies.")
     official, folder_path = split == "given", resolve(data_dir)
+    try:
+        os.stat(folder_path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the loader says what it looked for
+    except (OSError, ValueError) as error:  # too long, not ours to read, or with a character that no name has
+        reason = getattr(error, "strerror", None) or error
+        raise HistoCLIPError(f"data_dir: {shown(data_dir, 300)} cannot be read ({reason}).") from error
     if dataset == "folder":
         return folder.load(folder_path)
     if dataset == "bcss_wsss":

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
+from histoclip_lib.displays import bar, element, html, picture, table, thumbnail
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 
-Image.MAX_IMAGE_PIXELS = 16_000_000  # Pillow refuses twice as many: a slide is no patch
-MIN_SIDE = 32  # pixels
+SHOWN_PATCHES, THUMBNAIL_SIDE = 6, 72  # in a notebook, the side in pixels
 
 
 class PatchSource(Protocol):
     """Where the pixels of a data set come from. Must be picklable: worker processes read through it."""
 
     def image(self, index: int) -> np.ndarray:
-        """Return patch `index` as RGB, shape (H, W, 3), uint8."""
+        """Return patch `index` as RGB, shape (H, W, 3), uint8, or raise HistoCLIPError where it cannot be read."""
 
     def mask(self, index: int) -> np.ndarray | None:
         """Return the class map of patch `index`, shape (H, W), uint8: k for the k-th class, 0 for none."""
@@ -83,12 +78,22 @@ class PatchDataset:
                 f"{self.name}: labels must be 0 or 1; these patches have others:\n"
                 + bullet_list([f"{self.files[i]}: {self.labels[i].tolist()}" for i in bad])
             )
+        if unwritable := [value for value in self._names() if not _is_text(value)]:
+            raise HistoCLIPError(
+                f"{self.name}: these names are no Unicode text and could stand in no table. Rename:\n"
+                + bullet_list(unwritable)
+            )
         names, counts = np.unique(np.asarray(self.files, dtype=object), return_counts=True)
         if (counts > 1).any():
             raise HistoCLIPError(
                 f"{self.name}: each file may be listed once; these stand there several times:\n"
                 + bullet_list([f"{n} ({c} times)" for n, c in zip(names, counts, strict=True) if c > 1])
             )
+
+    def _names(self) -> list[str]:
+        """Return every distinct text that is shown or written: of classes, files, groups, parts and tissue."""
+        columns = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
+        return [*self.classes, *self.files, *(name for values in columns for name in np.unique(values).tolist())]
 
     def __len__(self) -> int:
         """Return the number of patches."""
@@ -107,103 +112,41 @@ class PatchDataset:
         """Fraction of patches in which each class is present, shape (N,)."""
         return self.labels.mean(axis=0)
 
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images (and masks) that lie as files in a folder.
-
-    Attributes
-    ----------
-    image_paths : list of Path
-        One RGB image each.
-    mask_paths : list of (Path or None)
-        P or L images, or empty for a data set without masks.
-    mask_values : ndarray of shape (256,), uint8
-        Maps stored mask values to class numbers: k for the k-th class, 0 for none, 255 for "not allowed".
-    """
-
-    image_paths: list[Path]
-    mask_paths: list[Path | None]
-    mask_values: np.ndarray
-
-    def image(self, index: int) -> np.ndarray:
-        """Return image `index` as RGB, shape (H, W, 3), uint8."""
-        with Image.open(self.image_paths[index]) as image:
-            return np.asarray(image.convert("RGB"))
-
-    def mask(self, index: int) -> np.ndarray | None:
-        """Return the class map of image `index`, shape (H, W), uint8, or None."""
-        path = self.mask_paths[index] if self.mask_paths else None
-        return None if path is None else read_class_map(path, self.mask_values)
-
-    def digest(self, index: int) -> str:
-        """Return the BLAKE2 digest of the image file's bytes."""
-        return hashlib.blake2b(self.image_paths[index].read_bytes(), digest_size=16).hexdigest()
-
-
-def read_class_map(path: Path, mask_values: np.ndarray) -> np.ndarray:
-    """Read a P or L mask image and translate its values, shape (H, W), uint8.
-
-    Raises
-    ------
-    HistoCLIPError
-        If the image is not single-channel or holds a value that `mask_values` marks with 255.
-    """
-    with Image.open(path) as image:
-        if image.mode not in ("P", "L"):
-            raise HistoCLIPError(
-                f"{path}: a mask must be a P or L image (one channel of class numbers), this one is {image.mode}."
-            )
-        stored = np.asarray(image)
-    class_map = mask_values[stored]
-    if (class_map == 255).any():
-        values = np.unique(stored[class_map == 255]).tolist()
-        raise HistoCLIPError(f"{path}: mask values {values} name no class.")
-    return class_map
-
-
-def check_images(dataset: PatchDataset, progress: bool = True) -> None:
-    """Decode every image and mask once and report all that cannot be used.
-
-    Parameters
-    ----------
-    dataset : PatchDataset
-        What to check.
-    progress : bool
-        Whether to draw a bar.
-
-    Raises
-    ------
-    HistoCLIPError
-        Listing every unreadable or truncated image, every one smaller than 32 pixels, every mask that does not fit
-        its image, and every image whose size is not the usual one: another size is another magnification.
-    """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding leaves Python
-        checks = pool.map(lambda index: _check_image(dataset, index), range(len(dataset)))
-        bar = tqdm(checks, total=len(dataset), desc="checking images", unit="patch", disable=not progress)
-        shapes, problems = zip(*bar, strict=True)
-    usual = Counter(shape for shape in shapes if shape).most_common(1)[0][0] if any(shapes) else None
-    listed = [
-        f"{file}: {problem or f'{shape[1]}x{shape[0]}, where most patches are {usual[1]}x{usual[0]}'}"
-        for file, shape, problem in zip(dataset.files, shapes, problems, strict=True)
-        if problem or shape != usual
-    ]
-    if listed:
-        raise HistoCLIPError(
-            f"{dataset.name}: {len(listed)} of {len(dataset)} patches cannot be used. Mend or remove:\n"
-            + bullet_list(listed, limit=1000)
+    def _repr_html_(self) -> str:
+        """Show in a notebook how much there is of what, and six of the patches."""
+        facts = [["patches", f"{len(self):,}"], ["masks", "yes" if self.has_masks else "no"]]
+        if self.groups is not None:
+            names, sizes = np.unique(self.groups, return_counts=True)
+            smallest, largest = sizes.min(), sizes.max()
+            spread = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+            facts.append(["groups", f"{len(names):,}, of {spread} patches"])
+        for name, values in (("parts", self.parts), ("tissue", self.tissue)):
+            if values is not None:
+                facts.append([name, ", ".join(f"{value} {count:,}" for value, count in Counter(values).most_common())])
+        classes = [
+            [name, f"{count:,}", f"{share:.1%}", bar(share, f"{share:.0%} of the patches")]
+            for name, count, share in zip(self.classes, self.labels.sum(axis=0), self.prevalence, strict=True)
+        ]
+        shown = np.unique(np.linspace(0, len(self) - 1, SHOWN_PATCHES).astype(int))
+        return html(
+            element("p", element("strong", self.name)),
+            table([], facts),
+            table(["class", "present in", "prevalence", ""], classes),
+            element("p", *(part for index in shown for part in (self._thumbnail(index), " "))),
         )
 
+    def _thumbnail(self, index: int) -> Element | str:
+        """Return patch `index` made small, or its name where it cannot be read: `check_images` says why."""
+        try:
+            return picture(thumbnail(self.image(index), THUMBNAIL_SIDE), f"patch {self.files[index]}")
+        except (OSError, ValueError):
+            return f"{self.files[index]} cannot be read"
 
-def _check_image(dataset: PatchDataset, index: int) -> tuple[tuple[int, int] | None, str | None]:
-    """Return the shape (H, W) of a patch, and what is wrong with it if something is."""
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written: one with bytes that are no UTF-8 cannot, since Python holds them as surrogates."""
     try:
-        shape = dataset.image(index).shape[:2]
-        mask = dataset.mask(index)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-        return None, str(error)
-    if min(shape) < MIN_SIDE:
-        return shape, f"{shape[1]}x{shape[0]} is too small for a patch"
-    if mask is not None and mask.shape != shape:
-        return shape, f"the mask is {mask.shape[1]}x{mask.shape[0]}, the image {shape[1]}x{shape[0]}"
-    return shape, None
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

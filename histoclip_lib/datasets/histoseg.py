@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from histoclip_lib.datasets.base import ImageFiles, PatchDataset, read_class_map
+from histoclip_lib.datasets.base import PatchDataset
+from histoclip_lib.datasets.images import ImageFiles, read_class_map
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 
 BCSS_CLASSES = ("tumor", "stroma", "lymphocyte", "necrosis")
@@ -218,8 +219,8 @@ def _mask_labels(
     for path in tqdm(paths, desc=f"labels of {release.title} {part}", unit="mask", disable=not progress):
         try:
             class_map = read_class_map(path, MASK_VALUES)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken file
-            offenders.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        except HistoCLIPError as error:
+            offenders.append(str(error))
         else:
             labels.append(labels_from_mask(class_map, len(release.classes), mask_coverage))
     if offenders:
@@ -259,10 +260,16 @@ def _find_train(release: _Release, data_dir: Path) -> Path:
 def _images(folder: Path) -> list[Path]:
     """Return the image files of a folder, sorted by name; hidden files are left out."""
     with os.scandir(folder) as entries:
-        paths = [Path(e) for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")]
-    if not paths:
+        found = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")]
+        offenders = sorted(e.name for e in found if not e.is_file())
+    if offenders:
+        raise HistoCLIPError(
+            f"{folder}: {len(offenders)} entries are called like images but are folders, devices or broken links. "
+            f"Remove them:\n{bullet_list(offenders, limit=1000)}"
+        )
+    if not found:
         raise HistoCLIPError(f"{folder} holds no images. Looked for {LAYOUTS}.")
-    return sorted(paths)
+    return sorted(Path(e) for e in found)
 
 
 def _official_part(release: _Release, root: Path, part: str) -> tuple[list[Path], list[Path]]:
@@ -279,7 +286,11 @@ def _official_part(release: _Release, root: Path, part: str) -> tuple[list[Path]
     if missing:
         raise HistoCLIPError(f"{release.title}: {' and '.join(map(str, missing))} not found. The layout is {LAYOUTS}.")
     images = _images(found[0] / "img")
-    masks = {path.stem: path for path in _images(found[0] / "mask")}
+    mask_paths = _images(found[0] / "mask")
+    masks = {path.stem: path for path in mask_paths}
+    if several := [path.name for path in mask_paths if masks[path.stem] != path]:
+        listed = bullet_list(several, limit=1000)
+        raise HistoCLIPError(f"{found[0] / 'mask'}: several masks of one image. Keep one of each:\n{listed}")
     without = [path.name for path in images if path.stem not in masks]
     if without:
         raise HistoCLIPError(

@@ -11,7 +11,14 @@ import numpy as np
 
 from histoclip_lib.cache import cache_dir as default_cache_dir
 from histoclip_lib.datasets.base import PatchDataset, PatchSource
-from histoclip_lib.datasets.pannuke_arrays import CLASSES, ArraySource, FoldArrays, cached_counts, check_fold
+from histoclip_lib.datasets.pannuke_arrays import (
+    CLASSES,
+    ArraySource,
+    FoldArrays,
+    cached_counts,
+    check_fold,
+    open_array,
+)
 from histoclip_lib.datasets.pannuke_parquet import ParquetSource, read_fold
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 
@@ -160,7 +167,7 @@ def _load_arrays(
     if problems:
         raise HistoCLIPError(f"{data_dir}: PanNuke's arrays cannot be used:\n{bullet_list(problems)}")
 
-    tissue = {fold: np.load(found.types, allow_pickle=False) for fold, found in files.items()}
+    tissue = {fold: np.array(open_array(found.types)) for fold, found in files.items()}
     _check_sizes({fold: len(types) for fold, types in tissue.items()})  # before the long count
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     counts = {fold: cached_counts(found.masks, root, progress) for fold, found in files.items()}
@@ -193,11 +200,17 @@ def _load_parquets(
             f"{data_dir}: parquet files of one fold lie in several folders. Set data_dir to one copy:\n"
             + bullet_list(several)
         )
-    row_groups, lengths, counts, tissue = [], [], {}, {}
+    row_groups, lengths, counts, tissue, problems = [], [], {}, {}, []
     for fold, found in by_fold.items():
-        groups, rows, counts[fold], tissue[fold] = read_fold(found)
-        row_groups += groups
-        lengths.append(rows)
+        try:
+            groups, rows, counts[fold], tissue[fold] = read_fold(found)
+        except HistoCLIPError as error:
+            problems.append(f"fold {fold}: {error}")
+        else:
+            row_groups += groups
+            lengths.append(rows)
+    if problems:
+        raise HistoCLIPError("\n".join(problems))
     starts = np.cumsum([0, *np.concatenate(lengths)])
     return list(by_fold), counts, tissue, ParquetSource(row_groups, starts)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.datasets.images import MAX_PIXELS
+from histoclip_lib.errors import HistoCLIPError, bullet_list
 from histoclip_lib.files import replacing
 
 CLASSES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
@@ -97,11 +98,11 @@ def open_array(path: Path) -> np.ndarray:
         If the file is truncated, is no `.npy` file or holds Python objects, which are never unpickled.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip archive, too
+    except Exception as error:  # the header is a Python literal: what is wrong with it is of many kinds
         raise HistoCLIPError(
-            f"{path} cannot be read as an array of numbers or text ({error}). Fetch the file again; an array of "
-            "Python objects (dtype object) must be saved anew with a plain dtype."
+            f"{path} cannot be read as an array of numbers or text ({error or type(error).__name__}). Fetch the file "
+            "again; an array of Python objects (dtype object) must be saved anew with a plain dtype."
         ) from error
 
 
@@ -125,6 +126,7 @@ def check_fold(files: FoldArrays) -> list[str]:
             problems.append(f"{path}: dtype {arrays[path].dtype}, expected {expected}")
     if problems:
         return problems
+    problems += _unwritable(files.types)
     images, masks, types = (arrays[path] for path in (files.images, files.masks, files.types))
     if not len(images) == len(masks) == len(types):
         problems.append(
@@ -133,9 +135,20 @@ def check_fold(files: FoldArrays) -> list[str]:
         )
     elif images.shape[:3] != masks.shape[:3]:
         problems.append(f"{files.images}: shape {images.shape}, but {files.masks}: shape {masks.shape}")
-    elif len(images) and images.dtype.kind == "f" and 0 < images[0].max() <= 1:
+    elif images.shape[1] * images.shape[2] > MAX_PIXELS:
+        problems.append(f"{files.images}: shape {images.shape}; a patch has at most {MAX_PIXELS:,} pixels")
+    elif len(images) and images.dtype.kind == "f" and images[0].size and 0 < images[0].max() <= 1:
         problems.append(f"{files.images}: values lie between 0 and 1, expected 0 to 255 as released")
     return problems
+
+
+def _unwritable(types_path: Path) -> list[str]:
+    """Return a line where the names of tissues are no text: an array may hold numbers that are no characters."""
+    try:
+        "".join(open_array(types_path).tolist()).encode()
+    except (ValueError, SystemError) as error:  # the latter where a number is beyond all characters
+        return [f"{types_path}: holds what is no text ({error})"]
+    return []
 
 
 def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
@@ -154,18 +167,32 @@ def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     Returns
     -------
     ndarray of shape (B, 5), int64
+
+    Raises
+    ------
+    HistoCLIPError
+        Listing every patch with an id that is negative, infinite or not a number.
     """
     n_patches = len(open_array(masks_path))
+    offenders = []
     counts = np.zeros((n_patches, len(CLASSES)), dtype=np.int64)
     label = f"counting nuclei in {masks_path.parent.name}/{masks_path.name} (once)"
     with tqdm(total=n_patches, desc=label, unit="patch", disable=not progress) as bar:
         for start in range(0, n_patches, CHUNK):
             chunk = np.array(open_array(masks_path)[start : start + CHUNK])
             for row, patch in enumerate(chunk, start=start):
+                if not (patch.min() >= 0 and patch.max() < np.inf):  # NaN is neither
+                    offenders.append(f"patch {row}: ids from {patch.min()} to {patch.max()}")
+                    continue
                 for channel in range(len(CLASSES)):
                     ids = patch[..., channel]
                     counts[row, channel] = len(np.unique(ids[ids != 0]))
             bar.update(len(chunk))
+    if offenders:
+        raise HistoCLIPError(
+            f"{masks_path}: {len(offenders)} of {n_patches} patches have ids that are none. Fetch the file again:\n"
+            + bullet_list(offenders, limit=1000)
+        )
     return counts
 
 
@@ -176,8 +203,8 @@ def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> n
     that neither a changed file nor an interrupted run leaves a table that is wrong.
     """
     table_path = cache_dir / "pannuke" / f"counts-{file_key(masks_path)}.csv"
-    if table_path.is_file():
-        return pd.read_csv(table_path)[list(CLASSES)].to_numpy(dtype=np.int64)
+    if (kept := _read_counts(table_path, len(open_array(masks_path)))) is not None:
+        return kept
     try:
         table_path.parent.mkdir(parents=True, exist_ok=True)  # before the long count, not after it
     except OSError as error:
@@ -189,3 +216,12 @@ def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> n
     with replacing(table_path) as temporary:
         pd.DataFrame(counts, columns=list(CLASSES)).to_csv(temporary, index=False)
     return counts
+
+
+def _read_counts(table_path: Path, n_patches: int) -> np.ndarray | None:
+    """Return the table of an earlier count; None where there is none or it is damaged: then it is made anew."""
+    try:
+        counts = pd.read_csv(table_path)[list(CLASSES)].to_numpy(dtype=np.int64)
+    except (OSError, ValueError, KeyError, OverflowError):
+        return None
+    return counts if len(counts) == n_patches and (counts >= 0).all() else None

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import shutil
-import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,13 @@ import joblib
 import numpy as np
 from PIL import Image
 from scipy.special import expit, logit
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from histoclip_lib.cache import cache_dir as default_cache_dir
 from histoclip_lib.datasets import folder, painting, tissue
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.files import temporary_beside
 
 CLASSES = ("tumor", "stroma", "lymphocyte", "necrosis")
 MIN_COVERAGE = 0.02  # a class is present where it covers at least this fraction of the patch
@@ -58,6 +59,8 @@ def load_synthetic(n_patches: int = 600, seed: int = 0, cache_dir: str | Path | 
         except (OSError, HistoCLIPError):
             if not data_dir.exists():  # unless another process has just written the same patches
                 raise
+    with suppress(OSError):  # a cache that others own can still be read
+        os.utime(data_dir)  # when it was last used
     return replace(folder.load(data_dir), name="synthetic")
 
 
@@ -77,7 +80,7 @@ def write_synthetic(
     ----------
     out_dir : str or Path
         Must not exist or be empty. It appears at the end, complete; a killed run leaves only a folder beside
-        it whose name ends in `.partial`.
+        it whose name ends in `.partial`, which `histoclip_lib.files.sweep` removes.
     n_patches : int
         Number of patches; patch i is of patient i modulo `n_patients`.
     seed : int
@@ -107,7 +110,7 @@ def write_synthetic(
     out_dir = Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise HistoCLIPError(f"{out_dir} is not an empty folder. Name a new one, or remove it first.")
-    partial = out_dir.parent / f".{out_dir.name}.{uuid.uuid4().hex}.partial"
+    partial = temporary_beside(out_dir, ".partial")
     try:
         for kind in ("images", "masks"):
             (partial / kind).mkdir(parents=True)

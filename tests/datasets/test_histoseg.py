@@ -1,5 +1,6 @@
 """BCSS-WSSS and LUAD-HistoSeg: names, layouts, masks, and the threshold rule on real masks."""
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -270,6 +271,41 @@ def test_unusable_masks_are_listed(tmp_path):
         load_bcss_wsss(tmp_path, official=True, progress=False)
     assert "[5, 6, 7]" in str(caught.value)
     assert second in str(caught.value)
+
+
+def test_what_is_called_like_an_image_and_is_no_file_is_listed_and_not_waited_for(tmp_path):
+    build(tmp_path, "bcss")
+    train = tmp_path / "train"
+    os.mkfifo(train / f"{BCSS_IMAGE}+1[1101].png")
+    (train / f"{BCSS_IMAGE}+2[1101].png").mkdir()
+    (train / f"{BCSS_IMAGE}+3[1101].png").symlink_to("nowhere.png")
+    with pytest.raises(HistoCLIPError, match="3 entries are called like images but are folders, devices") as caught:
+        load_bcss_wsss(tmp_path)
+    assert all(f"+{number}[1101].png" in str(caught.value) for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (b"TCGA-A1-A0SK-\xfc+0[1101].png", "no Unicode text.*TCGA-A1-A0SK-\\\\udcfc"),
+        (b"gr\xfcn.png", r"1 of 3 names are not.*gr\\udcfcn\.png"),
+        (b"a\n  - b.png", r"1 of 3 names are not.*- a\\n  - b\.png"),
+    ],
+)
+def test_names_that_are_no_text_or_forge_lines_are_shown_inert(tmp_path, name, said):
+    build(tmp_path, "bcss")
+    (tmp_path / "train" / os.fsdecode(name)).write_bytes((tmp_path / "train" / TRAIN_NAMES["bcss"][0]).read_bytes())
+    with pytest.raises(HistoCLIPError, match=f"(?s){said}") as caught:
+        load_bcss_wsss(tmp_path)
+    str(caught.value).encode()
+
+
+def test_two_masks_of_one_image_are_listed(tmp_path):
+    build(tmp_path, "luad")
+    mask = tmp_path / "val/mask" / OTHER_NAMES["luad"]["val"]
+    mask.with_suffix(".bmp").write_bytes(mask.read_bytes())
+    with pytest.raises(HistoCLIPError, match=r"Keep one of each:\n  - 387709-10900-67592\."):
+        load_luad_histoseg(tmp_path, official=True, progress=False)
 
 
 def test_missing_folders_say_where_to_get_the_data(tmp_path):

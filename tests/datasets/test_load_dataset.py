@@ -36,6 +36,14 @@ def test_a_missing_public_set_says_what_was_looked_for_and_where_it_comes_from(t
     assert "Unpack it and set data_dir" in message
 
 
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "synthetic"])
+@pytest.mark.parametrize("data_dir", ["x" * 300, "a/" * 5000, "a\0b"])
+def test_what_can_be_no_folder_is_refused(dataset, data_dir):
+    with pytest.raises(HistoCLIPError, match=r"data_dir: '[ax].* cannot be read") as raised:
+        load_dataset(dataset, data_dir)
+    assert len(str(raised.value)) < 400
+
+
 def test_the_folder_format_loads_by_name(tmp_path, write_folder):
     dataset = load_dataset("folder", str(write_folder(tmp_path, {"tumor": [0, 1]})))
     assert dataset.name == "folder"

@@ -12,11 +12,13 @@ from numpy.lib.format import open_memmap
 from pannuke_files import load_small, write_fold
 
 from histoclip_lib.datasets import pannuke_arrays
+from histoclip_lib.datasets.checks import check_images
 from histoclip_lib.datasets.pannuke import load_pannuke
 from histoclip_lib.datasets.pannuke_arrays import CLASSES, count_nuclei
 from histoclip_lib.errors import HistoCLIPError
 
 SIZE = 256
+BYTES = b"gr\xfcn".decode(errors="surrogateescape")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, np.uint16, np.int64])
@@ -132,6 +134,11 @@ def test_counting_needs_little_memory(tmp_path):
         ({"masks": np.zeros((3, 32, 32, 6), dtype=object)}, "masks.npy .*dtype object"),
         ({"masks": np.zeros((3, 32, 32, 6), dtype=complex)}, "masks.npy: dtype complex128"),
         ({"images": np.full((3, 32, 32, 3), 0.5)}, "between 0 and 1"),
+        ({"images": np.zeros((3, 32, 32, 3), dtype="datetime64[s]")}, "images.npy: dtype datetime64"),
+        ({"images": np.zeros((3, 32, 32, 3), dtype=[("r", float)])}, "images.npy: dtype"),
+        ({"images": np.float64(3)}, r"images.npy: shape \(\), expected"),
+        ({"types": np.array(["Breast", BYTES, "Colon"])}, "types.npy: holds what is no text"),
+        ({"types": np.full(3, 0x110000, dtype=np.uint32).view("<U1")}, "types.npy: holds what is no text"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, replaced, message):
@@ -166,3 +173,99 @@ def test_values_out_of_range_are_refused_where_read(tmp_path):
     write_fold(tmp_path, images=np.full((3, 32, 32, 3), 300.0))
     with pytest.raises(HistoCLIPError, match=r"300\.0, expected 0 to 255"):
         load_small(tmp_path).image(1)
+
+
+def test_arrays_in_any_order_of_bytes_and_axes_give_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (3, 32, 40, 3)).astype(float), rng.integers(0, 3, (3, 32, 40, 6)).astype(float)
+    write_fold(tmp_path / "plain", images=images, masks=masks)
+    write_fold(tmp_path / "fortran", images=np.asfortranarray(images), masks=np.asfortranarray(masks))
+    write_fold(tmp_path / "big", images=images.astype(">f8"), masks=masks.astype(">i4"))
+    plain, *others = (load_small(tmp_path / name) for name in ("plain", "fortran", "big"))
+    for other in others:
+        assert np.array_equal(other.labels, plain.labels)
+        assert all(np.array_equal(other.image(row), plain.image(row)) for row in range(3))
+        assert all(np.array_equal(other.mask(row), plain.mask(row)) for row in range(3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_every_mask_with_ids_that_are_none_is_listed_and_nothing_is_kept(tmp_path, value):
+    masks = np.zeros((40, 32, 32, 6))
+    masks[3, 0, 0, 0] = masks[25, 5, 5, 4] = value
+    write_fold(tmp_path, n=40, masks=masks)
+    with pytest.raises(HistoCLIPError, match=r"(?s)2 of 40 patches.*patch 3: ids from.*patch 25: ids from"):
+        load_small(tmp_path)
+    assert not list((tmp_path / "cache").rglob("*.csv"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 256.0])
+def test_every_image_with_values_that_are_none_is_listed_by_the_check(tmp_path, value):
+    images = np.full((4, 32, 32, 3), 200.0)
+    images[1, 0, 0, 0] = images[3, 9, 9, 2] = value
+    write_fold(tmp_path, n=4, images=images)
+    with pytest.raises(HistoCLIPError, match=r"(?s)2 of 4 .*fold1/00001: .*expected 0 to 255.*fold1/00003: "):
+        check_images(load_small(tmp_path), progress=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"no array",
+        b"\x93NUMPY\x01\x00\x0a\x00{'descr': \n",
+        b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535,
+        b"\x93NUMPY\x09\x00",
+        b"PK\x03\x04",
+    ],
+)
+def test_what_is_no_array_is_refused(tmp_path, content):
+    write_fold(tmp_path)
+    for name in ("images", "masks", "types"):
+        write_fold(tmp_path)
+        (tmp_path / f"fold1/{name}.npy").write_bytes(content)
+        with pytest.raises(HistoCLIPError, match=rf"{name}\.npy cannot be read as an array"):
+            load_small(tmp_path)
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path):
+    write_fold(tmp_path)
+    np.savez(tmp_path / "many.npz", images=np.zeros((3, 32, 32, 3)))
+    (tmp_path / "many.npz").replace(tmp_path / "fold1/images.npy")
+    with pytest.raises(HistoCLIPError, match=r"images\.npy cannot be read as an array"):
+        load_small(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_header_that_says_more_than_there_is_is_refused(tmp_path):
+    folder = write_fold(tmp_path)
+    for shape in ((10**9, 32, 32, 3), (-3, 32, 32, 3), (3, 2**62, 32, 3), (True, 32, 32, 3)):
+        with (folder / "images.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with pytest.raises(HistoCLIPError, match=r"images\.npy"):
+            load_small(tmp_path)
+
+
+def test_patches_as_large_as_slides_are_refused_unread(tmp_path):
+    folder = write_fold(tmp_path, n=1)
+    for name, channels in (("images", 3), ("masks", 6)):
+        open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(1, 4001, 4001, channels))
+    with pytest.raises(HistoCLIPError, match="a patch has at most 16,000,000 pixels"):
+        load_small(tmp_path)
+
+
+HEADER = ",".join(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "no table", "neoplastic\n1\n", f"{HEADER}\n1,1,1,1,1\n", HEADER + "\n1,1,1,1,-1" * 3, "\0"],
+)
+def test_a_damaged_table_of_counts_is_made_anew(tmp_path, content):
+    write_fold(tmp_path)
+    load_small(tmp_path)
+    table = next((tmp_path / "cache/pannuke").iterdir())
+    good = table.read_text()
+    table.write_text(content)
+    assert load_small(tmp_path).labels.sum() == 0
+    assert table.read_text() == good
