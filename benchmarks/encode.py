@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from histoclip_lib.clip import CLIP, load_clip
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.features import encode_dataset, view_of
+from histoclip_lib.features import encode_dataset
+from histoclip_lib.views import view_of
 
 # Name for open_clip, patches, views.
 BACKBONES = {

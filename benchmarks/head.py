@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from histoclip_lib.cmm import CMM
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import SHARD_SIZE, Shards
+from histoclip_lib.shards import SHARD_SIZE, Shards
 from histoclip_lib.training import TrainingOptions, new_head, train_head
 
 # Patches, tokens, width, classes, batch; epochs in a row.

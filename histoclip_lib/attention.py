@@ -8,8 +8,8 @@ from skimage.transform import resize
 
 from histoclip_lib.cmm import CMM
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import undo_view
 from histoclip_lib.training import EVALUATION_BATCH
+from histoclip_lib.views import undo_view
 
 
 def attention_maps(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:

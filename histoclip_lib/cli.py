@@ -1,165 +1,310 @@
-"""The command line: `histoclip run`, `histoclip check` and `histoclip cache`."""
+"""The command line: `histoclip run`, `check`, `table`, `show` and `cache`."""
 
 from __future__ import annotations
 
-import json
+import difflib
+import io
+import shlex
 import sys
+import warnings
+import webbrowser
+from contextlib import nullcontext, redirect_stderr
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from histoclip_lib import __version__, help_texts
 from histoclip_lib.cache import cache_dir, cached_features
+from histoclip_lib.console import aligned, complain, is_plain, messages, results, say, visible
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.exits import stoppable, told
 from histoclip_lib.files import resolve
-from histoclip_lib.params import read_params, read_schema
-from histoclip_lib.runs import STEPS, StepEvent, find_notebooks, run_steps, write_overview
+
+# What loads notebooks, tables or PyTorch is imported by the command that needs it: help comes at once.
+
+MIB = 2**20
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Score, train and report HistoCLIP on a data set. Start with: histoclip run params/demo.yaml",
+    rich_markup_mode=None,
+    help=help_texts.GENERAL,
+    epilog=help_texts.EXIT_CODES,
 )
-MIB = 2**20
-console = Console(stderr=True, highlight=False, emoji=False)
 
 ParamFiles = Annotated[list[Path], typer.Argument(help="Parameter files, such as params/demo.yaml.", metavar="PARAMS")]
+Reports = Annotated[Path, typer.Option(help="Folder below which each run has its own.", metavar="DIR")]
+Runs = list[tuple[Path, dict[str, object]]]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-@app.command()
+class Format(StrEnum):
+    """How a table is written."""
+
+    TEXT = "text"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"histoclip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def histoclip(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command(epilog=help_texts.RUN)
 def run(
     params: ParamFiles,
-    reports: Annotated[Path, typer.Option(help="Folder below which each run has its own.")] = Path("reports"),
+    reports: Reports = Path("reports"),
     force: Annotated[bool, typer.Option("--force", help="Execute finished steps again.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Work in so many processes.", min=1, metavar="N")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Work on the Dask cluster of this scheduler.", metavar="ADDRESS")
+    ] = None,
+    debug: Debug = False,
 ) -> None:
-    """Execute the notebooks of each run and write its pages, then the overview of all runs.
+    """Execute the notebooks of each run, and write its pages.
 
     Every parameter file is checked before the first notebook starts. A step that is finished and whose inputs have
-    not changed is skipped, so an interrupted run goes on where it stopped. Exit code 1: a run failed; 2: a parameter
-    file cannot be used.
+    not changed is skipped, so an interrupted run goes on where it stopped. If one run fails the others go on. At
+    the end the overview of all runs is written, and the paths of the pages are printed, that of the overview last.
+    A parameter file with a key `grid` stands for many runs.
     """
-    schema, all_values = _checked(params, debug)
-    failed, reports = False, resolve(reports)
-    for path, values in zip(params, all_values, strict=True):
-        console.print(f"[bold]{escape(str(values['name']))}[/bold]  ({escape(str(path))})")
-        try:
-            folder = run_steps(values, schema, reports, force, _announce, sys.stderr if console.is_terminal else None)
-        except HistoCLIPError as error:
-            if debug:
-                raise
-            _complain(error)
-            failed = True
+    failed, reports = [], resolve(reports)
+    with stoppable(f" Finished steps are kept; to go on:\n{_command(params, reports)}"):
+        schema, runs = _checked(params, debug)
+        with told(debug):
+            from histoclip_lib.progress import shown
+            from histoclip_lib.runs import write_overview
+        console = messages()
+        if jobs is None and scheduler is None:
+            failed = _run_here(runs, schema, reports, force, debug)
         else:
-            _print_headline(folder)
-    try:
-        index = write_overview(reports, _announce)
-    except HistoCLIPError as error:
-        if debug:
-            raise
-        _complain(error)
-        raise typer.Exit(1) from error
-    console.print("The report is ready. Open it in a browser:")
-    typer.echo(index.resolve())
+            with told(debug):
+                failed = _run_elsewhere(runs, schema, reports, force, jobs, scheduler)
+        folders = [reports / str(values["name"]) for _, values in runs if values["name"] not in failed]
+        pages = [page for folder in folders if (page := folder / "index.html").is_file()]
+        if reports.is_dir():
+            with told(debug), shown(console) as report:
+                pages.append(write_overview(reports, report))
+    for page in pages:
+        typer.echo(page.resolve())
+    if failed and len(runs) > 1:
+        complain(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
-def check(
-    params: ParamFiles,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Check parameter files and the data that they name, without loading a model or running anything."""
-    _, all_values = _checked(params, debug)
-    from histoclip_lib.datasets import check_images, load_dataset, split_dataset  # loads scikit-learn
+def _run_here(runs: Runs, schema: dict, reports: Path, force: bool, debug: bool) -> list[str]:
+    """Execute one run after the other; return the names of those that failed."""
+    from histoclip_lib.progress import shown
+    from histoclip_lib.runs import run_steps
+    from histoclip_lib.text_tables import print_headline
 
-    failed = False
-    for path, values in zip(params, all_values, strict=True):
-        names = ("dataset", "data_dir", "split", "n_patches", "mask_coverage", "min_nuclei")
+    console, failed = messages(), []
+    for path, values in runs:
+        console.print(visible(values["name"]), style="bold", end="")
+        say(console, f"  ({visible(path)})")
         try:
-            patches = load_dataset(*(values[name] for name in names))
-            train, val = split_dataset(patches, values["split"], values["seed"], values["val_fraction"])
-            check_images(patches, console.is_terminal)
-        except HistoCLIPError as error:
-            if debug:
-                raise
-            _complain(error)
-            failed = True
-            continue
-        classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))
-        typer.echo(f"{path}: {len(patches)} patches ({len(train)} train, {len(val)} validation); {classes}")
+            with told(debug), shown(console) as report:
+                print_headline(console, run_steps(values, schema, reports, force, report))
+        except typer.Exit:
+            failed.append(str(values["name"]))
+    return failed
+
+
+def _run_elsewhere(
+    runs: Runs, schema: dict, reports: Path, force: bool, jobs: int | None, scheduler: str | None
+) -> list[str]:
+    """Execute many runs at once; return the names of those that failed."""
+    from histoclip_lib.executors import open_executor
+    from histoclip_lib.many_runs import run_all_on
+    from histoclip_lib.progress import SideBySide
+
+    told_of = SideBySide(messages())
+    with open_executor(jobs, scheduler) as executor:
+        values = [values for _, values in runs]
+        failures = run_all_on(executor, values, schema, reports, force, told_of.step_ended, told_of.shard_done)
+    for name, reason in failures.items():
+        complain(f"{name}: {reason}")
+    return list(failures)
+
+
+@app.command(epilog=help_texts.CHECK)
+def check(params: ParamFiles, reports: Reports = Path("reports"), debug: Debug = False) -> None:
+    """Check parameter files and their data; say what a run would take.
+
+    Every image is opened. No model is loaded, and no notebook executed.
+    """
+    failed = False
+    with stoppable():
+        schema, runs = _checked(params, debug)
+        for path, values in runs:
+            try:
+                with told(debug):
+                    _check_run(path, values, schema, resolve(reports))
+            except typer.Exit:
+                failed = True
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
+def _check_run(path: Path, values: dict, schema: dict, reports: Path) -> None:
+    from histoclip_lib.datasets import check_images, load_dataset, split_dataset
+    from histoclip_lib.runs import STEPS, finished_steps
+
+    names = ("dataset", "data_dir", "split", "n_patches", "mask_coverage", "min_nuclei")
+    quiet = is_plain(messages())
+    with redirect_stderr(io.StringIO()) if quiet else nullcontext():  # bars are for terminals
+        patches = load_dataset(*(values[name] for name in names))
+    train, val = split_dataset(patches, values["split"], values["seed"], values["val_fraction"])
+    check_images(patches, not quiet)
+    classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))
+    sizes = f"{len(patches)} patches ({len(train)} train, {len(val)} validation)"
+    from histoclip_lib.costs import forecast  # loads PyTorch, for which wrong data need not wait
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lines = forecast(values, len(patches), cache_dir(), reports / str(values["name"]))
+    finished = finished_steps(values, schema, reports)
+    lines.append(f"finished  {', '.join(finished) or 'nothing'}")
+    lines.append(f"to do     {', '.join(step for step in STEPS if step not in finished) or 'nothing'}")
+    typer.echo(visible(f"{path}: {sizes}; {classes}"))
+    for line in lines:
+        typer.echo(f"  {visible(line)}")
+    for warning in caught:
+        say(messages(), f"  note: {visible(warning.message)}")
+
+
+@app.command(epilog=help_texts.TABLE)
+def table(
+    reports: Reports = Path("reports"),
+    format: Annotated[Format, typer.Option(help="How it is written.")] = Format.TEXT,
+    debug: Debug = False,
+) -> None:
+    """Print Table I: all runs, and the paper's values.
+
+    mAcc with its 95 % interval. A block for each data set in text, a line for each run in CSV and Markdown.
+    """
+    with told(debug, code=2):
+        from histoclip_lib.results import table_one_frame
+        from histoclip_lib.run_summaries import BrokenRun, find_runs
+        from histoclip_lib.text_tables import as_markdown, print_table_one
+
+        runs = find_runs(resolve(reports))
+        readable = [run for run in runs if not isinstance(run, BrokenRun)]
+        if format is Format.TEXT:
+            print_table_one(results(), readable)
+        elif format is Format.CSV:
+            typer.echo(table_one_frame(readable).to_csv(index_label="run"), nl=False)
+        else:
+            typer.echo(as_markdown(table_one_frame(readable)))
+        if not runs:
+            say(messages(), f"{reports} holds no finished run; start one with: histoclip run params/demo.yaml")
+        for run in runs:
+            if isinstance(run, BrokenRun):
+                say(messages(), f"{visible(run.name)} is left out: {visible(run.reason)}")
+            elif not run.is_current:
+                say(messages(), f"{visible(run.name)} was started again and has not been evaluated since.")
+
+
+@app.command(epilog=help_texts.SHOW)
+def show(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run.")],
+    reports: Reports = Path("reports"),
+    open_page: Annotated[bool, typer.Option("--open", help="Open its page in a browser.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print one run: headline, parameters, pages and files.
+
+    Also whether it is current: whether running it again would execute anything.
+    """
+    with told(debug, code=2):
+        from histoclip_lib.run_details import details, run_names
+        from histoclip_lib.text_tables import print_headline
+
+        folder, names = resolve(reports) / name, run_names(resolve(reports))
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=3)
+            hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+            raise HistoCLIPError(
+                f"{name}: there is no such run in {reports}.\n{hint}Runs: {', '.join(names) or 'none'}."
+            )
+        if (folder / "metrics.json").is_file():
+            print_headline(results(), folder)
+        else:
+            typer.echo(f"{visible(name)}: not evaluated yet")
+        for line in details(folder, _schema()):
+            typer.echo(visible(line))
+        if open_page:
+            page = min(folder.glob("*.html"), key=lambda page: (page.stem != "index", page.name != "04_evaluate.html"))
+            webbrowser.open(page.resolve().as_uri())
+
+
+@app.command(epilog=help_texts.CACHE)
 def cache(
     prune: Annotated[
-        float | None, typer.Option(help="Remove features that were not used for so many days; 0 removes all.", min=0)
+        float | None,
+        typer.Option(help="Remove features that were not used for so many days; 0 removes all.", min=0, metavar="DAYS"),
     ] = None,
+    debug: Debug = False,
 ) -> None:
-    """List the cached features, how large they are and when they were last used; remove old ones with --prune."""
-    folder = cache_dir()
-    entries = cached_features(folder)
-    table = Table("backbone", "weights", "data set", "views", "patches", "MiB", "last used", title=escape(str(folder)))
-    for entry in entries:
-        old = prune is not None and entry.idle >= prune
-        if old:
-            entry.remove()
-        used = "removed" if old else f"{entry.idle:.0f} days ago" if entry.idle >= 1 else "today"
-        texts = (entry.backbone, entry.pretrained, entry.dataset, entry.views, entry.patches, f"{entry.size / MIB:.0f}")
-        table.add_row(*(escape(str(text)) for text in texts), used)
-    if entries:
-        Console(highlight=False, emoji=False).print(table)
-    else:
-        typer.echo(f"{folder} holds no features.")
+    """List the cached features; remove old ones with --prune."""
+    with told(debug):
+        lines, folder = [], cache_dir()
+        for entry in cached_features(folder):
+            old = prune is not None and entry.idle >= prune
+            if old:
+                entry.remove()
+            used = "removed" if old else f"{entry.idle:.0f} days ago" if entry.idle >= 1 else "today"
+            counts = [str(entry.views), str(entry.patches), f"{entry.size / MIB:.0f}"]
+            lines.append([entry.backbone, entry.pretrained, entry.dataset, used, *counts])
+        if not lines:
+            typer.echo(f"{visible(folder)} holds no features.")
+            return
+        typer.echo(visible(folder))
+        results().print(aligned(["backbone", "weights", "data set", "last used", "views", "patches", "MiB"], lines, 4))
 
 
-def _checked(params: list[Path], debug: bool) -> tuple[dict, list[dict[str, object]]]:
-    """Return the schema and the values of each parameter file, or exit with code 2."""
-    try:
-        notebooks = find_notebooks()
-        schema = read_schema([notebooks / f"{step}.ipynb" for step in STEPS])
-        values = [read_params(path, schema) for path in params]
-        names = [value["name"] for value in values]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        if twice:
-            raise HistoCLIPError(f"name: {', '.join(twice)} stands in several parameter files; runs need own folders.")
-    except HistoCLIPError as error:
-        if debug:
-            raise
-        _complain(error)
-        raise typer.Exit(2) from error
-    return schema, values
+def _schema() -> dict:
+    from histoclip_lib.params import read_schema
+    from histoclip_lib.runs import STEPS, find_notebooks
+
+    notebooks = find_notebooks()
+    return read_schema([notebooks / f"{step}.ipynb" for step in STEPS])
 
 
-def _announce(event: StepEvent) -> None:
-    text = {
-        "skipped": "[dim]{step}  unchanged, skipped[/dim]",
-        "started": "{step}  ...",
-        "finished": "{step}  [green]done[/green] in {seconds:.0f} s",
-        "failed": "{step}  [red]failed[/red] after {seconds:.0f} s",
-    }[event.state]
-    console.print("  " + text.format(step=event.step, seconds=event.seconds))
+def _checked(params: list[Path], debug: bool) -> tuple[dict, Runs]:
+    """Return the schema, and the file and values of each run, or exit with code 2."""
+    with told(debug, code=2):
+        from histoclip_lib.grids import read_runs
+
+        schema = _schema()
+        return schema, read_runs(params, schema)
 
 
-def _complain(error: HistoCLIPError) -> None:
-    console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-
-
-def _print_headline(folder: Path) -> None:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    table = Table("row", "mAcc", "95 % interval", "mAP", title=escape(f"{metrics['name']}: {metrics['n_val']} patches"))
-    for name, row in metrics["rows"].items():
-        low, high = row["mAcc_ci"]
-        average = "" if row["mAP"] is None else f"{row['mAP']:.3f}"
-        table.add_row(name, f"{row['mAcc']:.3f}", f"{low:.3f} to {high:.3f}", average)
-    console.print(table)
+def _command(params: list[Path], reports: Path) -> str:
+    """Return the command that goes on with runs, as a shell takes it."""
+    elsewhere = ["--reports", str(reports)] if reports != Path("reports") else []
+    return shlex.join(["histoclip", "run", *map(str, params), *elsewhere])
 
 
 def main() -> None:
     """Start the command line."""
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+    app(prog_name="histoclip")
+
+
+if __name__ == "__main__":
+    main()

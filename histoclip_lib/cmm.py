@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from histoclip_lib.displays import element, html, table
 from histoclip_lib.dropout import Dropout, dropout
-from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.errors import HistoCLIPError, shown
 from histoclip_lib.files import replacing
+from histoclip_lib.head_files import read_about, require_finite, require_layers, require_shapes
 
 QUERY_SCALE = 2.0
 UNIT_MARGIN = 2.0  # how far a hidden unit starts above 0 for its own class, and below 0 for the others
@@ -224,6 +226,28 @@ class CMM(nn.Module):
             queries, attention = layer(queries, tokens, self.token_mean, self.token_scale)
         return queries.mean(dim=-1), attention  # eq. (4): adaptive average pooling over the features
 
+    def _repr_html_(self) -> str:
+        """Show in a notebook the options of the head and how many parameters each part of it has."""
+        n_classes, width = self.class_embeddings.shape
+        facts = [["classes", str(n_classes)], ["width", str(width)]]
+        facts += [[name.replace("_", " "), str(value)] for name, value in self.options.items()]
+        parts = {
+            f"layer {number}, {name}": sum(parameter.numel() for parameter in part.parameters())
+            for number, layer in enumerate(self.layers, 1)
+            for name, part in (
+                ("self-attention", layer.self_attn),
+                ("cross-attention", layer.multihead_attn),
+                ("feed-forward network", nn.ModuleList([layer.linear1, layer.linear2])),
+                ("norms", nn.ModuleList([layer.norm1, layer.norm2, layer.norm3])),
+            )
+        }
+        lines = [[name, f"{count:,}"] for name, count in (parts | {"together": sum(parts.values())}).items()]
+        return html(
+            element("p", element("strong", "Cross-Modal Matching head")),
+            table([], facts),
+            table(["part", "parameters"], lines),
+        )
+
 
 def save_cmm(head: CMM, path: Path, classes: list[str], backbone: str) -> None:
     """Write a head, with what is needed to build it again, as safetensors."""
@@ -236,25 +260,37 @@ def save_cmm(head: CMM, path: Path, classes: list[str], backbone: str) -> None:
 def load_cmm(path: Path, classes: list[str], backbone: str) -> CMM:
     """Read a head that `save_cmm` wrote, in eval mode.
 
+    Nothing is unpickled, and no tensor is read before the file has said what it is and all shapes fit together.
+
     Raises
     ------
     HistoCLIPError
         If there is no such file, it is not a head, or it was trained for other classes or another backbone.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise HistoCLIPError(f"{path} was not found. Run the notebook 03_train of this run first.")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        options, stored_classes = json.loads(metadata["options"]), json.loads(metadata["classes"])
-        head = CMM(state["class_embeddings"], **options)
-        head.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise HistoCLIPError(f"{path} is not a HistoCLIP head ({error}). Delete it and train again.") from error
-    if stored_classes != list(classes) or metadata["backbone"] != backbone:
+            about = read_about(file.metadata() or {})
+            is_ours = (about.classes, about.backbone) == (list(classes), backbone)
+            if is_ours:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                require_layers(about, shapes)
+                with torch.device("meta"):  # which takes no memory, whatever size the file claims
+                    planned = CMM(torch.zeros(shapes["class_embeddings"]), **about.options).state_dict()
+                require_shapes(shapes, {name: tuple(value.shape) for name, value in planned.items()})
+                state = {name: file.get_tensor(name) for name in shapes}
+                require_finite(state)
+                head = CMM(state["class_embeddings"], **about.options)
+                head.load_state_dict(state)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise HistoCLIPError(
-            f"{path} was trained for the classes {stored_classes} on {metadata['backbone']}, this run has "
-            f"{list(classes)} on {backbone}. Delete it or give the run another name."
+            f"{path} is not a HistoCLIP head ({str(error)[:500] or type(error).__name__}). Delete it and train again."
+        ) from error
+    if not is_ours:
+        raise HistoCLIPError(
+            f"{path} was trained for the classes {shown(about.classes, 500)} on {shown(about.backbone)}, this run has "
+            f"{shown(list(classes), 500)} on {shown(backbone)}. Delete it or give the run another name."
         )
     return head.eval()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from histoclip_lib.features import Shards
+from histoclip_lib.shards import Shards
 
 READ_AHEAD = 2  # batches that are read from the disk while another is used
 

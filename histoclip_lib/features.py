@@ -1,21 +1,18 @@
-"""Image features, encoded once and kept: content-addressed shards that are read as memory maps.
+"""Image features, encoded once and kept in shards whose names say what they hold.
 
-A shard holds up to 256 patches. Its name is a digest of all that determines it (the patches' bytes, the encoder's
-weights and preprocessing, the number of views), so a changed image or option never meets a stale shard, and an
-interrupted encode goes on with the shards that are missing. Its `.json` is written last: no `.json`, no shard.
+A shard's name is a digest of all that determines it (the patches' bytes, the encoder's weights and preprocessing, the
+number of views), so a changed image or option never meets a stale shard, and an interrupted encode goes on with the
+shards that are missing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import tempfile
-from collections import deque
-from collections.abc import Iterator
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -24,54 +21,19 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from histoclip_lib.cache import cache_dir
 from histoclip_lib.clip import CLIP
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.files import replacing, write_text
-
-SHARD_SIZE = 256
-SHARD_FILES = (".pooled.npy", ".tokens.npy", ".json")
-FORMAT = 1  # part of every shard's name; raise it when the content of a shard changes its meaning
-
-
-@dataclass(frozen=True, eq=False)
-class Shards:
-    """An array (B, V, ...) that lies in memory-mapped pieces of SHARD_SIZE rows."""
-
-    pieces: list[np.ndarray]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
-        return (sum(len(piece) for piece in self.pieces), *self.pieces[0].shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array."""
-        return sum(piece.nbytes for piece in self.pieces)
-
-    def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
-        """Read rows in one view each.
-
-        Parameters
-        ----------
-        rows : ndarray of int, shape (n,)
-            Any order, repetitions allowed.
-        views : ndarray of int, shape (n,), or int
-            Which view of each row.
-
-        Returns
-        -------
-        ndarray of shape (n, ...)
-        """
-        rows, views = np.broadcast_arrays(np.asarray(rows), views)
-        result = np.empty((len(rows), *self.shape[2:]), dtype=self.pieces[0].dtype)
-        piece_of_row = rows // SHARD_SIZE
-        for piece in np.unique(piece_of_row):
-            here = piece_of_row == piece
-            result[here] = self.pieces[piece][rows[here] - piece * SHARD_SIZE, views[here]]
-        return result
+from histoclip_lib.displays import html, table
+from histoclip_lib.encoding import (
+    about_shard,
+    encode_batches,
+    features_folder,
+    is_usable,
+    make_writable,
+    shard_key,
+)
+from histoclip_lib.errors import HistoCLIPError, bullet_list
+from histoclip_lib.shards import Damaged, Shard, Shards, locked, n_shards, open_shard, rows_of, shard_of, write_shard
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +78,21 @@ class ImageFeatures:
         """Side of the square grid that the L tokens form."""
         return round(self.tokens.shape[2] ** 0.5)
 
-
-def view_of(images: torch.Tensor, view: int) -> torch.Tensor:
-    """Return one of the eight flips and rotations of square images (..., S, S); view 0 is the image itself."""
-    turned = torch.rot90(images, view % 4, dims=(-2, -1)) if view % 4 else images
-    return turned.flip(-1) if view >= 4 else turned
-
-
-def undo_view(images: torch.Tensor, view: int) -> torch.Tensor:
-    """Turn what was computed on a view, (..., S, S), back to where it lies in the image."""
-    upright = images.flip(-1) if view >= 4 else images
-    return torch.rot90(upright, -(view % 4), dims=(-2, -1))
+    def _repr_html_(self) -> str:
+        """Show in a notebook the shapes and sizes, and what came from the cache."""
+        arrays = [
+            [name, " x ".join(map(str, array.shape)), str(array.pieces[0].dtype), f"{array.nbytes / 2**20:,.1f} MiB"]
+            for name, array in (("pooled", self.pooled), ("tokens", self.tokens))
+        ]
+        n_patches = self.pooled.shape[0]
+        facts = [
+            ["patches", f"{n_patches:,}"],
+            ["views", str(self.n_views)],
+            ["grid", f"{self.grid} x {self.grid} tokens"],
+            ["encoded now", f"{self.encoded:,}"],
+            ["from the cache", f"{n_patches - self.encoded:,}"],
+        ]
+        return html(table([], facts), table(["features", "shape", "type", "size"], arrays))
 
 
 def encode_dataset(
@@ -140,6 +106,9 @@ def encode_dataset(
 ) -> ImageFeatures:
     """Return the features of every patch, encoding those that the cache lacks.
 
+    Every byte of the cached features is read and its checksum compared: VERIFY_SPEED. A shard that differs counts
+    as missing, with a warning. Several processes may encode the same patches at once; each shard is encoded by one.
+
     Parameters
     ----------
     clip : CLIP
@@ -149,7 +118,7 @@ def encode_dataset(
     views : int
         1 to 8: how many of the eight flips and rotations to encode of each patch. Time and size grow with it.
     batch_size : int
-        Images in one forward pass.
+        Images in one forward pass; a pass never holds images of two shards, so no more than 256.
     workers : int, optional
         Processes that decode and resize; by default one for each core, at most 8.
     cache : Path, optional
@@ -160,74 +129,66 @@ def encode_dataset(
     Raises
     ------
     HistoCLIPError
-        If `views` is out of range.
+        If `views` is out of range, the cache folder cannot be written or has too little room, the features are not
+        finite, or a batch does not fit in the memory of the GPU.
     """
-    if not 1 <= views <= 8:
-        raise HistoCLIPError(f"views: {views} is out of range. There are 1 to 8 flips and rotations.")
-    folder = (cache or cache_dir()) / "features" / _encoder_key(clip, views)
-    shards = [folder / key for key in _shard_keys(dataset)]
-    missing = [
-        number
-        for number, shard in enumerate(shards)
-        if not all(shard.with_suffix(suffix).is_file() for suffix in SHARD_FILES)
-    ]
-    rows = [row for number in missing for row in _rows_of(number, len(dataset))]
-    if rows:
-        _require_writable(folder)
+    folder = features_folder(clip, views, cache)
+    paths = [folder / shard_key(dataset, number) for number in range(n_shards(len(dataset)))]
+    found = _open_all(dict(enumerate(paths)), len(dataset), views)
+    missing = {number: paths[number] for number, shard in found.items() if shard is None}
+    encoded = 0
+    if missing:
+        make_writable(folder)
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
-        _encode_missing(clip, dataset, views, batch_size, workers, [(n, shards[n]) for n in missing], rows, progress)
-    for shard in shards:
-        with contextlib.suppress(OSError):  # a cache that others own can still be read
-            shard.with_suffix(".json").touch()  # when it was last used
-    return ImageFeatures(
-        pooled=Shards([np.load(shard.with_suffix(".pooled.npy"), mmap_mode="r") for shard in shards]),
-        tokens=Shards([np.load(shard.with_suffix(".tokens.npy"), mmap_mode="r") for shard in shards]),
-        encoded=len(rows),
-    )
+        with tqdm(
+            total=sum(len(rows_of(number, len(dataset))) for number in missing),
+            desc=f"encoding with {clip.backbone}",
+            unit="patch",
+            disable=not progress,
+        ) as bar:
+            encoded = _encode_missing(clip, dataset, views, batch_size, workers, missing, bar)
+        found |= _open_all(missing, len(dataset), views)
+        if gone := [str(paths[number]) for number, shard in found.items() if shard is None]:
+            raise HistoCLIPError(
+                f"{folder}: shards were written there and cannot be read back. Check the disk, or that nobody prunes "
+                f"the cache:\n{bullet_list(gone)}"
+            )
+    for path in paths:
+        with suppress(OSError):  # a cache that others own can still be read
+            path.with_suffix(".json").touch()  # when it was last used
+    pooled, tokens = ([getattr(shard, kind) for shard in found.values()] for kind in ("pooled", "tokens"))
+    return ImageFeatures(Shards(pooled), Shards(tokens), encoded)
 
 
-def _require_writable(folder: Path) -> None:
-    """Find out before the first patch is encoded, and not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise HistoCLIPError(
-            f"{folder}: the feature cache cannot be written ({error.strerror}). Set the environment variable "
-            "HISTOCLIP_CACHE to a folder that can."
-        ) from error
+def _open_all(paths: dict[int, Path], n_rows: int, views: int) -> dict[int, Shard | None]:
+    """Open shards, in threads; None for those that must be encoded, of the damaged ones with a warning."""
 
+    def open_one(number: int) -> Shard | Damaged | None:
+        try:
+            return open_shard(paths[number], len(rows_of(number, n_rows)), views)
+        except Damaged as damage:
+            return damage
 
-def _encoder_key(clip: CLIP, views: int) -> str:
-    return hashlib.sha256(repr((FORMAT, clip.fingerprint(), views)).encode()).hexdigest()[:32]
-
-
-def _shard_keys(dataset: PatchDataset) -> list[str]:
-    keys = []
-    for start in range(0, len(dataset), SHARD_SIZE):
-        digest = hashlib.sha256()
-        for row in range(start, min(start + SHARD_SIZE, len(dataset))):
-            digest.update(dataset.source.digest(row).encode())
-        keys.append(digest.hexdigest()[:32])
-    return keys
-
-
-def _rows_of(shard: int, n_rows: int) -> range:
-    return range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, n_rows))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = dict(zip(paths, pool.map(open_one, paths), strict=True))
+    damages = [str(shard) for shard in found.values() if isinstance(shard, Damaged)]
+    if damages:
+        warnings.warn(
+            f"{len(damages)} of {len(paths)} shards of the feature cache are damaged; their patches are encoded "
+            f"again:\n{bullet_list(damages)}",
+            stacklevel=3,
+        )
+    return {number: None if isinstance(shard, Damaged) else shard for number, shard in found.items()}
 
 
 class _Resized(Dataset):
     """Patches in the encoder's size, decoded and resized in worker processes; they travel as uint8."""
 
-    def __init__(self, dataset: PatchDataset, rows: list[int], clip: CLIP) -> None:
-        self.dataset, self.rows, self.resize = dataset, rows, clip.resize
+    def __init__(self, dataset: PatchDataset, clip: CLIP) -> None:
+        self.dataset, self.resize = dataset, clip.resize
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.resize(Image.fromarray(self.dataset.image(self.rows[index])))
+    def __getitem__(self, row: int) -> tuple[int, torch.Tensor]:
+        return row, self.resize(Image.fromarray(self.dataset.image(row)))
 
 
 def _encode_missing(
@@ -236,68 +197,41 @@ def _encode_missing(
     views: int,
     batch_size: int,
     workers: int,
-    missing: list[tuple[int, Path]],
-    rows: list[int],
-    progress: bool,
-) -> None:
-    loader = DataLoader(
-        _Resized(dataset, rows, clip), batch_size, num_workers=workers, pin_memory=clip.device.type == "cuda"
-    )
-    bar = tqdm(total=len(rows), desc=f"encoding with {clip.backbone}", unit="patch", disable=not progress)
-    encoded = _encoded_rows(clip, loader, views, bar)
-    for number, shard in missing:
-        count = len(_rows_of(number, len(dataset)))
-        pooled, tokens = zip(*(next(encoded) for _ in range(count)), strict=True)
-        _write_shard(shard, np.stack(pooled), np.stack(tokens), clip, dataset.name)
-    bar.close()
+    missing: dict[int, Path],
+    bar: tqdm,
+) -> int:
+    """Encode and write shards one after the other, each under its lock; return how many patches were encoded.
 
-
-def _encoded_rows(clip: CLIP, loader: DataLoader, views: int, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pooled features (V, d) and tokens (V, L, d) of one patch after the other.
-
-    On CUDA a batch is handed on while the next one is in work: nothing here waits for the device but the last copy.
+    A thread writes a shard while the next one is encoded, and gives its lock back.
     """
-    ahead, waiting = int(clip.device.type == "cuda"), deque()
-    for images in chain(loader, [None]):
-        if images is not None:
-            waiting.append(_start(clip, images, views))
-        while waiting and (images is None or len(waiting) > ahead):
-            arrays, arrived = waiting.popleft()
-            if arrived is not None:
-                arrived.synchronize()
-            yield from zip(*(array.numpy() for array in arrays), strict=True)
-            bar.update(len(arrays[0]))
+    rows = [rows_of(number, len(dataset)) for number in missing]
+    loader = DataLoader(
+        _Resized(dataset, clip),
+        batch_sampler=[list(r[start : start + batch_size]) for r in rows for start in range(0, len(r), batch_size)],
+        num_workers=workers,
+        pin_memory=clip.device.type == "cuda",
+    )
+    about, encoded, left, written = about_shard(clip, dataset), 0, sum(map(len, rows)), Future()
+    written.set_result(None)
+    with ThreadPoolExecutor(1) as writer:
+        for number, batches in groupby(loader, lambda batch: shard_of(int(batch[0][0]))):
+            path, count = missing[number], len(rows_of(number, len(dataset)))
+            with ExitStack() as held:
+                held.enter_context(locked(path))
+                if is_usable(path, count, views):
+                    bar.update(sum(len(images) for _, images in batches))
+                else:
+                    arrays = encode_batches(
+                        clip, (images for _, images in batches), views, count, path.parent, left, bar
+                    )
+                    written.result()
+                    written = writer.submit(_write, held.pop_all(), path, *arrays, about)
+                    encoded += count
+            left -= count
+        written.result()
+    return encoded
 
 
-def _start(clip: CLIP, images: torch.Tensor, views: int) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
-    """Encode a batch in all views; return its features on the host, and on CUDA the event that says they are there."""
-    images = images.to(clip.device, non_blocking=True)
-    pooled, tokens = zip(*(clip.encode_images(view_of(images, view)) for view in range(views)), strict=True)
-    arrays = [torch.stack(pooled, dim=1), torch.stack(tokens, dim=1).half()]
-    if clip.device.type != "cuda":
-        return [array.cpu() for array in arrays], None
-    hosts = [torch.empty(array.shape, dtype=array.dtype, pin_memory=True) for array in arrays]
-    for host, array in zip(hosts, arrays, strict=True):
-        host.copy_(array, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return hosts, arrived
-
-
-def _write_shard(shard: Path, pooled: np.ndarray, tokens: np.ndarray, clip: CLIP, dataset: str) -> None:
-    if not (np.isfinite(tokens).all() and np.isfinite(pooled).all()):
-        raise HistoCLIPError(
-            f"backbone {clip.backbone}: features are not finite in 16 bits. Try precision: fp32 or other weights."
-        )
-    for suffix, array in ((".pooled.npy", pooled), (".tokens.npy", tokens)):
-        with replacing(shard.with_suffix(suffix)) as temporary:
-            np.save(temporary, array)
-    about = {
-        "backbone": clip.backbone,
-        "pretrained": clip.pretrained,
-        "dataset": dataset,
-        "pooled": pooled.shape,
-        "tokens": tokens.shape,
-        "bytes": pooled.nbytes + tokens.nbytes,
-    }
-    write_text(shard.with_suffix(".json"), json.dumps(about))
+def _write(held: ExitStack, path: Path, pooled: np.ndarray, tokens: np.ndarray, about: dict[str, str]) -> None:
+    with held:
+        write_shard(path, pooled, tokens, about)

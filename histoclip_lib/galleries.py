@@ -312,14 +312,14 @@ def attention_overlay(
     figure.tight_layout()
     listed = "; ".join(
         f"{c}: {'present' if labels[k] else 'absent'}, probability {probabilities[k]:.2f}, most attention "
-        f"{_where(maps[k])}"
+        f"{where_highest(maps[k])}"
         for k, c in enumerate(classes)
     )
     return described(figure, f"Attention over patch {name}. {listed}.")
 
 
-def _where(attention: np.ndarray) -> str:
-    """Say in words in which ninth of the patch a map has its highest value."""
+def where_highest(attention: np.ndarray) -> str:
+    """Say in words in which ninth of the patch a map (g, g) has its highest value."""
     row, column = np.unravel_index(attention.argmax(), attention.shape)
     side = attention.shape[0]
     vertical = ("at the top", "in the middle", "at the bottom")[int(3 * row / side)]

@@ -28,7 +28,7 @@ from skimage.feature import match_template
 from tqdm import tqdm
 
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.features import Shards
+from histoclip_lib.shards import Shards
 
 SAME_PIXELS = 0.9  # correlation from which on two patches count as copies
 SIDE, MARGIN = 64, 10  # pixels: the side at which patches are compared, and the largest shift that is tried

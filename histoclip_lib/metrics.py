@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
+from histoclip_lib.displays import element, histogram, html, table
+
 THRESHOLD = 0.5  # sigma >= 0.5, eq. (6)
 
 
@@ -24,6 +26,17 @@ class Predictions:
 
     scores: np.ndarray
     decisions: np.ndarray
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how often each class is chosen and how its scores lie."""
+        n_patches, n_classes = self.scores.shape
+        lines = []
+        for k, (scores, decisions) in enumerate(zip(self.scores.T, self.decisions.T, strict=True), 1):
+            low, high, chosen = f"{scores.min():.3g}", f"{scores.max():.3g}", int(decisions.sum())
+            shape = histogram(scores, f"scores of class {k}, from {low} to {high}")
+            lines.append([f"class {k}", f"{chosen:,}", f"{chosen / n_patches:.1%}", low, shape, high])
+        header = ["", "chosen", "fraction", "lowest", "scores", "highest"]
+        return html(element("p", f"{n_patches:,} patches, {n_classes} classes"), table(header, lines))
 
 
 def from_probabilities(probabilities: np.ndarray) -> Predictions:

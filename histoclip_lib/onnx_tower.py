@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,9 @@ def onnx_tower(tower: nn.Module, size: tuple[int, int], folder: Path) -> Callabl
     path = folder / f"{_digest(tower, size)}.onnx"
     try:
         run = _session(path) if path.is_file() else None
+        if run is not None:
+            with suppress(OSError):  # a cache that others own can still be read
+                path.touch()  # when it was last used
         if run is None:
             _export(tower, example, path)
             run = _session(path)

@@ -35,7 +35,7 @@ MATH_ATTRIBUTES = frozenset((
 SHELL_IDS = frozenset({"content", "fold", "provenance", "theme"})  # taken by template/*.j2
 IMAGE_DATA = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+", re.IGNORECASE)
 SAFE_LINK = re.compile(r"(https?:|mailto:)|[^:/?#]*([/?#]|$)", re.IGNORECASE)
-NUMBER = re.compile(r"[-−+±\d.,%\s\[\]()–eE]*\d[-−+±\d.,%\s\[\]()–eE]*|nan|NaN|—|-|")
+NUMBER = re.compile(r"(?:[-−+±\d.,%\s\[\]()–eE]|\bto\b)*\d(?:[-−+±\d.,%\s\[\]()–eE]|\bto\b)*|nan|NaN|—|-|")
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,9 @@ def math_to_mathml(tex: str, display: str = "inline") -> str:
 def finish_article(html: str) -> Article:
     """Turn the cleaned cells of a notebook into the body of a page.
 
-    Takes out the first h1 (the page prints it as its title), gives headings ids and links to themselves, turns
-    equations into MathML, puts every table into a box that scrolls by itself and aligns columns of numbers.
+    Takes out the first h1 (the page prints it as its title), numbers the figures, gives headings and figures ids and
+    links to themselves, turns equations into MathML, puts every table into a box that scrolls by itself and aligns
+    columns of numbers.
     """
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.select("img:not([src])"):
@@ -181,9 +182,12 @@ def finish_article(html: str) -> Article:
         mathml = math_to_mathml(span.get_text(), "block" if is_block else "inline")
         box = f'<span class="math-block">{mathml}</span>' if is_block else mathml
         span.replace_with(BeautifulSoup(box, "html.parser"))
-    title, headings = _link_headings(soup)
+    title, headings = _link_headings(soup, SHELL_IDS | _number_figures(soup))
     for table in soup.find_all("table"):
         _align_numbers(table)
+        for corner in table.select("thead th"):
+            if not corner.get_text(strip=True):
+                corner.name = "td"  # heads nothing
         caption = table.caption.get_text(" ", strip=True) if table.caption else "Table"
         box = {"class": "table-scroll", "role": "group", "tabindex": "0", "aria-label": caption}
         table.wrap(soup.new_tag("div", attrs=box))
@@ -204,8 +208,32 @@ def _slug(text: str) -> str:
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", text.lower())).strip("-") or "section"
 
 
-def _link_headings(soup: BeautifulSoup) -> tuple[str | None, list[Heading]]:
-    title, headings, used = None, [], set(SHELL_IDS)
+def _number_figures(soup: BeautifulSoup) -> set[str]:
+    """Give each figure an id and a number in its caption that links to it, and return the ids."""
+    taken = set()
+    for number, figure in enumerate(soup.find_all("figure"), 1):
+        figure["id"] = f"figure-{number}"
+        taken.add(figure["id"])
+        caption = figure.find("figcaption", recursive=False)
+        if caption is None:
+            caption = soup.new_tag("figcaption")
+            figure.append(caption)
+        label = soup.new_tag("span", attrs={"class": "figure-number"})
+        label.append(f"Figure {number}")
+        label.append(_link_to_itself(soup, figure["id"], f"figure {number}"))
+        caption.insert(0, label)
+        label.insert_after(" ")
+    return taken
+
+
+def _link_to_itself(soup: BeautifulSoup, identifier: str, name: str) -> Tag:
+    anchor = soup.new_tag("a", attrs={"class": "anchor", "href": f"#{identifier}", "aria-label": f"Link to {name}"})
+    anchor.string = "#"
+    return anchor
+
+
+def _link_headings(soup: BeautifulSoup, taken: set[str] | frozenset[str]) -> tuple[str | None, list[Heading]]:
+    title, headings, used = None, [], set(taken)
     for element in soup.find_all(["h1", "h2", "h3", "h4", "h5", "h6"]):
         text = " ".join(element.get_text().split())
         if element.name == "h1" and title is None:
@@ -222,10 +250,7 @@ def _link_headings(soup: BeautifulSoup) -> tuple[str | None, list[Heading]]:
         level = int(element.name[1])
         if text and level <= 3:
             headings.append(Heading(level, text, identifier))
-        anchor = soup.new_tag("a", attrs={"class": "anchor", "href": f"#{identifier}"})
-        anchor["aria-label"] = f"Link to {text or 'this section'}"
-        anchor.string = "#"
-        element.append(anchor)
+        element.append(_link_to_itself(soup, identifier, text or "this section"))
     return title, headings
 
 

@@ -1,4 +1,4 @@
-"""Turn executed notebooks into pages that stand alone, and the runs of a folder into their overview."""
+"""Turn executed notebooks and filled templates into pages that stand alone."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ from pathlib import Path
 
 import jinja2
 import nbformat
+from IPython.display import Image
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import write_text
+from histoclip_lib.navigation import Link, neighbours
 from histoclip_lib.page_html import Heading, clean_output, finish_article, markdown_to_html, text_base64
-from histoclip_lib.run_summaries import BrokenRun, RunSummary, find_runs, table_one
 
-ASSETS = Path(__file__).parent / "assets"
-PAGE_LABELS = {
-    "01_data": "01 Data",
-    "02_zero_shot": "02 Zero-shot",
-    "03_train": "03 Training",
-    "04_evaluate": "04 Evaluation",
-    "05_attention": "05 Attention",
-}
-TABLE_PAGE = "06_table"
+LIBRARY = Path(__file__).parent
+ASSETS = LIBRARY / "assets"
+DIGEST = re.compile(rb'<meta (?=[^>]*name="histoclip-digest")[^>]*content="([0-9a-f]{64})"')
+DIGEST_WITHIN = 1000  # bytes: it stands at the top of a page
 HIDDEN_TAGS = frozenset({"remove-cell", "hide"})
+EXPLORER_TYPES = ["application/vnd.histoclip.attention+json", "application/vnd.histoclip.gallery+json"]
 SHOWN_TYPES = [
+    *EXPLORER_TYPES,
     "text/html",
     "text/markdown",
     "image/svg+xml",
@@ -47,15 +45,6 @@ PROGRESS = re.compile(r"\d+%\|.*\||\d+it \[")  # what tqdm leaves when its carri
 
 
 @dataclass(frozen=True)
-class Link:
-    """A link of the navigation; `current` marks the page that shows it."""
-
-    label: str
-    href: str
-    current: bool = False
-
-
-@dataclass(frozen=True)
 class Parameter:
     """A line of the parameters table: the name, its value as written, and the comment beside it."""
 
@@ -64,21 +53,52 @@ class Parameter:
     meaning: str
 
 
-def run_navigation(current: str) -> list[Link]:
-    """Return the links of a run's page, the overview first; `current` is a key of PAGE_LABELS."""
-    pages = [Link(label, f"{stem}.html", stem == current) for stem, label in PAGE_LABELS.items()]
-    return [Link("All runs", "../index.html"), *pages]
+def page_digest(*parts: bytes) -> str:
+    """Digest what a page is drawn from: `parts`, and the templates and the code that draw them."""
+    digest = hashlib.sha256(_library_source())
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
 
 
-def overview_navigation(current: str) -> list[Link]:
-    """Return the links of the pages over all runs; `current` is `index` or TABLE_PAGE."""
-    return [
-        Link("All runs", "index.html", current == "index"),
-        Link("06 Table", f"{TABLE_PAGE}.html", current == TABLE_PAGE),
-    ]
+@cache
+def _library_source() -> bytes:
+    sources = [path for path in sorted(LIBRARY.rglob("*")) if path.suffix in (".py", ".j2", ".css", ".js")]
+    return b"\0".join(path.read_bytes() for path in sources)
 
 
-def export_page(notebook: Path, page: Path, title: str, navigation: list[Link], provenance: dict[str, str]) -> None:
+def drawn_digest(page: Path) -> str:
+    """Return the digest that a page was drawn from; empty where it is absent or not one of these pages."""
+    try:
+        with page.open("rb") as file:
+            found = DIGEST.search(file.read(DIGEST_WITHIN))
+    except OSError:
+        return ""
+    return found[1].decode("ascii") if found else ""
+
+
+def render(template: str, page: Path, **details: object) -> None:
+    """Fill a template of `assets` and write it to `page`; its text is escaped, its script and style are inline."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([ASSETS, ASSETS / "template"]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["address"] = _address
+    write_text(page, _encodable(environment.get_template(template).render(assets=page_assets("site"), **details)))
+
+
+def _address(picture: Image) -> str:
+    """Return an image, PNG or JPEG, as a data address."""
+    kind = "png" if picture.data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"
+
+
+def export_page(
+    notebook: Path, page: Path, title: str, navigation: list[Link], provenance: dict[str, str], digest: str = ""
+) -> None:
     """Turn an executed notebook into one HTML file that fetches nothing.
 
     Code is folded away, equations are MathML, and text from users is cleaned. Tracebacks, stderr, widgets and
@@ -97,6 +117,8 @@ def export_page(notebook: Path, page: Path, title: str, navigation: list[Link], 
         In reading order: the neighbours of the current one become "previous" and "next".
     provenance : dict of str to str
         Name and value of each line of the table at the foot.
+    digest : str
+        Of what the page is drawn from; see `page_digest`.
 
     Raises
     ------
@@ -109,57 +131,20 @@ def export_page(notebook: Path, page: Path, title: str, navigation: list[Link], 
         raise HistoCLIPError(f"{notebook} was not found. Execute the notebook before it is made a page.") from error
     except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
         raise HistoCLIPError(f"{notebook} is not a notebook: {error}") from error
-    position = next((i for i, link in enumerate(navigation) if link.current), None)
-    around = [None, *navigation, None]
+    previous, following = neighbours(navigation)
     details = {
         "title": title,
-        "assets": page_assets(),
+        "assets": page_assets(*(["explorers"] if _has_explorers(tidied) else [])),
         "navigation": navigation,
-        "previous": None if position is None else around[position],
-        "next": None if position is None else around[position + 2],
+        "previous": previous,
+        "next": following,
+        "digest": digest,
         "provenance": provenance,
         "footer_headings": [Heading(2, "How this page was made", "provenance")] if provenance else [],
     }
     resources = {"histoclip": details, "metadata": {"path": str(notebook.parent)}}
     html, _ = _PageExporter().from_notebook_node(tidied, resources)
     write_text(page, _encodable(html))
-
-
-def write_index(reports_dir: Path) -> Path:
-    """Write `index.html`, the overview of all runs below a folder.
-
-    Parameters
-    ----------
-    reports_dir : Path
-        Each `*/metrics.json` in it is a run; one that cannot be read is listed with the reason.
-        `*/thumbnail.png` is shown, and `*/0?_*.html` and `06_table.html` are linked, where present.
-
-    Returns
-    -------
-    Path
-        The page that was written.
-    """
-    runs = find_runs(reports_dir)
-    summaries = [run for run in runs if isinstance(run, RunSummary)]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([ASSETS, ASSETS / "template"]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    navigation = overview_navigation("index")
-    if not (reports_dir / f"{TABLE_PAGE}.html").is_file():
-        navigation = navigation[:1]
-    html = environment.get_template("index.html.j2").render(
-        assets=page_assets(),
-        navigation=navigation,
-        table=table_one(summaries),
-        runs=summaries,
-        broken=[run for run in runs if isinstance(run, BrokenRun)],
-        page_labels={**PAGE_LABELS, TABLE_PAGE: "06 Table"},
-    )
-    index = reports_dir / "index.html"
-    write_text(index, _encodable(html))
-    return index
 
 
 @dataclass(frozen=True)
@@ -172,9 +157,16 @@ class PageAssets:
 
 
 @cache
-def page_assets() -> PageAssets:
-    """Return what every page carries inline; the policy makes the browser refuse any request and other script."""
-    css, script = ((ASSETS / "template" / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+def page_assets(*more: str) -> PageAssets:
+    """Return what every page carries inline; the policy makes the browser refuse any request and other script.
+
+    `more` names further styles and scripts: `site` for the pages that sum up runs, `explorers` for those with figures
+    that a reader can move through.
+    """
+    css, script = (
+        "\n".join((ASSETS / "template" / f"{name}{suffix}").read_text(encoding="utf-8") for name in ("page", *more))
+        for suffix in (".css", ".js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -226,6 +218,11 @@ def _tidy(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def _has_explorers(notebook: NotebookNode) -> bool:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return any(output.get("data", {}).keys() & EXPLORER_TYPES for output in outputs)
+
+
 def _encodable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")  # JSON may hold half a surrogate pair
 
@@ -239,7 +236,9 @@ def _tidy_output(output: NotebookNode) -> NotebookNode | None:
         output.text = visible_text(output.text)
         return output if output.text.strip() else None
     if output.output_type in ("display_data", "execute_result"):
-        return output if WIDGET not in output.data and output.data.keys() & SHOWN_TYPES else None
+        if output.data.pop(WIDGET, None) is not None:
+            output.data.pop("text/plain", None)  # the widget's own; a progress bar has nothing else
+        return output if output.data.keys() & SHOWN_TYPES else None
     return None  # stderr and tracebacks
 
 

@@ -41,20 +41,21 @@ class Variants:
     left_out: dict[str, int]
 
 
-class _TooManyPromptsError(Exception):
+class TooManyPromptsError(Exception):
     """A variant needs more new prompts than it may encode."""
 
 
-class _Limited(TextEncoder):
+class LimitedEncoder(TextEncoder):
     """Encodes like another encoder and into its store, but only so many new prompts."""
 
     def __init__(self, encode: TextEncoder, limit: int) -> None:
         self.clip, self.encoded, self.left = encode.clip, encode.encoded, limit
 
     def __call__(self, prompts: list[str]) -> torch.Tensor:
+        """Return the embeddings of prompts, as `TextEncoder` does."""
         self.left -= len(set(prompts) - self.encoded.keys())
         if self.left < 0:
-            raise _TooManyPromptsError
+            raise TooManyPromptsError
         return super().__call__(prompts)
 
 
@@ -103,10 +104,10 @@ def score_variants(
     lines, left_out = [], Counter()
     for kind, prompt, words in _wordings(vocabulary, draws, seed):
         for strategy, score in strategies.items():
-            limited = encode if kind == AS_REPORTED else _Limited(encode, MAX_NEW_PROMPTS)
+            limited = encode if kind == AS_REPORTED else LimitedEncoder(encode, MAX_NEW_PROMPTS)
             try:
                 predictions = score(images, limited, words)
-            except _TooManyPromptsError:
+            except TooManyPromptsError:
                 left_out[strategy] += 1
                 continue
             precision = np.nan

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from torch.nn import functional
 
 from histoclip_lib.clip import CLIP
-from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.files import resolve
+from histoclip_lib.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent / "assets" / "prompts"
 NEGATIVE_PROMPT = "a photo with nothing in it."
@@ -74,16 +74,25 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     Raises
     ------
     HistoCLIPError
-        If `prompts_file` cannot be read, has other keys, names classes that do not exist, leaves a name or a list
-        of synonyms empty, or has a template without `{}`.
+        If `prompts_file` cannot be read as plain YAML (`yaml_files.read_yaml`), has other keys or one twice, names
+        classes that do not exist, has a name, a list of synonyms or a negative prompt that is empty or no text, or a
+        template without `{}`.
     """
     shipped = FOLDER / f"{dataset}.yaml"
     path = resolve(prompts_file) if prompts_file else shipped
     words = _read(path) if prompts_file else {}
     brought = _read(shipped) if shipped.is_file() else {}
     names = _by_column(words.get("classes", {}), classes, path)
-    if nameless := [column for column, name in names.items() if name is None or not str(name).strip()]:
+    if nameless := [
+        column
+        for column, name in names.items()
+        if name is None or name == "" or (isinstance(name, str) and name.isspace())
+    ]:
         raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one behind the colon.")
+    if wrong := [f"{column}: {shown(name)}" for column, name in names.items() if type(name) not in (str, int)]:
+        raise HistoCLIPError(
+            f"{path}: each name is a text; put yes, no and dates in quotes. Not so:\n{bullet_list(wrong)}"
+        )
     synonyms = _by_column(words.get("synonyms", {}), classes, path)
     if wrong := [column for column, listed in synonyms.items() if not _are_texts(listed)]:
         raise HistoCLIPError(
@@ -91,37 +100,59 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
             "the class out."
         )
     names, synonyms = brought.get("classes", {}) | names, brought.get("synonyms", {}) | synonyms
-    templates = words.get("templates", yaml.safe_load((FOLDER / "templates.yaml").read_text(encoding="utf-8")))
+    templates = words["templates"] if "templates" in words else read_yaml(FOLDER / "templates.yaml")[0]
     if not templates:
         raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
-    without_place = [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]
-    if without_place:
-        raise HistoCLIPError(f"{path}: each template needs one {{}} for the class name; not so: {without_place}.")
-    in_order = [str(names.get(column, column.replace("_", " "))) for column in classes]
+    check_templates(templates, str(path))
+    negative = words.get("negative_prompt", NEGATIVE_PROMPT)
+    if not negative.strip():
+        raise HistoCLIPError(f"{path}: negative_prompt is empty. Write a text, or leave the key out.")
+    in_order = [_text(names.get(column, column.replace("_", " "))) for column in classes]
     others = [
         [text for text in dict.fromkeys(synonyms.get(column, [])) if text != name]
         for column, name in zip(classes, in_order, strict=True)
     ]
-    return Vocabulary(in_order, templates, words.get("negative_prompt", NEGATIVE_PROMPT), others)
+    return Vocabulary(in_order, templates, negative, others)
+
+
+def check_templates(templates: list, place: str) -> None:
+    """Hold that each template takes a class name; `place` is where they were written, for the error."""
+    without_place = [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]
+    if without_place:
+        raise HistoCLIPError(
+            f"{place}: each template needs one {{}} for the class name; not so: {shown(without_place, 1000)}."
+        )
 
 
 def _by_column(entries: dict, classes: list[str], path: Path) -> dict[str, object]:
     """Return the entries under the names of their columns; each must be one of the data set's classes."""
-    named = {str(column): entry for column, entry in entries.items()}  # YAML reads 1 as a number
+    named = {_text(column): entry for column, entry in entries.items()}  # YAML reads 1 as a number
     if unknown := sorted(set(named) - set(classes)):
-        raise HistoCLIPError(f"{path}: {', '.join(unknown)} are no classes of this data set; it has {classes}.")
+        raise HistoCLIPError(
+            f"{path}: {', '.join(unknown)[:1000]} are no classes of this data set; it has {shown(classes, 1000)}."
+        )
     return named
 
 
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else shown(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _are_texts(listed: object) -> bool:
-    return isinstance(listed, list) and bool(listed) and all(isinstance(text, str) and text.strip() for text in listed)
+    return isinstance(listed, list) and bool(listed) and all(_is_text(text) for text in listed)
 
 
 def _read(path: Path) -> dict:
     try:
-        words = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HistoCLIPError(f"prompts_file: {path} cannot be read as YAML ({error}).") from error
+        words, repeated = read_yaml(path)
+    except HistoCLIPError as error:
+        raise HistoCLIPError(f"prompts_file: {error}") from error
+    if repeated:
+        raise HistoCLIPError(f"prompts_file: {path} says some things twice. Keep one of each:\n{bullet_list(repeated)}")
     expected = {"classes": dict, "synonyms": dict, "templates": list, "negative_prompt": str}
     if not isinstance(words, dict) or any(
         key not in expected or not isinstance(value, expected[key]) for key, value in words.items()

@@ -9,8 +9,8 @@ from torch.nn import functional
 from histoclip_lib.attention import attention_maps
 from histoclip_lib.cmm import CMM
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import undo_view
 from histoclip_lib.training import EVALUATION_BATCH
+from histoclip_lib.views import undo_view
 
 TRAINED = "trained"
 MAP_LABELS = {

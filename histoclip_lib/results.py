@@ -298,7 +298,7 @@ def table_one_frame(runs: list[RunSummary | BrokenRun]) -> pd.DataFrame:
         for run in group.runs:
             scores = {label: run.scores.get(row) for row, label in table.columns.items()}
             names += [f"{group.dataset}: {run.name}", "95 % interval"]
-            lines.append({label: f"{score.macc:.4f}" if score else "" for label, score in scores.items()})
+            lines.append({label: f"{score.value:.4f}" if score else "" for label, score in scores.items()})
             lines.append({label: _range_text(score and score.interval) for label, score in scores.items()})
         if group.paper:
             by_row = dict(zip(PAPER_ROWS, group.paper, strict=True))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 
@@ -32,9 +32,9 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Score:
-    """An mAcc and its bootstrap interval, each from 0 to 1; `interval` is None where none was computed."""
+    """A metric and its bootstrap interval, each from 0 to 1; `interval` is None where none was computed."""
 
-    macc: float
+    value: float
     interval: tuple[float, float] | None
 
 
@@ -48,10 +48,10 @@ class RunSummary:
         As in `metrics.json`.
     pretrained : str
         Name of the weights; may be empty.
-    scores : dict of str to Score
-        By row name, such as `linear_probe`; a row that the run lacks is absent.
-    pages : dict of str to str
-        Address, relative to the overview, of each page that is there, by its stem.
+    scores, mean_ap : dict of str to Score
+        mAcc and mAP by row name, such as `linear_probe`; a row that the run lacks is absent.
+    folder : str
+        Name of the run's folder.
     thumbnail : str or None
         The run's picture as a data address.
     is_current : bool
@@ -64,7 +64,8 @@ class RunSummary:
     split: str
     pretrained: str
     scores: dict[str, Score]
-    pages: dict[str, str]
+    mean_ap: dict[str, Score]
+    folder: str
     thumbnail: str | None
     is_current: bool = True
 
@@ -76,8 +77,13 @@ class RunSummary:
     @property
     def probe_is_ahead(self) -> bool:
         """Whether the linear probe scores at least as high as HistoCLIP on patch tokens."""
+        return self.lead is not None and self.lead <= 0
+
+    @property
+    def lead(self) -> float | None:
+        """By how much HistoCLIP on patch tokens is above the linear probe in mAcc; None where one is missing."""
         probe, histoclip = self.scores.get("linear_probe"), self.scores.get("histoclip_patch")
-        return probe is not None and histoclip is not None and probe.macc >= histoclip.macc
+        return None if probe is None or histoclip is None else histoclip.value - probe.value
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,13 @@ def find_runs(reports_dir: Path) -> list[RunSummary | BrokenRun]:
         try:
             runs.append(read_metrics(path))
         except HistoCLIPError as error:
-            reason = str(error).replace(str(path), path.name)  # a page to share names no folder of its maker
-            runs.append(BrokenRun(path.parent.name, reason))
+            runs.append(BrokenRun(path.parent.name, hide_folder(str(error), path.parent)))
     return runs
+
+
+def hide_folder(text: str, folder: Path) -> str:
+    """Return a message without the path of a folder: a page to share names no folder of its maker."""
+    return text.replace(f"{folder}{os.sep}", "")
 
 
 def read_metrics(path: Path) -> RunSummary:
@@ -137,11 +147,13 @@ def read_metrics(path: Path) -> RunSummary:
         if not (isinstance(metrics.get(key), str) and metrics[key])
     ]
     rows = metrics.get("rows")
-    scores = {}
+    scores, mean_ap = {}, {}
     if isinstance(rows, dict):
         for row in COLUMNS.keys() & rows.keys():
             try:
-                scores[row] = _score(rows[row])
+                scores[row] = _score(rows[row], "mAcc")
+                if rows[row].get("mAP") is not None:  # not defined where no class is present
+                    mean_ap[row] = _score(rows[row], "mAP")
             except HistoCLIPError as error:
                 problems.append(f"rows, {row}: {error}")
     else:
@@ -156,25 +168,27 @@ def read_metrics(path: Path) -> RunSummary:
         split=metrics["split"],
         pretrained=str(metrics.get("pretrained") or ""),
         scores=scores,
-        pages={page.stem: quote(f"{folder.name}/{page.name}") for page in sorted(folder.glob("0[1-6]_*.html"))},
+        mean_ap=mean_ap,
+        folder=folder.name,
         thumbnail=_thumbnail(folder / "thumbnail.png"),
         is_current=_is_current(folder / "steps.json"),
     )
 
 
-def _score(row: object) -> Score:
-    if not isinstance(row, dict) or not _is_fraction(row.get("mAcc")):
-        found = row.get("mAcc") if isinstance(row, dict) else row
-        raise HistoCLIPError(f"mAcc {found!r} is not a number from 0 to 1")
-    interval = row.get("mAcc_ci")
+def _score(row: object, metric: str) -> Score:
+    if not isinstance(row, dict) or not is_fraction(row.get(metric)):
+        found = row.get(metric) if isinstance(row, dict) else row
+        raise HistoCLIPError(f"{metric} {found!r} is not a number from 0 to 1")
+    interval = row.get(f"{metric}_ci")
     if interval is None:
-        return Score(float(row["mAcc"]), None)
-    if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_fraction, interval))):
-        raise HistoCLIPError(f"mAcc_ci {interval!r} is not a pair of numbers from 0 to 1")
-    return Score(float(row["mAcc"]), (float(interval[0]), float(interval[1])))
+        return Score(float(row[metric]), None)
+    if not (isinstance(interval, list) and len(interval) == 2 and all(map(is_fraction, interval))):
+        raise HistoCLIPError(f"{metric}_ci {interval!r} is not a pair of numbers from 0 to 1")
+    return Score(float(row[metric]), (float(interval[0]), float(interval[1])))
 
 
-def _is_fraction(value: object) -> bool:
+def is_fraction(value: object) -> bool:
+    """Say whether a value of a JSON file is a number from 0 to 1."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 

@@ -12,20 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
-
-from histoclip_lib import pages
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.execution import execute, last_seconds
 from histoclip_lib.files import write_text
+from histoclip_lib.locks import alone_in
+from histoclip_lib.navigation import TABLE_PAGE
+from histoclip_lib.overview import write_index, write_site
 from histoclip_lib.params import Parameter
+from histoclip_lib.run_notebooks import stamp
+from histoclip_lib.run_pages import write_run_pages
 
-# Sockets in a private folder instead of ports that any user of the machine can reach.
-KERNEL_CONFIG = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {})
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = ("01_data", "02_zero_shot", "03_train", "04_evaluate", "05_attention")
 PRODUCTS = {
@@ -35,33 +35,48 @@ PRODUCTS = {
     "04_evaluate": ("metrics.json", "predictions.parquet", "model_card.md"),
     "05_attention": ("thumbnail.png",),
 }
+OVERVIEW_PATIENCE = 600.0  # seconds to wait for another process that writes the overview
 PACKAGES = ("histoclip", "torch", "open_clip_torch", "timm", "scikit-learn", "numpy", "papermill")
 
 
-def find_notebooks() -> Path:
-    """Return the folder of the notebooks: `./notebooks`, else the one beside the library.
+def find_notebooks(workplace: Path | None = None) -> Path:
+    """Return the folder of the notebooks: that in `workplace`, by default the current folder, or beside the library.
 
     Raises
     ------
     HistoCLIPError
         If there is neither.
     """
-    for folder in (Path.cwd() / "notebooks", REPOSITORY / "notebooks"):
-        if all((folder / f"{step}.ipynb").is_file() for step in (*STEPS, pages.TABLE_PAGE)):
+    here = (workplace or Path.cwd()) / "notebooks"
+    for folder in (here, REPOSITORY / "notebooks"):
+        if all((folder / f"{step}.ipynb").is_file() for step in (*STEPS, TABLE_PAGE)):
             return folder
     raise HistoCLIPError(
-        f"The notebooks {STEPS[0]} ... {pages.TABLE_PAGE} are neither in {Path.cwd() / 'notebooks'} nor in "
+        f"The notebooks {STEPS[0]} ... {TABLE_PAGE} are neither in {here} nor in "
         f"{REPOSITORY / 'notebooks'}. Run histoclip in a clone of its repository."
     )
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What happens to a notebook: `state` is `skipped`, `started`, `finished` or `failed`."""
+    """What happens to a notebook.
+
+    Attributes
+    ----------
+    step : str
+        Its name.
+    state : str
+        `skipped`, `started`, `cell` (the next one starts), `line` (of its error stream), `finished` or `failed`.
+    seconds : float or None
+        `started`: how long it took last time, None where that is not known; `finished` and `failed`: how long it took.
+    text : str
+        `cell`: which one; `line`: what it says.
+    """
 
     step: str
     state: str
-    seconds: float = 0.0
+    seconds: float | None = None
+    text: str = ""
 
 
 def run_steps(
@@ -70,7 +85,8 @@ def run_steps(
     reports: Path,
     force: bool = False,
     report: Callable[[StepEvent], None] = lambda event: None,
-    stream: object = None,
+    until: str | None = None,
+    workplace: Path | None = None,
 ) -> Path:
     """Execute the notebooks of one run, each in a process of its own, and write their pages.
 
@@ -89,8 +105,10 @@ def run_steps(
         Whether to execute finished steps again.
     report : callable
         Called with each `StepEvent`.
-    stream : text file, optional
-        Where the notebooks' progress goes.
+    until : str, optional
+        The last step to execute; by default all are.
+    workplace : Path, optional
+        The folder from which relative paths are taken; by default the current one.
 
     Returns
     -------
@@ -101,71 +119,84 @@ def run_steps(
     ------
     HistoCLIPError
         If a notebook fails; the message is the cell's own error, and the notebook as far as it came is kept beside
-        the others as `<step>.failed.ipynb`.
+        the others as `<step>.failed.ipynb`. If another process executes the run.
     """
-    notebooks = find_notebooks()
-    folder = reports / str(params["name"])
+    workplace = workplace or Path.cwd()
+    notebooks, folder = find_notebooks(workplace), reports / str(params["name"])
     folder.mkdir(parents=True, exist_ok=True)
-    record_path = folder / "steps.json"
-    done = _read_record(record_path)
-    inputs = hashlib.sha256((_library_digest() + _data_digest(params)).encode())
+    record = folder / "steps.json"
+    if not (reports / "index.html").is_file():
+        write_index(reports)  # the run's pages link it
+    with alone_in(folder):
+        keys = _step_keys(params, schema, notebooks, workplace)
+        kept = [] if force else _finished(folder, keys)
+        for step in STEPS if until is None else STEPS[: STEPS.index(until) + 1]:
+            if step in kept:
+                report(StepEvent(step, "skipped"))
+                continue
+            done = {earlier: keys[earlier] for earlier in STEPS if earlier < step}
+            write_text(record, json.dumps(done, indent=1))
+            values = {name: params[name] for name in schema[step]} | {"reports_dir": str(reports)}
+            _run_step(notebooks / f"{step}.ipynb", folder, values, report, workplace)
+            write_text(record, json.dumps(done | {step: keys[step]}, indent=1))
+            write_run_pages(folder)
+        write_run_pages(folder)  # also where nothing was executed: templates may have changed, or a page be gone
+    return folder
+
+
+def finished_steps(params: dict[str, object], schema: dict[str, dict[str, Parameter]], reports: Path) -> list[str]:
+    """Return the steps of a run that need not be executed again; `run_steps` has the parameters and the rule."""
+    return _finished(reports / str(params["name"]), _step_keys(params, schema, find_notebooks(), Path.cwd()))
+
+
+def _finished(folder: Path, keys: dict[str, str]) -> list[str]:
+    done, finished = _read_record(folder / "steps.json"), []
+    for step, key in keys.items():
+        products = [folder / product for product in (*PRODUCTS[step], f"{step}.ipynb")]
+        if done.get(step) != key or not all(product.is_file() for product in products):
+            break
+        finished.append(step)
+    return finished
+
+
+def _step_keys(
+    params: dict[str, object], schema: dict[str, dict[str, Parameter]], notebooks: Path, workplace: Path
+) -> dict[str, str]:
+    """Return a digest for each step of all that its outcome depends on, which is also all that the earlier ones do."""
+    inputs = hashlib.sha256((_library_digest() + _data_digest(params, workplace)).encode())
+    keys = {}
     for step in STEPS:
         values = {name: params[name] for name in schema[step]}
         inputs.update((notebooks / f"{step}.ipynb").read_bytes())
         inputs.update(json.dumps(values, sort_keys=True).encode())
-        key = inputs.hexdigest()
-        products = [folder / product for product in (*PRODUCTS[step], f"{step}.ipynb", f"{step}.html")]
-        if not force and done.get(step) == key and all(product.is_file() for product in products):
-            report(StepEvent(step, "skipped"))
-            continue
-        done = {earlier: value for earlier, value in done.items() if earlier < step}
-        write_text(record_path, json.dumps(done, indent=1))
-        _run_step(notebooks / f"{step}.ipynb", folder, values | {"reports_dir": str(reports)}, report, stream)
-        done[step] = key
-        write_text(record_path, json.dumps(done, indent=1))
-    return folder
+        keys[step] = inputs.hexdigest()
+    return keys
 
 
 def write_overview(reports: Path, report: Callable[[StepEvent], None] = lambda event: None) -> Path:
-    """Gather all runs below a folder: execute 06_table, write its page and `index.html`; return the latter."""
-    _run_step(find_notebooks() / f"{pages.TABLE_PAGE}.ipynb", reports, {"reports_dir": str(reports)}, report, None)
-    return pages.write_index(reports)
+    """Gather all runs below a folder: execute 06_table and write all pages that are stale; return the overview."""
+    with alone_in(reports, OVERVIEW_PATIENCE):
+        _run_step(find_notebooks() / f"{TABLE_PAGE}.ipynb", reports, {"reports_dir": str(reports)}, report, Path.cwd())
+        return write_site(reports)
 
 
 def _run_step(
-    notebook: Path, folder: Path, values: dict[str, object], report: Callable[[StepEvent], None], stream: object
+    notebook: Path, folder: Path, values: dict[str, object], report: Callable[[StepEvent], None], workplace: Path
 ) -> None:
     step, started = notebook.stem, time.time()
-    report(StepEvent(step, "started"))
-    running, failed = folder / f".{step}.running.ipynb", folder / f"{step}.failed.ipynb"
+
+    def tell(state: str, text: object) -> None:
+        report(StepEvent(step, state, text=str(text)))
+
+    report(StepEvent(step, "started", last_seconds(folder / f"{step}.ipynb", values)))
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(running),
-            values,
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=stream,
-            config=KERNEL_CONFIG,
-        )
-    except PapermillExecutionError as error:
-        running.replace(failed)
+        execute(notebook, folder, values, workplace, partial(tell, "cell"), partial(tell, "line"))
+    except Exception:
         report(StepEvent(step, "failed", time.time() - started))
-        reason = error.evalue if error.ename == HistoCLIPError.__name__ else f"{error.ename}: {error.evalue}"
-        raise HistoCLIPError(f"{step}: {reason}\nThe notebook as far as it came: {failed}") from error
-    except RuntimeError as error:  # the kernel died
-        running.replace(failed)
-        report(StepEvent(step, "failed", time.time() - started))
-        raise HistoCLIPError(
-            f"{step}: the notebook's process ended ({error}). If it ran out of memory, lower batch_size or views.\n"
-            f"The notebook as far as it came: {failed}"
-        ) from error
+        raise
     seconds = time.time() - started
-    running.replace(folder / f"{step}.ipynb")
-    failed.unlink(missing_ok=True)
-    navigation = pages.overview_navigation(step) if step == pages.TABLE_PAGE else pages.run_navigation(step)
     title = str(values.get("name", "HistoCLIP: all runs"))
-    pages.export_page(folder / f"{step}.ipynb", folder / f"{step}.html", title, navigation, provenance(seconds))
+    stamp(folder / f"{step}.ipynb", title, provenance(seconds))
     report(StepEvent(step, "finished", seconds))
 
 
@@ -207,15 +238,15 @@ def _library_digest() -> str:
     return digest.hexdigest()
 
 
-def _data_digest(params: dict[str, object]) -> str:
+def _data_digest(params: dict[str, object], workplace: Path) -> str:
     """Digest the names, sizes and times of the files that parameters name: data, prompts and local weights."""
     digest = hashlib.sha256()
     named = [params.get(key) for key in ("data_dir", "prompts_file", "pretrained", "backbone")]
-    for root in [Path(str(name).removeprefix("local-dir:")) for name in named if name]:
+    for root in [workplace / str(name).removeprefix("local-dir:") for name in named if name]:
         for path in sorted([root, *root.rglob("*")]):
             if path.is_file():
-                facts = path.stat()
-                digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+                facts, name = path.stat(), os.path.relpath(path, workplace)
+                digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -35,7 +35,7 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import figures, galleries, results
+from histoclip_lib import explore, figures, galleries, results
 from histoclip_lib.datasets import about, check_images, load_dataset, split_dataset
 from histoclip_lib.files import run_folder
 
@@ -45,6 +45,9 @@ check_images(patches)
 folder = run_folder(name, reports_dir)
 results.save_split(folder / "split.csv", patches, train, val)
 Markdown(about(dataset))
+
+# %%
+patches
 
 # %% [markdown]
 # ## The two parts
@@ -73,7 +76,8 @@ figures.show(figures.co_occurrence_map(patches.labels, patches.classes))
 # %% [markdown]
 # ## Patches
 #
-# Drawn at random from the training part, with their labels and, where there are masks, the outlines of the classes.
+# Drawn at random from the training part, with their labels and, where there are masks, the outlines of the classes. In
+# JupyterLab every patch can be looked at, by class and group.
 
 # %%
-figures.show(galleries.sample_patches(patches, train, examples, seed))
+explore.patches(patches, static=galleries.sample_patches(patches, train, examples, seed))

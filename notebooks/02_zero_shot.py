@@ -50,7 +50,7 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import figures, prompt_sensitivity, results, zero_shot
+from histoclip_lib import explore, figures, prompt_sensitivity, results, zero_shot
 from histoclip_lib.clip import load_clip
 from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import encode_dataset
@@ -62,6 +62,9 @@ train, val = split_dataset(patches, split, seed, val_fraction)
 clip = load_clip(backbone, pretrained, device, precision, compiled)
 features = encode_dataset(clip, patches, views, encode_batch_size)
 Markdown(clip.about())
+
+# %%
+features
 
 # %% [markdown]
 # ## Words
@@ -130,6 +133,15 @@ Markdown(prompt_sensitivity.ensembling_note(variants) + "\n\n" + prompt_sensitiv
 
 # %%
 prompt_sensitivity.extremes_table(variants)
+
+# %% [markdown]
+# ## Other words
+#
+# A validation patch, and its cosines with the words for the classes. In JupyterLab the words can be changed, and the
+# strategies answer again. Words picked here would be picked on the validation part: no row of the table uses them.
+
+# %%
+explore.prompts(encode, vocabulary, features, patches, val, patches.labels[train].mean(axis=0), baseline_rule)
 
 # %%
 Markdown(f"{len(encode.encoded)} distinct prompts were encoded, each once, for {len(patches)} patches.")

@@ -52,9 +52,11 @@ from histoclip_lib import (
     calibration,
     comparisons,
     confusion,
+    explore,
     figures,
     galleries,
     leakage,
+    page_explorers,
     paper,
     results,
     split_gap,
@@ -175,6 +177,13 @@ fits = {
 }
 calibration.threshold_table(truth, rows, fits, patches.classes, results.ROW_LABELS)
 
+# %% [markdown]
+# Accuracy and F1 of HistoCLIP with patch keys at every threshold. In JupyterLab the threshold of each class can be moved,
+# and the counts follow.
+
+# %%
+explore.thresholds(truth, ours.scores, patches.classes)
+
 # %%
 figures.show(figures.reliability_diagrams(truth, rows, fits, patches.classes, results.ROW_LABELS))
 
@@ -245,10 +254,11 @@ figures.show(figures.label_set_bars(confusion.errors_by_label_set(truth, ours.de
 # %% [markdown]
 # ## The most confident errors
 #
-# Wrong decisions of HistoCLIP with patch keys, the surest first, at most one for each patch.
+# Wrong decisions of HistoCLIP with patch keys, the surest first, at most one for each patch. On the page, patches can be
+# filtered by class, by kind of decision and by confidence, and each opens with the scores of all its classes.
 
 # %%
-figures.show(galleries.confident_errors(patches, val, ours.scores, examples))
+page_explorers.patch_gallery(patches, val, ours.scores, examples, seed)
 
 # %% [markdown]
 # ## Leakage

@@ -43,7 +43,7 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown, display
 
-from histoclip_lib import attention_scores, figures, galleries, results
+from histoclip_lib import attention_scores, explore, figures, galleries, page_explorers, results
 from histoclip_lib.attention import attention_maps
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import load_cmm
@@ -52,6 +52,7 @@ from histoclip_lib.feature_reader import FeatureReader
 from histoclip_lib.features import encode_dataset
 from histoclip_lib.files import run_folder
 from histoclip_lib.reference_maps import maps_to_compare
+from histoclip_lib.thumbnails import save_thumbnail
 from histoclip_lib.training import predict
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
@@ -68,14 +69,22 @@ Markdown(f"The map of a patch has {features.grid} x {features.grid} cells.")
 # %% [markdown]
 # ## Over the patches
 #
-# For each class, validation patches in which it is present and most surely found. Bright is much evidence; lines are
-# the mask's outline of the class; ✗ marks a wrong decision.
+# Choose a patch and a class to see where the class finds its evidence: bright is much, the line is the outline of the
+# class in the mask, ✗ marks a wrong decision. Patches without an error come first, then the most confident errors; in
+# JupyterLab any validation patch can be chosen.
 
 # %%
-chosen = galleries.choose_for_attention(patches.labels[val], probabilities, examples)
-for k, overlay in enumerate(galleries.attention_figures(patches, val, maps, probabilities, chosen)):
-    if k == 0:
-        figures.save_thumbnail(overlay, folder / "thumbnail.png")
+explored = page_explorers.choose_to_explore(patches.labels[val], probabilities)
+on_page = page_explorers.attention_explorer(patches, val, maps, probabilities, explored)
+explore.attention(patches, val, maps, probabilities, explored, static=on_page)
+
+# %% [markdown]
+# All classes side by side, on validation patches in which they are present and most surely found.
+
+# %%
+chosen = galleries.choose_for_attention(patches.labels[val], probabilities, (examples + 1) // 2)
+save_thumbnail(folder / "thumbnail.png", patches, val, maps, probabilities, chosen)
+for overlay in galleries.attention_figures(patches, val, maps, probabilities, chosen):
     figures.show(overlay)
 
 # %% [markdown]

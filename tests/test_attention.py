@@ -6,7 +6,8 @@ from torch import nn
 from histoclip_lib.attention import attention_maps, enlarge, square_crop
 from histoclip_lib.cmm import CMM
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import Shards, view_of
+from histoclip_lib.shards import Shards
+from histoclip_lib.views import view_of
 
 
 @pytest.fixture(scope="module")

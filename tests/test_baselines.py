@@ -21,8 +21,9 @@ from histoclip_lib.baselines import (
     trivial_rows,
 )
 from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.features import ImageFeatures, Shards
+from histoclip_lib.features import ImageFeatures
 from histoclip_lib.metrics import mean_accuracy
+from histoclip_lib.shards import Shards
 
 
 def make_patches(labels, groups=None, tissue=None):

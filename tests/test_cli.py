@@ -1,5 +1,7 @@
 """The command line: what it checks first, its exit codes, and that a user sees no traceback unasked."""
 
+import csv
+import errno
 import json
 import os
 import re
@@ -11,12 +13,27 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from histoclip_lib import cli
+from histoclip_lib import __version__, cli, runs
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.runs import StepEvent
 
 ROW = {"mAcc": 0.8125, "mAcc_ci": [0.75, 0.875], "mAP": None}
-METRICS = {"name": "demo", "n_val": 40, "rows": {"majority": ROW, "linear_probe": ROW | {"mAP": 0.5}}}
+METRICS = {
+    "name": "demo",
+    "dataset": "synthetic",
+    "backbone": "lite0-minilm",
+    "split": "grouped",
+    "n_val": 40,
+    "rows": {"majority": ROW, "linear_probe": ROW | {"mAP": 0.5}},
+}
+ERRORS = {  # by the name of the run that raises it
+    "fails": HistoCLIPError("03_train: the [red]cell's[/red] own :warning: message\nThe notebook: x.ipynb"),
+    "full": OSError(errno.ENOSPC, "No space left on device", "/r/full"),
+    "closed": PermissionError(errno.EACCES, "Permission denied", "/r/closed"),
+    "odd": TypeError("what\nis this"),
+    "stopped": KeyboardInterrupt(),
+}
+COMMANDS = ("run", "check", "table", "show", "cache")
 
 
 @pytest.fixture
@@ -24,6 +41,7 @@ def invoke(tmp_path, monkeypatch):
     """Start the command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
     return lambda *arguments: CliRunner().invoke(cli.app, list(map(str, arguments)))
 
 
@@ -42,13 +60,14 @@ def started(monkeypatch):
     """Let no notebook run; return the values of the runs that would have been, and the calls of the overview."""
     seen = {"runs": [], "overviews": []}
 
-    def run_steps(values, schema, reports, force, report, stream):
+    def run_steps(values, schema, reports, force, report):
         seen["runs"].append(values | {"force": force, "reports": reports})
-        if values["name"] == "fails":
+        if values["name"] in ERRORS:
+            report(StepEvent("03_train", "started"))
             report(StepEvent("03_train", "failed", 3.0))
-            raise HistoCLIPError("03_train: the [red]cell's[/red] own :warning: message")
+            raise ERRORS[values["name"]]
         folder = reports / values["name"]
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(METRICS | {"name": values["name"]}))
         report(StepEvent("01_data", "skipped"))
         report(StepEvent("02_zero_shot", "finished", 3.0))
@@ -58,8 +77,8 @@ def started(monkeypatch):
         seen["overviews"].append(reports)
         return reports / "index.html"
 
-    monkeypatch.setattr(cli, "run_steps", run_steps)
-    monkeypatch.setattr(cli, "write_overview", write_overview)
+    monkeypatch.setattr(runs, "run_steps", run_steps)
+    monkeypatch.setattr(runs, "write_overview", write_overview)
     return seen
 
 
@@ -112,8 +131,9 @@ def test_a_missing_file_ends_in_2(invoke):
 
 
 def test_without_a_command_help_is_shown(invoke):
-    assert "run" in invoke().output
-    assert "--force" in invoke("run", "--help").output
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Exit codes: 0" in result.output
 
 
 # Runs
@@ -135,28 +155,75 @@ def test_success_ends_in_0_and_prints_the_page_to_open_and_nothing_else(invoke, 
     assert result.stdout.strip() == str(tmp_path / "reports" / "index.html")
     assert "01_data unchanged, skipped" in said(result)
     assert "02_zero_shot done in 3 s" in said(result)
-    assert re.search(r"majority .*0\.812.*0\.750 to 0\.875", said(result))
+    assert re.search(r"\*  Majority of train +0\.812 +0\.750 to 0\.875", result.stderr)
+    assert "lite0-minilm is not CLIP" in said(result)
+
+
+def test_the_run_s_own_page_is_printed_before_the_overview_s(invoke, write, started, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "reports" / name).mkdir(parents=True)
+        (tmp_path / "reports" / name / "index.html").write_text("")
+    result = invoke("run", *(write(f"{name}.yaml", f"name: {name}\n") for name in ("a", "b", "c")))
+    assert result.stdout.split() == [str(tmp_path / "reports" / page) for page in (
+        "a/index.html", "b/index.html", "index.html")]  # fmt: skip
 
 
 def test_the_other_runs_go_on_when_one_fails_and_the_end_is_1(invoke, write, started):
-    result = invoke("run", *(write(f"{name}.yaml", f"name: {name}\n") for name in ("a", "fails", "b")))
+    result = invoke("run", *(write(f"{name}.yaml", f"name: {name}\n") for name in ("a", "fails", "odd", "b")))
     assert result.exit_code == 1
-    assert [values["name"] for values in started["runs"]] == ["a", "fails", "b"]
+    assert [values["name"] for values in started["runs"]] == ["a", "fails", "odd", "b"]
     assert len(started["overviews"]) == 1
     assert "03_train failed after 3 s" in said(result)
+    assert result.stderr.endswith("error: 2 of 4 runs failed: fails, odd.\n")
+    assert "index.html" in result.stdout
     assert "Traceback" not in result.output
 
 
-def test_an_error_is_shown_as_it_is_written(invoke, write, started):
-    result = invoke("run", write("fails.yaml", "name: fails\n"))
-    assert "error: 03_train: the [red]cell's[/red] own :warning: message" in said(result)
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("fails", "error: 03_train: the [red]cell's[/red] own :warning: message", "The notebook: x.ipynb"),
+        ("full", "error: /r/full: the disk is full", "--reports DIR"),
+        ("closed", "error: /r/closed: Permission denied.", "--reports DIR"),
+        ("odd", "error: unexpected: TypeError: what", "--debug"),
+    ],
+)
+def test_an_error_is_two_lines_as_they_are_written(invoke, write, started, name, first, second):
+    result = invoke("run", write("run.yaml", f"name: {name}\n"))
+    lines = result.stderr.splitlines()
+    assert result.exit_code == 1
+    assert lines[-2].startswith(first)
+    assert second in lines[-1]
+    assert "Traceback" not in result.output
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_in_130(invoke, write, started, tmp_path):
+    files = [write(f"{name}.yaml", f"name: {name}\n") for name in ("a b", "stopped", "c")[1:]]
+    result = invoke("run", *files, "--reports", "else where")
+    assert result.exit_code == 130
+    assert [values["name"] for values in started["runs"]] == ["stopped"]
+    assert started["overviews"] == []
+    assert result.stdout == ""
+    told, command = result.stderr.splitlines()[-2:]
+    assert told == "error: interrupted. Finished steps are kept; to go on:"
+    assert command == f"histoclip run {files[0]} {files[1]} --reports 'else where'"
+
+
+def test_a_reports_folder_that_cannot_be_made_is_named(invoke, write, tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = invoke("run", write("run.yaml", "name: demo\n"), "--reports", "taken")
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()[1:]
+    assert first.startswith("error: taken")
+    assert "--reports DIR" in second
+    assert result.stdout == ""
 
 
 def test_an_overview_that_fails_ends_in_1(invoke, write, started, monkeypatch):
     def write_overview(reports, report):
         raise HistoCLIPError("06_table: no")
 
-    monkeypatch.setattr(cli, "write_overview", write_overview)
+    monkeypatch.setattr(runs, "write_overview", write_overview)
     result = invoke("run", write("run.yaml", "name: demo\n"))
     assert result.exit_code == 1
     assert "error: 06_table: no" in said(result)
@@ -179,13 +246,50 @@ def folder_params(write, root, **more):
     return write(f"{root.name}.yaml", "".join(f"{key}: {value}\n" for key, value in lines.items()))
 
 
-def test_check_prints_the_counts(invoke, write, tmp_path, write_folder):
-    path = folder_params(write, write_folder(tmp_path / "good", LABELS))
+def test_check_prints_the_counts_and_what_a_run_would_take(invoke, write, tmp_path, write_folder):
+    path = folder_params(write, write_folder(tmp_path / "good", LABELS), views=2)
     result = invoke("check", path)
     assert result.exit_code == 0
-    expected = f"{path}: 20 patches (16 train, 4 validation); tumor 0.50, [red]stroma 0.25\n"
-    assert result.stdout == expected
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{path}: 20 patches (16 train, 4 validation); tumor 0.50, [red]stroma 0.25"
+    assert lines[1] == "  weights   installed packages"
+    assert lines[2].startswith("  encoder   40 passes at most (20 patches in 2 views)")
+    assert lines[3].startswith(f"  cache     1 MiB at most (49 tokens of width 384); {tmp_path / 'cache'}, ")
+    assert lines[5:] == ["  finished  nothing", f"  to do     {', '.join(runs.STEPS)}"]
+    assert result.stderr == ""
     assert not (tmp_path / "reports").exists()
+
+
+def test_check_tells_which_steps_are_finished(invoke, write, tmp_path, write_folder, monkeypatch):
+    path = folder_params(write, write_folder(tmp_path / "good", LABELS))
+    seen = []
+
+    def finished_steps(values, schema, reports):
+        seen.append((values["name"], reports))
+        return ["01_data", "02_zero_shot"]
+
+    monkeypatch.setattr(runs, "finished_steps", finished_steps)
+    lines = invoke("check", path, "--reports", "elsewhere").stdout.splitlines()
+    assert lines[-2:] == ["  finished  01_data, 02_zero_shot", "  to do     03_train, 04_evaluate, 05_attention"]
+    assert seen == [("good", Path("elsewhere"))]
+
+
+def test_check_tells_of_an_unknown_backbone_and_of_weights_that_do_not_match(invoke, write, tmp_path, write_folder):
+    root = write_folder(tmp_path / "good", LABELS)
+    result = invoke("check", folder_params(write, root, backbone="ViT-L-41", pretrained="openai"))
+    assert result.exit_code == 1
+    assert "error: backbone: 'ViT-L-41' is not known." in said(result)
+    result = invoke("check", folder_params(write, root, backbone="ViT-B-32", pretrained="openai"))
+    assert result.exit_code == 0
+    assert "note: backbone ViT-B-32 with pretrained openai: these weights were trained with QuickGELU" in said(result)
+    assert "(49 tokens of width 512)" in result.stdout
+
+
+def test_check_paints_without_a_bar(invoke, write, tmp_path):
+    result = invoke("check", write("run.yaml", "n_patches: 24\n"))
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "24 patches" in result.stdout
 
 
 def test_check_lists_truncated_images_and_goes_on_with_the_next_file(invoke, write, tmp_path, write_folder):
@@ -197,7 +301,8 @@ def test_check_lists_truncated_images_and_goes_on_with_the_next_file(invoke, wri
     assert "2 of 20 patches cannot be used" in said(result)
     assert re.search(r"003\.png: .*truncated.*011\.png: .*truncated", said(result))
     assert "Traceback" not in result.output
-    assert re.fullmatch(r".*good\.yaml: 20 patches.*\n", result.stdout)
+    assert re.match(r".*good\.yaml: 20 patches", result.stdout)
+    assert "broken.yaml" not in result.stdout
 
 
 def test_check_tells_a_split_that_the_data_does_not_allow(invoke, write, tmp_path, write_folder):
@@ -220,13 +325,151 @@ def test_check_with_debug_raises_the_error_itself(invoke, write, tmp_path):
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_traceback_is_shown_with_debug_only(write, tmp_path, debug):
     path = folder_params(write, tmp_path / "nowhere")
-    command = [sys.executable, "-c", "from histoclip_lib.cli import main; main()", "check", str(path)]
+    command = [sys.executable, "-m", "histoclip_lib.cli", "check", str(path)]
     finished = subprocess.run(
         command + ["--debug"] * debug, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"}
     )
     assert finished.returncode == 1
     assert ("Traceback" in finished.stderr) is debug
     assert "labels.csv was not found" in finished.stderr
+
+
+# Results
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    """Leave the metrics of a run."""
+
+    def make(name, **more):
+        folder = tmp_path / "reports" / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps(METRICS | {"name": name} | more))
+        (folder / "04_evaluate.html").write_text("")
+        return folder
+
+    return make
+
+
+def test_table_holds_all_runs_and_the_paper(invoke, finished_run):
+    finished_run("first")
+    finished_run("second", dataset="pannuke")
+    result = invoke("table")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert re.search(r"PanNuke\nmAcc +second +paper\n", result.stdout)
+    assert re.search(r"synthetic\nmAcc +first *\n", result.stdout)
+    assert "0.8125 (0.750 – 0.875)" in result.stdout
+
+
+def test_table_as_csv_and_markdown(invoke, finished_run):
+    finished_run("first", dataset="a,b|c")
+    lines = list(csv.reader(invoke("table", "--format", "csv").stdout.splitlines()))
+    assert lines[0][:3] == ["run", "Majority", "Baseline"]
+    assert [line[:2] for line in lines[-2:]] == [["a,b|c: first", "0.8125"], ["95 % interval", "0.750 – 0.875"]]
+    assert "| ` a,b\\|c: first ` | 0.8125 |" in invoke("table", "--format", "markdown").stdout
+    assert invoke("table", "--format", "html").exit_code == 2
+
+
+def test_table_tells_of_runs_that_are_broken_or_not_current(invoke, finished_run, tmp_path):
+    finished_run("broken", rows=3)
+    (finished_run("old") / "steps.json").write_text("{}")
+    result = invoke("table", "--reports", tmp_path / "reports")
+    assert result.exit_code == 0
+    assert "broken is left out: metrics.json cannot be used." in result.stderr
+    assert "old was started again and has not been evaluated since." in result.stderr
+    assert "broken" not in result.stdout
+
+
+def test_table_without_runs_is_the_paper_s(invoke):
+    result = invoke("table")
+    assert result.exit_code == 0
+    assert "0.9121" in result.stdout
+    assert "histoclip run params/demo.yaml" in result.stderr
+
+
+def test_show_prints_headline_parameters_state_and_pages(invoke, finished_run):
+    folder = finished_run("first")
+    result = invoke("show", "first")
+    assert result.exit_code == 0
+    assert "first: 40 validation patches" in result.stdout
+    assert "parameters that differ from the defaults: none" in result.stdout
+    assert "not current: some steps were never finished" in result.stdout
+    assert f"\n  {folder / '04_evaluate.html'}\n" in result.stdout
+    assert result.stderr == ""
+
+
+def test_show_of_a_run_that_is_not_evaluated_yet(invoke, tmp_path):
+    (tmp_path / "reports" / "new").mkdir(parents=True)
+    (tmp_path / "reports" / "new" / "steps.json").write_text("{}")
+    result = invoke("show", "new")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("new: not evaluated yet\n")
+
+
+@pytest.mark.parametrize("pages", [("index.html", "04_evaluate.html"), ("04_evaluate.html", "01_data.html")])
+def test_show_opens_the_page(invoke, finished_run, monkeypatch, pages):
+    folder, opened = finished_run("first"), []
+    for page in pages:
+        (folder / page).write_text("")
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    assert invoke("show", "first").exit_code == 0
+    assert opened == []
+    assert invoke("show", "first", "--open").exit_code == 0
+    assert opened == [(folder / pages[0]).as_uri()]
+
+
+def test_an_unknown_run_is_told_with_the_nearest_names(invoke, finished_run):
+    for name in ("demo", "demo2", "other"):
+        finished_run(name)
+    result = invoke("show", "dmo")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: dmo: there is no such run in reports.\nDid you mean demo or demo2? Runs: demo, demo2, other.\n"
+    )
+    assert invoke("show", "../reports/demo").exit_code == 2
+    assert "Runs: none." in invoke("show", "demo", "--reports", "nowhere").stderr
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_fits_80_columns(invoke, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert re.search(rf"Examples?:\n  +histoclip .*{command}", result.stdout)
+    assert "--debug" in result.stdout
+    assert result.stdout.isascii()
+
+
+def test_help_lists_commands_and_exit_codes_once(invoke, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = invoke("--help").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.isascii()
+    assert all(re.search(rf"^  {command} +[A-Z].*\.$", text, flags=re.MULTILINE) for command in COMMANDS)
+    assert text.count("Exit codes:") == 1
+    assert not any("xit code" in invoke(command, "--help").stdout for command in COMMANDS)
+
+
+def test_help_and_version_load_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from histoclip_lib import cli; cli.app(['--version'], standalone_mode=False);"
+        "print({'torch', 'papermill', 'pandas', 'sklearn', 'nbformat'} & set(sys.modules))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert finished.stdout == f"histoclip {__version__}\nset()\n"
+
+
+def test_wrong_options_end_in_2(invoke):
+    for arguments in (("run",), ("runn",), ("run", "a.yaml", "--forse"), ("cache", "--prune", "soon"), ("show",)):
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert "Error: " in result.stderr
+        assert result.stdout == ""
 
 
 # The cache
@@ -249,9 +492,10 @@ def test_cache_lists_each_data_set_with_its_size_and_age(invoke, tmp_path):
     put_shard(folder, "b", patches=4)
     put_shard(folder, "c", "other", days=5.2)
     result = invoke("cache")
-    lines = [re.split(r"\s*│\s*", line.strip("│ ")) for line in result.stdout.splitlines() if "│" in line]
-    assert ["b[red]", "", "made", "8", "260", "4", "today"] in lines
-    assert ["b[red]", "", "other", "8", "3", "2", "5 days ago"] in lines
+    assert result.stdout.splitlines()[0] == str(tmp_path / "cache")
+    lines = [line.split() for line in result.stdout.splitlines()[2:]]
+    assert ["b[red]", "made", "today", "8", "260", "4"] in lines
+    assert ["b[red]", "other", "5", "days", "ago", "8", "3", "2"] in lines
 
 
 def test_empty_cache_says_so(invoke, tmp_path):

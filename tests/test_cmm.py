@@ -1,4 +1,7 @@
 import json
+import os
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -206,22 +209,126 @@ def test_missing_head_names_the_notebook(tmp_path):
         load_cmm(tmp_path / "none.safetensors", CLASSES, "vit")
 
 
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "foreign", "shape"])
-def test_damaged_head_is_refused(tmp_path, damage):
-    path = tmp_path / "cmm.safetensors"
+GOOD_OPTIONS = {"heads": 4, "layers": 1, "hidden": 256, "dropout": 0.1, "pre_norm": True}
+
+
+def damaged(path, change=None, options=GOOD_OPTIONS, classes=CLASSES, backbone="vit"):
+    """Write a head with some of its tensors replaced (None: left out) and with other metadata."""
     save_cmm(CMM(class_embeddings(), heads=4), path, CLASSES, "vit")
-    if damage == "garbage":
-        path.write_bytes(b"not a head")
-    elif damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
-    elif damage == "foreign":
-        save_file({"weight": torch.zeros(2)}, path)
-    else:
-        state = load_file(path) | {"token_mean": torch.zeros(7)}
-        options = json.dumps({"heads": 4, "layers": 1, "hidden": 256, "dropout": 0.1})
-        save_file(state, path, {"options": options, "classes": json.dumps(CLASSES), "backbone": "vit"})
-    with pytest.raises(HistoCLIPError, match="not a HistoCLIP head"):
-        load_cmm(path, CLASSES, "vit")
+    state = load_file(path) | (change or {})
+    metadata = {"options": options, "classes": classes}
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    save_file({k: v for k, v in state.items() if v is not None}, path, metadata | {"backbone": backbone})
+
+
+def refusal(path, classes=CLASSES, backbone="vit"):
+    with pytest.raises(HistoCLIPError) as raised:
+        load_cmm(path, classes, backbone)
+    assert str(path) in str(raised.value)
+    return str(raised.value)
+
+
+def test_an_undamaged_head_is_taken(tmp_path):
+    damaged(tmp_path / "head")
+    assert load_cmm(tmp_path / "head", CLASSES, "vit").options == GOOD_OPTIONS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a head",
+        b"\xff" * 200,
+        (2**60).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        b"PK\x03\x04" + b"\0" * 90,
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "head").write_bytes(content)
+    assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
+
+
+def test_a_truncated_head_is_refused(tmp_path):
+    damaged(tmp_path / "head")
+    whole = (tmp_path / "head").read_bytes()
+    for length in (4, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "head").write_bytes(whole[:length])
+        assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
+
+
+def test_a_pickle_under_the_name_of_a_head_is_not_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    for write in (lambda path: torch.save(Bomb(), path), lambda path: path.write_bytes(pickle.dumps(Bomb()))):
+        write(tmp_path / "head")
+        assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"token_mean": torch.zeros(7)}, r"token_mean: \(7,\) in the file, \(32,\) expected"),
+        ({"token_mean": None}, r"token_mean: nothing in the file, \(32,\) expected"),
+        ({"weight": torch.zeros(2)}, r"weight: \(2,\) in the file, nothing expected"),
+        ({"class_embeddings": torch.zeros(3, 64)}, r"linear1.weight: \(256, 32\) in the file, \(256, 64\) expected"),
+        ({"class_embeddings": torch.zeros(3)}, r"class_embeddings has the shape \(3,\), for 3 classes"),
+        ({"class_embeddings": torch.zeros(4, 32)}, r"class_embeddings has the shape \(4, 32\), for 3 classes"),
+        ({"class_embeddings": None}, r"class_embeddings has the shape \(\), for 3 classes"),
+        ({"class_embeddings": torch.zeros(3, 0)}, "must be greater than 0"),
+        ({"layers.1.weight": torch.zeros(1)}, "2 layers are stored, the option layers is 1"),
+        ({"token_mean": torch.full((32,), torch.nan)}, "token_mean: not all numbers are finite"),
+        ({"layers.0.linear1.bias": torch.full((256,), torch.inf)}, "linear1.bias: not all numbers are finite"),
+    ],
+)
+def test_a_head_of_another_shape_names_both_sides(tmp_path, change, reason):
+    damaged(tmp_path / "head", change)
+    assert re.search(rf"is not a HistoCLIP head \(.*{reason}", refusal(tmp_path / "head"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (GOOD_OPTIONS | {"hidden": 10**12}, r"linear1.bias: \(256,\) in the file, \(1000000000000,\) expected"),
+        (GOOD_OPTIONS | {"layers": 10**9}, "1 layers are stored, the option layers is 1000000000"),
+        (GOOD_OPTIONS | {"heads": 0}, "the option heads is 0"),
+        (GOOD_OPTIONS | {"heads": 5}, "heads: 5 does not divide"),
+        (GOOD_OPTIONS | {"heads": True}, "the option heads is True"),
+        (GOOD_OPTIONS | {"dropout": 1.0}, "the option dropout is 1.0"),
+        (GOOD_OPTIONS | {"dropout": float("nan")}, "the option dropout is nan"),
+        (GOOD_OPTIONS | {"pre_norm": "yes"}, "the option pre_norm is 'yes'"),
+        (GOOD_OPTIONS | {"evil": 1}, "expected are heads, layers, hidden, dropout, pre_norm"),
+        ({"heads": 4}, "expected are heads"),
+        ([1], "expected are heads"),
+        ("no JSON", "is not a HistoCLIP head"),
+        ("[" * 100_000, "is not a HistoCLIP head"),
+    ],
+)
+def test_options_that_do_not_fit_the_file_are_refused_before_anything_is_built(tmp_path, options, reason):
+    damaged(tmp_path / "head", options=options)
+    assert re.search(reason, refusal(tmp_path / "head"))
+
+
+@pytest.mark.parametrize("classes", ["no JSON", "3", '{"a": 1}', "[1, 2, 3]"])
+def test_classes_that_are_no_list_of_names_are_refused(tmp_path, classes):
+    damaged(tmp_path / "head", classes=classes)
+    assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
+
+
+def test_a_file_that_says_nothing_of_itself_is_refused(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "head")
+    assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
+
+
+def test_a_head_of_another_run_names_both_sides(tmp_path):
+    damaged(tmp_path / "head")
+    message = refusal(tmp_path / "head", ["x"] * 1000, "resnet")
+    assert f"was trained for the classes {CLASSES} on 'vit', this run has ['x', 'x'" in message
+    assert "on 'resnet'" in message
+    assert len(message) < 1500
 
 
 def test_head_can_learn_what_one_token_says():

@@ -61,13 +61,15 @@ def run_folder(workplace, finished):
 
 
 def test_run_ends_with_the_address_of_the_page(workplace, finished):
-    assert Path(finished.stdout.strip()) == workplace / "reports" / "index.html"
-    assert Path(finished.stdout.strip()).is_file()
+    *_, overview = finished.stdout.splitlines()
+    assert Path(overview) == workplace / "reports" / "index.html"
+    assert all(Path(page).is_file() for page in finished.stdout.splitlines())
 
 
 def test_every_product_is_there(run_folder):
     products = {name for names in PRODUCTS.values() for name in names}
-    expected = products | {f"{step}.{kind}" for step in STEPS for kind in ("html", "ipynb")} | {"steps.json"}
+    expected = products | {f"{step}.{kind}" for step in STEPS for kind in ("html", "ipynb")}
+    expected |= {"steps.json", "index.html"}
     assert {path.name for path in run_folder.iterdir()} == expected
     assert Image.open(run_folder / "thumbnail.png").format == "PNG"
 

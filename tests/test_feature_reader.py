@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import SHARD_SIZE, Shards
+from histoclip_lib.shards import SHARD_SIZE, Shards
 
 CPU = torch.device("cpu")
 

@@ -158,13 +158,6 @@ def test_gallery_of_nothing_shows_nothing(monkeypatch):
     assert shown == []
 
 
-def test_thumbnail_is_a_png(tmp_path):
-    figure, _ = plt.subplots(figsize=(3, 2))
-    figures.save_thumbnail(figure, tmp_path / "thumbnail.png")
-    assert Image.open(tmp_path / "thumbnail.png").format == "PNG"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_short_names_are_one_short_line(name):
     assert len(figures.short(name)) <= figures.base.MAX_NAME

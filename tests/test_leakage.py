@@ -17,7 +17,6 @@ from sklearn.metrics.pairwise import cosine_similarity
 from histoclip_lib import figures, galleries, leakage
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.datasets.synthetic import load_synthetic
-from histoclip_lib.features import SHARD_SIZE, Shards, view_of
 from histoclip_lib.leakage import (
     SAME_PIXELS,
     find_near_duplicates,
@@ -26,6 +25,8 @@ from histoclip_lib.leakage import (
     nearest_training_patches,
     pixel_correlation,
 )
+from histoclip_lib.shards import SHARD_SIZE, Shards
+from histoclip_lib.views import view_of
 
 
 def jpeg(image, quality):

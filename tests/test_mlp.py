@@ -7,8 +7,8 @@ from torch.nn import functional
 from histoclip_lib.cmm import CMM
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import Shards
 from histoclip_lib.mlp import MLP, mlp_like
+from histoclip_lib.shards import Shards
 from histoclip_lib.training import TrainingOptions, predict_probabilities, train_head
 
 

@@ -8,13 +8,14 @@ import nbformat
 import pytest
 
 from histoclip_lib.datasets import DATASETS
-from histoclip_lib.pages import TABLE_PAGE
+from histoclip_lib.grids import is_grid
+from histoclip_lib.navigation import TABLE_PAGE
 from histoclip_lib.params import read_params, read_schema
 from histoclip_lib.runs import STEPS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PARAMS = sorted((ROOT / "params").glob("*.yaml"))
+PARAMS = sorted(path for path in (ROOT / "params").glob("*.yaml") if not is_grid(path))
 RUN_NOTEBOOKS = [ROOT / "notebooks" / f"{step}.ipynb" for step in STEPS]
 FIXED = {
     *("name", "dataset", "data_dir", "split", "seed", "backbone", "pretrained", "epochs", "warmup_epochs"),

@@ -16,8 +16,10 @@ from nbformat import v4
 from PIL import Image
 
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.navigation import PAGE_LABELS, run_navigation
+from histoclip_lib.overview import write_index
 from histoclip_lib.page_html import clean_html, clean_output, finish_article, markdown_to_html, math_to_mathml
-from histoclip_lib.pages import export_page, read_parameters, run_navigation, visible_text, write_index
+from histoclip_lib.pages import export_page, read_parameters, visible_text
 from histoclip_lib.run_summaries import COLUMNS, RunSummary, read_metrics, table_one
 
 HOSTILE = [
@@ -123,7 +125,7 @@ def export(folder, cells, title="demo · 02 Zero-shot", current="02_zero_shot", 
     nbformat.write(notebook, path)
     page = folder / f"{current}.html"
     provenance = provenance or {"commit": "0123abc", "device": "cpu", "torch": "2.10.0"}
-    export_page(path, page, title, run_navigation(current), provenance)
+    export_page(path, page, title, run_navigation(current, PAGE_LABELS), provenance)
     return page
 
 
@@ -160,7 +162,8 @@ def make_reports(reports):
         (reports / folder).mkdir(parents=True)
         text = content if isinstance(content, str) else json.dumps(content)
         (reports / folder / "metrics.json").write_text(text)
-        (reports / folder / "01_data.html").write_text("<title>data</title>")
+    (reports / "demo" / "index.html").write_text("<title>summary</title>")
+    (reports / "sp ace & #" / "index.html").write_text("<title>summary</title>")
     (reports / "demo" / "thumbnail.png").write_bytes(png(320, 180))
     (reports / "pannuke" / "thumbnail.png").write_bytes(b"not a picture")
     (reports / "06_table.html").write_text("<title>table</title>")
@@ -402,6 +405,29 @@ def test_columns_of_numbers_are_aligned():
     assert [c.get_text() for c in soup.select(".number")] == ["b", "0.5 [0.4, 0.6]", "nan"]
 
 
+# Figures
+
+
+def test_figures_are_numbered_and_link_to_themselves():
+    html = "<h2>Figure 1</h2><figure><img src='data:,' alt='a'></figure>"
+    html += "<figure><p>x</p><figcaption>Said before.</figcaption></figure>"
+    article = finish_article(html)
+    soup = BeautifulSoup(article.html, "html.parser")
+    assert [h.id for h in article.headings] == ["figure-1-2"]
+    assert [f["id"] for f in soup.select("figure")] == ["figure-1", "figure-2"]
+    assert [f.figcaption.get_text() for f in soup.select("figure")] == ["Figure 1# ", "Figure 2# Said before."]
+    anchors = [(a["href"], a["aria-label"]) for a in soup.select("figcaption a.anchor")]
+    assert anchors == [("#figure-1", "Link to figure 1"), ("#figure-2", "Link to figure 2")]
+
+
+def test_a_figure_within_another_has_its_own_caption():
+    html = finish_article("<figure><figure><figcaption>inner</figcaption></figure></figure>").html
+    outer, inner = BeautifulSoup(html, "html.parser").select("figure")
+    assert (outer["id"], inner["id"]) == ("figure-1", "figure-2")
+    assert inner.find("figcaption").get_text() == "Figure 2# inner"
+    assert outer.find("figcaption", recursive=False).get_text() == "Figure 1# "
+
+
 # Streams and parameters
 
 
@@ -502,11 +528,11 @@ def test_any_json_is_read_or_refused(tmp_path_factory, value, key):
         run = read_metrics(path)
     except HistoCLIPError:
         return
-    assert all(0 <= score.macc <= 1 for score in run.scores.values())
+    assert all(0 <= score.value <= 1 for score in run.scores.values())
 
 
 def test_table_one_puts_other_data_sets_last():
-    run = RunSummary("r", "consep", "b", "random", "", {}, {}, None)
+    run = RunSummary("r", "consep", "b", "random", "", {}, {}, "r", None)
     assert [g.dataset for g in table_one([run]).groups] == ["BCSS-WSSS", "LUAD-HistoSeg", "PanNuke", "consep"]
 
 
@@ -631,12 +657,15 @@ def test_wide_tables_scroll_in_their_own_box(visit, report):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [390, 1440])
-def test_figures_stand_at_half_size_within_the_column(visit, report, width):
+@pytest.mark.parametrize(("width", "expected"), [(390, 36 * 17), (1440, 600)])
+def test_figures_stand_at_half_size_and_stay_readable_on_phones(visit, report, width, expected):
     page = visit(report, width)
     size = page.locator("figure img").bounding_box()
-    assert size["width"] == pytest.approx(min(600, page.locator("article").bounding_box()["width"]), abs=1)
+    assert size["width"] == pytest.approx(min(600, expected), abs=1)
     assert size["width"] / size["height"] == pytest.approx(1200 / 500, rel=0.02)
+    box = page.locator(".figure-scroll")
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth") == (width == 390)
+    assert box.get_attribute("tabindex") == ("0" if width == 390 else "-1")
 
 
 @pytest.mark.browser
@@ -655,6 +684,14 @@ def test_equations_are_drawn(visit, report):
     page = visit(report)
     assert page.evaluate("document.querySelector('math mfrac') instanceof MathMLElement")
     assert page.locator("math[display=block]").first.bounding_box()["height"] > 15
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["report", "index", "hostile"])
+def test_axe_finds_nothing(accessible, request, name, scheme):
+    for width in (390, 1440):
+        accessible(request.getfixturevalue(name), width=width, color_scheme=scheme)
 
 
 @pytest.mark.browser

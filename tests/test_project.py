@@ -98,7 +98,9 @@ def test_conda_and_pip_install_the_same():
 
 def test_every_requirement_has_a_lower_bound_and_stands_there_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    extras = project["optional-dependencies"]
+    assert set(extras.pop("cluster")) <= set(extras["dev"])  # the tests start a scheduler
+    lists = [project["dependencies"], *extras.values()]
     requirements = [Requirement(line) for lines in lists for line in lines]
     names = [requirement.name.lower().replace("_", "-") for requirement in requirements]
     assert len(names) == len(set(names))

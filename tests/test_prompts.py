@@ -139,7 +139,17 @@ def test_own_synonyms_go_before_those_that_are_shipped(own_file):
         ("classes: [fat]", "may hold `classes`"),
         ("templates: 'a {}'", "may hold `classes`"),
         ("negative_prompt: 3", "may hold `classes`"),
-        ("classes: {a: fat", "cannot be read as YAML"),
+        ("classes: {a: fat", "is not YAML"),
+        ("classes: {a: fat, a: lard}", "(?s)twice.*a: stands there 2 times"),
+        ("classes: {a: &x fat}", "(?s)more than plain YAML.*line 1: the anchor &x"),
+        ("classes: {a: !!python/name:os.system }", "(?s)more than plain YAML.*python/name:os.system"),
+        ("classes: {a: no}", "(?s)each name is a text.*a: False"),
+        ("classes: {a: [fat]}", r"(?s)each name is a text.*a: \['fat'\]"),
+        ("classes: {a: {b: c}}", "(?s)each name is a text"),
+        ("classes: {a: 2024-01-01}", "(?s)each name is a text.*date"),
+        ("negative_prompt: ' '", "negative_prompt is empty"),
+        ("templates: []", "templates is empty"),
+        ("templates: ['{0}']", "needs one {} for the class name"),
         ("classes: {tumour: tumor, a: fat}", r"tumour are no classes of this data set; it has \['a'\]"),
         ("classes: {1: fat}", "1 are no classes"),
         ("classes: {a: }", "a have no name"),
@@ -159,8 +169,8 @@ def test_wrong_prompts_files_are_refused_and_named(own_file, text, message):
 
 def test_prompts_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for path in (tmp_path / "lost.yaml", tmp_path, tmp_path / "binary.yaml"):
-        with pytest.raises(HistoCLIPError, match=r"prompts_file: .* cannot be read as YAML"):
+    for path in (tmp_path / "lost.yaml", tmp_path, tmp_path / "binary.yaml", "a\0b", "x" * 5000):
+        with pytest.raises(HistoCLIPError, match=r"prompts_file: .* cannot be read"):
             load_vocabulary("folder", ["a"], str(path))
 
 

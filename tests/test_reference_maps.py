@@ -6,8 +6,9 @@ from torch.nn import functional
 from histoclip_lib.attention import attention_maps
 from histoclip_lib.cmm import CMM
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import Shards, view_of
 from histoclip_lib.reference_maps import MAP_LABELS, maps_to_compare, similarity_maps
+from histoclip_lib.shards import Shards
+from histoclip_lib.views import view_of
 
 
 def reader_of(grids):

@@ -144,7 +144,7 @@ def test_metrics_hold_what_the_overview_and_other_programs_rely_on(tmp_path, cla
         assert list(row["per_class"]) == list(classes)
         assert row["mAcc_ci"][0] <= row["mAcc"] <= row["mAcc_ci"][1]
     summary = read_metrics(tmp_path / "metrics.json")
-    assert summary.scores["top_k"].macc == metrics["rows"]["top_k"]["mAcc"]
+    assert summary.scores["top_k"].value == metrics["rows"]["top_k"]["mAcc"]
 
 
 def test_what_is_undefined_is_null_and_a_dash(tmp_path):
@@ -275,7 +275,7 @@ def test_the_last_epoch_is_reported_and_the_best_is_called_an_oracle(tmp_path):
 
 
 def summary(name, dataset, **scores):
-    return RunSummary(name, dataset, "ViT-L-14", "random", "openai", scores, {}, None)
+    return RunSummary(name, dataset, "ViT-L-14", "random", "openai", scores, {}, name, None)
 
 
 def test_table_one_puts_each_run_above_the_paper():

@@ -14,8 +14,9 @@ from histoclip_lib.baselines import fit_linear_probe
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import ImageFeatures, Shards
+from histoclip_lib.features import ImageFeatures
 from histoclip_lib.metrics import from_probabilities, point_metrics
+from histoclip_lib.shards import Shards
 from histoclip_lib.studies import Study, load_studies, plan_studies, run_studies, save_studies
 from histoclip_lib.training import TrainingOptions, new_head, predict_probabilities, train_head
 

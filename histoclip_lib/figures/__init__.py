@@ -1,7 +1,7 @@
 """Pictures: each function takes arrays and returns a Matplotlib figure with a text alternative."""
 
 from histoclip_lib.figures.attention import map_agreement
-from histoclip_lib.figures.base import described, save_thumbnail, short, show
+from histoclip_lib.figures.base import described, short, show
 from histoclip_lib.figures.calibration import precision_recall_curves, reliability_diagrams
 from histoclip_lib.figures.confusion import (
     co_occurrence_bias_map,
@@ -13,6 +13,7 @@ from histoclip_lib.figures.confusion import (
 )
 from histoclip_lib.figures.data import co_occurrence_map, prevalence_bars
 from histoclip_lib.figures.evaluation import comparison_map, forest_plot, per_class_map
+from histoclip_lib.figures.exploring import patch_cosines, threshold_curves
 from histoclip_lib.figures.leakage import similarity_histogram
 from histoclip_lib.figures.training import label_efficiency, training_curves
 from histoclip_lib.figures.zero_shot import prompt_spread, score_distributions, similarity_map
@@ -30,16 +31,17 @@ __all__ = [
     "map_agreement",
     "missed_class_map",
     "multilabel_confusion_map",
+    "patch_cosines",
     "per_class_map",
     "precision_recall_curves",
     "prevalence_bars",
     "prompt_spread",
     "reliability_diagrams",
-    "save_thumbnail",
     "score_distributions",
     "short",
     "show",
     "similarity_histogram",
     "similarity_map",
+    "threshold_curves",
     "training_curves",
 ]

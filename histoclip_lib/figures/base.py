@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,8 +11,6 @@ from IPython.display import Image, display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from histoclip_lib.files import replacing
 
 sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
 matplotlib.rcParams.update({"text.parse_math": False, "figure.dpi": 100, "axes.titlesize": "medium"})
@@ -30,30 +27,28 @@ def described(figure: Figure, alternative: str) -> Figure:
 
 
 def show(figure: Figure | None) -> None:
-    """Display a figure in double resolution with its text alternative, and close it; a gallery of nothing is None.
+    """Display a figure in double resolution with its text alternative, and close it; a gallery of nothing is None."""
+    if figure is not None:
+        display(as_image(figure))
+
+
+def as_image(figure: Figure) -> Image:
+    """Return a figure as `show` displays it, and close it.
 
     As PNG, or as JPEG where PNG takes more than LARGE_PNG bytes, which only photographs do.
     """
-    if figure is None:
-        return
     data = _rendered(figure, format="png")
     width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
     if len(data) > LARGE_PNG:
         data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
     plt.close(figure)
-    display(Image(data=data, alt=figure.alternative, width=width))
+    return Image(data=data, alt=figure.alternative, width=width)
 
 
 def _rendered(figure: Figure, **options: object) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=200, bbox_inches="tight", **options)
     return buffer.getvalue()
-
-
-def save_thumbnail(figure: Figure, path: Path) -> None:
-    """Write a small PNG of a figure, for the overview of all runs."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=70, bbox_inches="tight")
 
 
 def short(name: str) -> str:

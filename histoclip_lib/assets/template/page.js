@@ -1,6 +1,6 @@
 "use strict";
-// The page reads fully without this script: it adds the theme toggle, the switch for all code and the mark in
-// the contents list. The theme is set at once, before anything is drawn; the rest waits for the document.
+// The page reads fully without this script: it adds the theme toggle, the switch for all code, the mark in the
+// contents list and keyboard stops at boxes that scroll. The theme is set at once, before anything is drawn; the rest waits for the document.
 (() => {
   const root = document.documentElement;
   const stored = () => { try { return localStorage.getItem("histoclip-theme"); } catch { return null; } };
@@ -66,11 +66,21 @@
     mark();
   }
 
+  // Boxes that scroll sideways can be reached with the keyboard, those that have nothing to scroll need no stop.
+  function scrollBoxes(boxes) {
+    const mark = () => { for (const box of boxes) box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1; };
+    addEventListener("load", mark);
+    mark();
+    const sizes = new ResizeObserver(mark); // also of a box that a fold or a switch has just shown
+    for (const box of boxes) sizes.observe(box);
+  }
+
   document.addEventListener("DOMContentLoaded", () => {
     themeToggle(document.getElementById("theme"));
     const fold = document.getElementById("fold");
     if (fold) codeSwitch(fold);
     const contents = document.querySelector("nav.contents");
     if (contents) followScroll(contents);
+    scrollBoxes([...document.querySelectorAll(".table-scroll, .figure-scroll, .math-block")]);
   });
 })();

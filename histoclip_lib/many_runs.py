@@ -1,0 +1,110 @@
+"""Many runs on many processes or machines: features shard by shard, then each run's notebooks one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from pathlib import Path
+
+from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.executors import named_errors, run_task
+from histoclip_lib.files import resolve
+from histoclip_lib.params import Parameter
+from histoclip_lib.remote_encoding import encode_shards_on
+from histoclip_lib.runs import STEPS, StepEvent, finished_steps, run_steps
+
+ENDINGS = ("skipped", "finished", "failed")
+
+
+def run_all_on(
+    executor: Executor,
+    runs: list[dict[str, object]],
+    schema: dict[str, dict[str, Parameter]],
+    reports: Path,
+    force: bool = False,
+    report: Callable[[str, StepEvent], None] = lambda name, event: None,
+    shard_done: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> dict[str, str]:
+    """Encode what the cache lacks for every run, then execute their notebooks, many runs at once.
+
+    A notebook is a task of its own: the notebooks of one run follow each other, since each reads what earlier ones have
+    written, and runs do not wait for each other. The folders of the runs and the feature cache are the only state, so
+    a task whose worker dies is simply done again, and a second call does what is left.
+
+    Parameters
+    ----------
+    executor : Executor
+        As `executors.open_executor` gives it. Its workers see the current folder, `reports`, the data and the cache
+        under the same paths.
+    runs : list of dict
+        The parameters of each, as `grids.read_runs` returns them.
+    schema : dict
+        As `params.read_schema` returns.
+    reports : Path
+        Each run's folder is `reports/<name>`.
+    force : bool
+        Whether to execute finished steps again.
+    report : callable
+        Called with a run's name and each `StepEvent` that ends a step.
+    shard_done : callable
+        Called with a run's name, how many shards of its features are done, and how many there are.
+
+    Returns
+    -------
+    dict of str to str
+        Why each run that failed did so, by its name; the others have gone on.
+    """
+    workplace, reports = resolve(".").absolute(), reports.absolute()
+    failed: dict[str, str] = {}
+    for values in runs:
+        name = str(values["name"])
+        if force:
+            (reports / name / "steps.json").unlink(missing_ok=True)
+        if finished_steps(values, schema, reports) == list(STEPS):
+            continue
+        try:
+            encode_shards_on(executor, values, lambda done, total, _, name=name: shard_done(name, done, total))
+        except HistoCLIPError as error:
+            failed[name] = str(error)
+    running: dict[Future, tuple[dict[str, object], str]] = {}
+
+    def begin(values: dict[str, object], step: str) -> None:
+        with named_errors(executor):
+            future = executor.submit(run_task, run_step, values, schema, reports, workplace, step)
+            running[future] = (values, step)
+
+    try:
+        for values in runs:
+            if str(values["name"]) not in failed:
+                begin(values, STEPS[0])
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                values, step = running.pop(future)
+                name = str(values["name"])
+                try:
+                    with named_errors(executor):
+                        event = future.result()
+                    report(name, event)
+                    if step != STEPS[-1]:
+                        begin(values, STEPS[STEPS.index(step) + 1])
+                except HistoCLIPError as error:
+                    failed[name] = str(error)
+    finally:
+        for future in running:
+            future.cancel()
+    return failed
+
+
+def run_step(
+    values: dict[str, object], schema: dict[str, dict[str, Parameter]], reports: Path, workplace: Path, step: str
+) -> StepEvent:
+    """Execute one notebook of a run, the task that a worker runs; return how it ended.
+
+    Raises
+    ------
+    HistoCLIPError
+        As `runs.run_steps` does.
+    """
+    events: list[StepEvent] = []
+    run_steps(values, schema, reports, report=events.append, until=step, workplace=workplace)
+    return next(event for event in reversed(events) if event.step == step and event.state in ENDINGS)

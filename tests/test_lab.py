@@ -1,0 +1,274 @@
+"""`make lab`: the real server, each notebook run through its kernel protocol, and the explorers moved by messages."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import nbformat
+import pytest
+import websocket
+
+from histoclip_lib.pages import WIDGET
+
+ROOT = Path(__file__).parents[1]
+TOKEN = uuid4().hex
+SMALL = {
+    "name": "lab", "n_patches": 60, "views": 1, "epochs": 2, "warmup_epochs": 1, "resamples": 50, "examples": 2,
+    "wordings": 1, "studies": False,
+}  # fmt: skip
+LONGEST_WAIT = 300  # seconds
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Lab:
+    """A running server, and requests to it."""
+
+    address: str
+    folder: Path
+
+    def ask(self, path, method="GET", body=None):
+        request = urllib.request.Request(
+            f"http://{self.address}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.read().decode()
+
+    def json(self, *arguments, **options):
+        return json.loads(self.ask(*arguments, **options))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """What `make lab` starts, in a copy of the repository's notebooks and with folders of its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("notebooks", "params"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copyfile(ROOT / name, folder / name)
+    dry = subprocess.run(
+        ["make", "-n", "lab", f"BIN={Path(sys.executable).parent}", "READY=params"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    command = shlex.split(dry.stdout.strip().splitlines()[-1])
+    own = tmp_path_factory.mktemp("own")
+    environment = os.environ | {
+        "JUPYTER_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(own / "cache"),
+        **{f"JUPYTER_{kind}_DIR": str(own / kind) for kind in ("CONFIG", "DATA", "RUNTIME")},
+        "IPYTHONDIR": str(own / "ipython"),
+    }  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    with (own / "log").open("w") as log:
+        server = subprocess.Popen([*command, *options], cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        started = time.time()
+        while not (about := list((own / "RUNTIME").glob("jpserver-*.json"))):
+            assert server.poll() is None and time.time() < started + 60, (own / "log").read_text()
+            time.sleep(0.1)
+        yield Lab(f"127.0.0.1:{json.loads(about[0].read_text())['port']}", folder)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@dataclass
+class Answer:
+    """What came back for one request: whether it went well, and every message but the states of the kernel."""
+
+    status: str = ""
+    messages: list = field(default_factory=list)
+
+    def of_type(self, *kinds):
+        return [message["content"] for message in self.messages if message["msg_type"] in kinds]
+
+
+class Kernel:
+    """A session of a notebook, spoken to as JupyterLab does: one websocket for all channels."""
+
+    def __init__(self, lab, path):
+        body = {"path": path, "name": path, "type": "notebook", "kernel": {"name": "python3"}}
+        self.lab, self.session, self.models = lab, uuid4().hex, {}
+        self.id = lab.json("/api/sessions", method="POST", body=body)["kernel"]["id"]
+        address = f"ws://{lab.address}/api/kernels/{self.id}/channels?session_id={self.session}&token={TOKEN}"
+        self.socket = websocket.create_connection(address, timeout=LONGEST_WAIT)
+
+    def request(self, kind, content):
+        """Send a message and return what it brings, until the kernel is idle again."""
+        header = {"msg_id": uuid4().hex, "msg_type": kind, "session": self.session, "username": "", "version": "5.3"}
+        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
+        self.socket.send(json.dumps(message))
+        answer, idle, replied = Answer(), False, kind == "comm_msg"
+        while not (idle and replied):
+            message = json.loads(self.socket.recv())
+            if message["parent_header"].get("msg_id") != header["msg_id"]:
+                continue
+            if message["msg_type"] == "status":
+                idle = message["content"]["execution_state"] == "idle"
+            elif message["msg_type"] == "execute_reply":
+                answer.status, replied = message["content"]["status"], True
+            else:
+                answer.messages.append(message)
+        for opened in answer.of_type("comm_open"):
+            self.models[opened["comm_id"]] = opened["data"]["state"]
+        return answer
+
+    def run(self, code):
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        return self.request("execute_request", content | {"stop_on_error": True})
+
+    def move(self, description, **state):
+        """Send what the browser sends when a reader moves a control; return the values of the models that follow."""
+        [model] = [key for key, own in self.models.items() if own.get("description") == description]
+        data = {"method": "update", "state": state, "buffer_paths": []}
+        answer = self.request("comm_msg", {"comm_id": model, "data": data})
+        assert answer.of_type("error") == []
+        updates = [content for content in answer.of_type("comm_msg") if content["data"]["method"] == "update"]
+        return {
+            content["comm_id"]: content["data"]["state"]["value"]
+            for content in updates
+            if content["comm_id"] != model and "value" in content["data"]["state"]
+        }
+
+    def close(self):
+        self.socket.close()
+        self.lab.ask(f"/api/kernels/{self.id}", method="DELETE")
+
+
+@dataclass
+class Played:
+    """A notebook that was run to its end: what each cell gave, and what followed each movement."""
+
+    answers: list
+    moved: list = field(default_factory=list)
+
+
+MOVES = {
+    "01_data": [("Class", {"index": 2}), ("Patch", {"value": 2})],
+    "02_zero_shot": [("tumor", {"value": "carcinoma"}), ("One template", {"value": "a photo"})],
+    "04_evaluate": [("stroma", {"value": 0.97})],
+    "05_attention": [("Opacity", {"value": 0.9})],
+}
+
+
+@pytest.fixture(scope="module")
+def played(lab):
+    """All notebooks run in their order, as a reader would who changes the parameters to small ones."""
+    done = {}
+    for path in sorted((lab.folder / "notebooks").glob("*.ipynb")):
+        kernel = Kernel(lab, f"notebooks/{path.name}")
+        done[path.stem] = run = Played([])
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code":
+                continue
+            code = cell.source
+            if "parameters" in cell.metadata.get("tags", ()):
+                code += "".join(f"\n{key} = {value!r}" for key, value in SMALL.items() if f"{key}:" in code)
+            run.answers.append(kernel.run(code))
+            if run.answers[-1].status != "ok":
+                break
+        else:
+            run.moved = [kernel.move(control, **state) for control, state in MOVES.get(path.stem, ())]
+        kernel.close()
+    return done
+
+
+STEMS = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+
+
+def test_the_server_serves_the_repository_and_opens_the_first_notebook(lab):
+    assert lab.json("/api/status")["kernels"] >= 0
+    entries = {entry["name"] for entry in lab.json("/api/contents/")["content"]}
+    assert entries >= {"notebooks", "params"}
+    page = lab.ask("/lab/tree/notebooks/01_data.ipynb")
+    config = json.loads(re.search(r'id="jupyter-config-data" type="application/json">(.*?)</script>', page, re.S)[1])
+    extensions = {extension["name"] for extension in config["federated_extensions"]}
+    assert extensions >= {"@jupyter-widgets/jupyterlab-manager", "jupyterlab-jupytext"}
+    opened = [path.read_text() for path in lab_runtime(lab).glob("*file-to-run*.html")]
+    assert len(opened) == 1 and "/lab/tree/notebooks/01_data.ipynb" in opened[0]
+
+
+def lab_runtime(lab):
+    return Path(next(iter(lab.folder.parent.glob("own*")))) / "RUNTIME"
+
+
+def test_the_kernel_is_the_interpreter_of_the_library_and_runs_beside_the_notebook(lab):
+    kernel = Kernel(lab, "notebooks/01_data.ipynb")
+    answer = kernel.run("import os, sys\nprint(sys.prefix, os.getcwd(), sep='|')")
+    kernel.close()
+    [printed] = answer.of_type("stream")
+    prefix, here = printed["text"].strip().split("|")
+    assert Path(prefix).samefile(sys.prefix) and Path(here).samefile(lab.folder / "notebooks")
+
+
+def test_what_is_saved_is_saved_in_both_files_of_the_pair(lab):
+    model = lab.json("/api/contents/notebooks/06_table.ipynb?content=1")
+    model["content"]["cells"].append(nbformat.v4.new_markdown_cell("A line from JupyterLab."))
+    lab.ask("/api/contents/notebooks/06_table.ipynb", method="PUT", body={**model, "type": "notebook"})
+    assert "# A line from JupyterLab." in (lab.folder / "notebooks" / "06_table.py").read_text()
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_notebook_runs_from_top_to_bottom(lab, played, stem):
+    errors = [(error["ename"], error["evalue"]) for answer in played[stem].answers for error in answer.of_type("error")]
+    assert errors == []
+    assert {answer.status for answer in played[stem].answers} == {"ok"}
+    shown = [content for answer in played[stem].answers for content in answer.of_type("display_data", "execute_result")]
+    assert len(shown) >= 1
+
+
+def test_a_run_in_the_lab_is_found_in_the_repository_s_reports(lab, played):
+    assert (lab.folder / "reports" / "lab" / "metrics.json").is_file()
+    assert not (lab.folder / "notebooks" / "reports").exists()
+
+
+@pytest.mark.parametrize("stem", sorted(MOVES))
+def test_an_explorer_is_shown_with_its_picture_and_small(played, stem):
+    answers = [content for answer in played[stem].answers for content in answer.of_type("execute_result")]
+    [shown] = [content for content in answers if WIDGET in content["data"]]
+    opened = [content for answer in played[stem].answers for content in answer.of_type("comm_open")]
+    assert shown["data"][WIDGET]["model_id"] in {content["comm_id"] for content in opened}
+    assert set(shown["data"]) & {"image/png", "image/jpeg", "text/html"}
+    assert len(json.dumps([content["data"] for content in opened])) < 700_000  # what an executed notebook keeps
+
+
+def test_a_class_and_a_patch_are_chosen_by_messages(played):
+    by_class, by_place = played["01_data"].moved
+    assert any("stroma" in value and "present" in value for value in by_class.values() if isinstance(value, str))
+    assert any("<td>2 of " in value for value in by_place.values())
+    assert any("data:image/jpeg" in value for value in by_place.values())
+
+
+def test_other_words_are_asked_by_messages(played):
+    renamed, refused = played["02_zero_shot"].moved
+    assert any("carcinoma" in value for value in renamed.values())
+    assert any("Power-set" in value and "mAP" in value for value in renamed.values())
+    assert any("each template needs one {}" in value for value in refused.values())
+    assert not any("mAP" in value for value in refused.values())
+
+
+def test_counts_follow_a_threshold_that_a_message_moves(played):
+    [moved] = played["04_evaluate"].moved
+    counts = {value for value in moved.values() if "present and found" in value}
+    assert len(counts) == 1 and any("macro F1" in value for value in moved.values())
+
+
+def test_attention_follows_an_opacity_that_a_message_moves(played):
+    [moved] = played["05_attention"].moved
+    assert any("attention of tumor" in value and "data:image/jpeg" in value for value in moved.values())
