@@ -35,8 +35,9 @@ The modules in the order in which data flows; each imports only from those befor
     navigation, pages: notebooks and templates as pages
     run_notebooks, run_results, run_predictions: what lies in a run's folder
     headlines, summary_pages, run_pages: the pages of a run
-    run_comparisons, comparison_pages, run_pairs, overview: the pages over all runs
-    params, grids, locks, execution, runs, many_runs: one parameter file -> one folder of reports, or many
+    params, grids: parameter files, and those that stand for many runs
+    run_comparisons, comparison_pages, run_pairs, grid_pages, overview: the pages over all runs
+    locks, execution, runs, many_runs: one parameter file -> one folder of reports, or many
     console, progress, text_tables, costs, run_details, help_texts, exits, cli: the command line
 """
 

@@ -86,6 +86,8 @@ def run(
     with stoppable(f" Finished steps are kept; to go on:\n{_command(params, reports)}"):
         schema, runs = _checked(params, debug)
         with told(debug):
+            from histoclip_lib.grid_pages import write_grid_page
+            from histoclip_lib.grids import is_grid
             from histoclip_lib.progress import shown
             from histoclip_lib.runs import write_overview
         console = messages()
@@ -98,6 +100,7 @@ def run(
         pages = [page for folder in folders if (page := folder / "index.html").is_file()]
         if reports.is_dir():
             with told(debug), shown(console) as report:
+                pages += [write_grid_page(path, schema, reports) for path in params if is_grid(path)]
                 pages.append(write_overview(reports, report))
     for page in pages:
         typer.echo(page.resolve())

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.grid_pages import grid_links
 from histoclip_lib.navigation import SUMMARY_PAGE, TABLE_PAGE, overview_navigation
 from histoclip_lib.pages import render
 from histoclip_lib.run_notebooks import executed_notebooks, read_executed
@@ -87,6 +88,7 @@ def write_index(
         cards=cards,
         broken=broken,
         comparisons=comparisons or ComparisonLinks([], 0),
+        grids=grid_links(reports_dir),
     )
     return index
 

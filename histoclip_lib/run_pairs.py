@@ -17,6 +17,7 @@ from histoclip_lib.pages import drawn_digest, page_digest
 from histoclip_lib.run_notebooks import executed_notebooks, read_executed, run_parameters
 from histoclip_lib.run_summaries import RunSummary, find_runs
 
+FEWEST_COMMON = 10  # validation patches of both runs: fewer say nothing
 MOST_PAIRS = 10
 LONGEST_STEM = 200  # bytes of a file name
 PREFIX = "compare_"
@@ -53,8 +54,9 @@ class Comparable:
 def write_comparisons(reports_dir: Path) -> ComparisonLinks:
     """Write the comparisons that are missing or stale for the first MOST_PAIRS pairs; remove those of gone runs.
 
-    Two runs are compared if they have the same data set and classes and share validation patches. Folders of one's own
-    are the same data set if `data_dir` is the same. A run that cannot be read is passed over: the overview says why.
+    Two runs are compared if they have the same data set and classes and share FEWEST_COMMON validation patches. Folders
+    of one's own are the same data set if `data_dir` is the same. A run that cannot be read is passed over: the overview
+    says why.
 
     Parameters
     ----------
@@ -96,7 +98,7 @@ def _overlap(first: Comparable, second: Comparable) -> bool:
     return (
         first.summary.dataset == second.summary.dataset
         and first.classes == second.classes
-        and not first.files.isdisjoint(second.files)
+        and len(first.files & second.files) >= FEWEST_COMMON
         and (first.summary.dataset != "folder" or _data_dir(first.folder) == _data_dir(second.folder))
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -117,10 +118,12 @@ def write_shard(path: Path, pooled: np.ndarray, tokens: np.ndarray, about: dict[
         If the disk is full or the folder cannot be written; nothing new is left then.
     """
     marker = path.with_suffix(".json")
-    content = {"format": FORMAT, **about, "bytes": pooled.nbytes + tokens.nbytes, "files": {}}
+    given = {"pooled": pooled, "tokens": tokens}
+    arrays = {name: np.ascontiguousarray(given[name], dtype=kind) for name, kind in ARRAYS.items()}
+    content = {"format": FORMAT, **about, "bytes": sum(array.nbytes for array in arrays.values()), "files": {}}
     try:
         marker.unlink(missing_ok=True)  # never beside the arrays of another time
-        for name, array in (("pooled", pooled), ("tokens", tokens)):
+        for name, array in arrays.items():
             content[name] = list(array.shape)
             with replacing(path.with_suffix(f".{name}.npy"), durable=False) as temporary:
                 content["files"][name] = _save(temporary, array)
@@ -160,12 +163,16 @@ def open_shard(path: Path, n_rows: int, n_views: int) -> Shard | None:
         return None
     arrays = {}
     for name, kind in ARRAYS.items():
-        file = path.with_suffix(f".{name}.npy")
+        file, shape = path.with_suffix(f".{name}.npy"), [n_rows, n_views, *content[name][2:]]
+        if content[name] != shape:
+            raise Damaged(f"{file} holds an array of shape {content[name]}, not {shape}")
         try:
             length, crc = _sum_of(file)
             if [length, crc] != content["files"][name]:
                 raise Damaged(f"{file} is not as it was written ({length:,} bytes)")
-            arrays[name] = np.load(file, mmap_mode="r")
+            # Not through np.load: it parses the header with ast, which at times fails in threads (CPython 3.11.7).
+            header = length - math.prod(shape) * np.dtype(kind).itemsize
+            arrays[name] = np.memmap(file, kind, "r", header, tuple(shape))
         except OSError as error:
             if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise HistoCLIPError(
@@ -173,9 +180,6 @@ def open_shard(path: Path, n_rows: int, n_views: int) -> Shard | None:
                     "vm.max_map_count (two for each shard of 256 patches) and ulimit -n, or use fewer patches."
                 ) from error
             raise Damaged(f"{file} cannot be read ({error.strerror or error})") from error
-        shape = [n_rows, n_views, *content[name][2:]]
-        if list(arrays[name].shape) != shape or content[name] != shape or arrays[name].dtype != kind:
-            raise Damaged(f"{file} holds {arrays[name].dtype} of shape {arrays[name].shape}, not {kind} of {shape}")
     return Shard(**arrays)
 
 
@@ -215,7 +219,7 @@ def _save(path: Path, array: np.ndarray) -> list[int]:
     """Write an array in NumPy's format; return the file's length and checksum, computed from what is in memory."""
     with path.open("wb") as file:
         summing = _Summing(file.write)
-        np.lib.format.write_array(summing, np.ascontiguousarray(array), allow_pickle=False)
+        np.lib.format.write_array(summing, array, allow_pickle=False)
     return [summing.length, summing.crc]
 
 

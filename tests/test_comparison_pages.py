@@ -190,9 +190,9 @@ def test_the_page_says_what_was_compared(two_runs):
 
 
 def test_the_page_says_what_was_not_compared(tmp_path):
-    runs = [make_run(tmp_path, "one", val=range(16)), make_run(tmp_path, "two", val=range(10, 24), seed=1)]
+    runs = [make_run(tmp_path, "one", val=range(18)), make_run(tmp_path, "two", val=range(8, 24), seed=1)]
     text = " ".join(soup_of(page_of(runs)).get_text().split())
-    assert "6 patches that both runs validate on are compared. 10 of A's and 8 of B's are not" in text
+    assert "10 patches that both runs validate on are compared. 8 of A's and 6 of B's are not" in text
 
 
 def test_parameters_that_differ_are_listed_and_others_are_not(tmp_path):
@@ -265,9 +265,9 @@ def hrefs(links):
 
 
 def test_pairs_of_the_same_data_set_with_common_patches_have_a_page(tmp_path):
-    make_run(tmp_path, "a", val=range(12))
-    make_run(tmp_path, "b", val=range(10, 24), seed=1)
-    make_run(tmp_path, "c", val=range(12, 24), seed=2)
+    make_run(tmp_path, "a", val=range(17))
+    make_run(tmp_path, "b", val=range(5, 24), seed=1)
+    make_run(tmp_path, "c", val=range(14, 24), seed=2)  # three in common with a say nothing
     make_run(tmp_path, "elsewhere", data_dir="other", seed=3)
     make_run(tmp_path, "other_set", dataset="pannuke", seed=4)
     make_run(tmp_path, "other_classes", patches=make_patches(["x", "y", "z"]), seed=5)

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -221,10 +222,22 @@ def test_a_shard_of_another_shape_is_refused(shard, n_rows, n_views):
         open_shard(shard, n_rows, n_views)
 
 
-def test_a_shard_of_another_type_is_refused(shard):
-    write_shard(shard, POOLED.astype(np.float64), TOKENS, ABOUT)
-    with pytest.raises(Damaged, match="float64"):
-        opened(shard)
+def test_arrays_of_another_type_or_order_are_converted(shard):
+    write_shard(shard, POOLED.astype(np.float64), np.asfortranarray(TOKENS.astype(np.float32)), ABOUT)
+    assert_whole(shard)
+    assert (opened(shard).pooled.dtype, opened(shard).tokens.dtype) == (np.float32, np.float16)
+
+
+def test_the_files_are_numpy_s(shard):
+    np.testing.assert_array_equal(np.load(shard.with_suffix(".pooled.npy")), POOLED)
+    np.testing.assert_array_equal(np.load(shard.with_suffix(".tokens.npy")), TOKENS)
+
+
+def test_many_threads_open_shards_at_once(shard):
+    """Python's parser, which np.load uses, does not always survive this."""
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: opened(shard), range(1000)))
+    assert all(np.array_equal(each.tokens, TOKENS) for each in found)
 
 
 def test_arrays_of_two_writers_do_not_make_a_shard(shard, tmp_path):
@@ -240,7 +253,7 @@ def test_want_of_memory_maps_is_no_damage(shard, number, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(np, "load", refuse)
+    monkeypatch.setattr(np, "memmap", refuse)
     with pytest.raises(HistoCLIPError, match=r"vm\.max_map_count"):
         opened(shard)
 

@@ -68,16 +68,16 @@ def test_rows_that_are_not_known_or_garbled_do_no_harm():
     assert headline_lines({}) == []
 
 
-def test_a_headline_says_when_the_probe_is_ahead(tmp_path, capsys):
+def test_a_headline_says_when_the_probe_is_not_beaten(tmp_path, capsys):
     rows = {"linear_probe": row(0.72), "histoclip_patch": row(0.61)}
     text = printed(capsys, print_headline, write_metrics(tmp_path, rows))
     assert text.startswith("demo: 40 validation patches\n")
-    assert "The linear probe is ahead of HistoCLIP with patch keys: 0.720 and 0.610." in text
+    assert "HistoCLIP with patch keys does not beat the linear probe: 0.610 and 0.720." in text
     assert "not CLIP" not in text
     rows["histoclip_patch"] = row(0.72)
-    assert "The linear probe is level with" in printed(capsys, print_headline, write_metrics(tmp_path, rows))
+    assert "does not beat the linear probe" in printed(capsys, print_headline, write_metrics(tmp_path, rows))
     rows["histoclip_patch"] = row(0.73)
-    assert "linear probe is" not in printed(capsys, print_headline, write_metrics(tmp_path, rows))
+    assert "does not beat" not in printed(capsys, print_headline, write_metrics(tmp_path, rows))
 
 
 def test_a_headline_says_what_is_not_clip(tmp_path, capsys):
