@@ -324,6 +324,29 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards(encode, clip, tmp_path, 
     np.testing.assert_array_equal(everything(again.pooled), expected)
 
 
+def test_a_small_disk_that_fills_up_keeps_what_fits(encode, clip, tmp_path):
+    """A real one, of seven pages; each file takes one, so that the third shard finds no room."""
+    (disk := tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=28k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        with pytest.raises(
+            HistoCLIPError, match=rf"{disk}.*cannot be written \(No space left on device\).*HISTOCLIP_CACHE"
+        ):
+            encode(clip, patches(), cache=disk)
+        kept = [path for path in disk.rglob("*") if path.is_file()]
+        assert sorted(path.suffix for path in kept) == [".json"] * 2 + [".npy"] * 4
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        again = encode(clip, patches(), cache=disk)
+        assert again.encoded == 2
+        expected = encode(clip, patches(), cache=tmp_path / "fresh")
+        np.testing.assert_array_equal(everything(again.tokens), everything(expected.tokens))
+        del again
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_cache_that_cannot_be_written_is_named_before_anything_is_encoded(
     encode, clip, tmp_path, monkeypatch, passes, number

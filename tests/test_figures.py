@@ -143,12 +143,23 @@ def test_photographs_are_shown_as_jpeg(monkeypatch):
     """A gallery as PNG takes several times as many bytes."""
     shown = []
     monkeypatch.setattr(figures.base, "display", shown.append)
-    for pixels in (np.zeros((400, 400)), np.random.default_rng(0).random((400, 400))):
+    for pixels in (np.zeros((400, 400)), np.random.default_rng(0).random((400, 400, 3))):
         figure, axes = plt.subplots(figsize=(6, 6))
         axes.imshow(pixels, interpolation="nearest")
         figures.show(figures.described(figure, "Pixels."))
     assert [Image.open(io.BytesIO(image.data)).format for image in shown] == ["PNG", "JPEG"]
     assert shown[0].width == pytest.approx(shown[1].width, abs=1)
+
+
+def test_a_chart_is_half_its_size_or_less_and_looks_the_same():
+    figure, axes = plt.subplots()
+    figures.base.heat_map(axes, np.random.default_rng(0).random((8, 8)), list("abcdefgh"), list("ijklmnop"), "share", 0, 1)
+    whole = figures.base._rendered(figure, format="png")
+    shown = figures.base.as_image(figures.described(figure, "Shares")).data
+    assert len(shown) < len(whole) / 2
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=float) for data in (whole, shown))
+    assert np.sqrt(((before - after) ** 2).mean()) < figures.base.SEEN
+    assert Image.open(io.BytesIO(shown)).mode == "P"
 
 
 def test_gallery_of_nothing_shows_nothing(monkeypatch):

@@ -6,6 +6,9 @@ import io
 
 import matplotlib
 import numpy as np
+import PIL.Image
+import PIL.ImageChops
+import PIL.ImageStat
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib import pyplot as plt
@@ -18,6 +21,7 @@ matplotlib.rcParams.update({"text.parse_math": False, "figure.dpi": 100, "axes.t
 CLASS_COLOURS = sns.color_palette("colorblind", 10)
 MAX_NAME = 28
 LARGE_PNG = 400_000  # bytes
+SEEN = 2.0  # of 255: root mean square by which fewer colours may change a picture
 
 
 def described(figure: Figure, alternative: str) -> Figure:
@@ -35,9 +39,10 @@ def show(figure: Figure | None) -> None:
 def as_image(figure: Figure) -> Image:
     """Return a figure as `show` displays it, and close it.
 
-    As PNG, or as JPEG where PNG takes more than LARGE_PNG bytes, which only photographs do.
+    As PNG of 256 colours where these are enough, which they are for all but photographs; else as PNG, or as JPEG where
+    PNG takes more than LARGE_PNG bytes.
     """
-    data = _rendered(figure, format="png")
+    data = _few_colours(_rendered(figure, format="png"))
     width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
     if len(data) > LARGE_PNG:
         data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
@@ -48,6 +53,18 @@ def as_image(figure: Figure) -> Image:
 def _rendered(figure: Figure, **options: object) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=200, bbox_inches="tight", **options)
+    return buffer.getvalue()
+
+
+def _few_colours(png: bytes) -> bytes:
+    """Return a PNG with a palette, a third of the size, or the same one where that could be seen."""
+    image = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    reduced = image.quantize(256, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
+    error = PIL.ImageStat.Stat(PIL.ImageChops.difference(image, reduced.convert("RGB"))).rms
+    if max(error) > SEEN:
+        return png
+    buffer = io.BytesIO()
+    reduced.save(buffer, "png")
     return buffer.getvalue()
 
 
