@@ -32,6 +32,7 @@ MATH_ATTRIBUTES = frozenset((
     "voffset", "width",
 ))
 # fmt: on
+SHORT = 26  # characters of a line's name that are not worth a break
 SHELL_IDS = frozenset({"content", "fold", "provenance", "theme"})  # taken by template/*.j2
 IMAGE_DATA = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+", re.IGNORECASE)
 SAFE_LINK = re.compile(r"(https?:|mailto:)|[^:/?#]*([/?#]|$)", re.IGNORECASE)
@@ -188,6 +189,9 @@ def finish_article(html: str) -> Article:
         for corner in table.select("thead th"):
             if not corner.get_text(strip=True):
                 corner.name = "td"  # heads nothing
+        for head in table.select("tbody th"):
+            if len(head.get_text(strip=True)) <= SHORT:
+                head["class"] = [*head.get("class", []), "short"]
         caption = table.caption.get_text(" ", strip=True) if table.caption else "Table"
         box = {"class": "table-scroll", "role": "group", "tabindex": "0", "aria-label": caption}
         table.wrap(soup.new_tag("div", attrs=box))

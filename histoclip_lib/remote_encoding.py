@@ -133,7 +133,7 @@ def encode_shards_on(
 
     def count(_: int, shard: EncodedShard) -> None:
         if not finished:
-            _prepare(Path(shard.path), total)
+            _prepare(shard, len(patches))
         finished.append(shard)
         report(len(finished), total, shard)
 
@@ -259,12 +259,14 @@ def _listing(patches: PatchDataset) -> str:
     return digest.hexdigest()[:32]
 
 
-def _prepare(shard: Path, total: int) -> None:
+def _prepare(first: EncodedShard, n_patches: int) -> None:
     """Look at the folder that the first task has found: remove what killed processes left, and see that all fits."""
-    sweep(shard.parent)
-    size = sum(shard.with_suffix(f".{name}.npy").stat().st_size for name in ARRAYS)
-    present = sum(entry.name.endswith(".json") for entry in os.scandir(shard.parent))
-    require_space(shard.parent, max(0, total - present) * size)
+    path = Path(first.path)
+    sweep(path.parent)
+    size = sum(path.with_suffix(f".{name}.npy").stat().st_size for name in ARRAYS)
+    present = sum(entry.name.endswith(".json") for entry in os.scandir(path.parent))
+    left = max(0, n_shards(n_patches) - present) / n_shards(n_patches)
+    require_space(path.parent, round(left * n_patches * size / len(rows_of(first.number, n_patches))))
 
 
 _LOADING = threading.Lock()  # the threads of one worker load nothing twice

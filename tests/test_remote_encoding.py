@@ -182,12 +182,15 @@ def test_a_broken_image_is_named_and_what_is_finished_is_kept(values, threads):
     assert locally(values).encoded == 0
 
 
-def test_all_must_fit_on_the_disk_when_the_first_is_there(values, threads, monkeypatch):
-    free = 6 * 2 * (12 * 4 + 16 * 12 * 2)  # six patches in two views
+@pytest.mark.parametrize("first", [0, 2])  # the last one is shorter
+def test_all_must_fit_on_the_disk_when_the_first_is_there(values, threads, monkeypatch, first):
+    monkeypatch.setattr("histoclip_lib.executors.AT_ONCE", 1)
+    monkeypatch.setattr("secrets.randbelow", lambda total: first)
+    free = 5 * 2 * (12 * 4 + 16 * 12 * 2)  # of five patches in two views; six or eight are left when the first is there
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))
     with pytest.raises(HistoCLIPError, match=r"(?s)No space left on device.*are to be written there.*HISTOCLIP_CACHE"):
         encode_shards_on(threads, values)
-    monkeypatch.undo()
+    assert len(list(cache_dir().glob("features/*/*.json"))) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_named(values, threads, monkeypatch):

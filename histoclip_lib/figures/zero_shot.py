@@ -55,7 +55,7 @@ def score_distributions(rows: dict[str, Predictions], labels: np.ndarray, classe
             order=names, legend=axes is grid.flat[0], ax=axes,
         )  # fmt: skip
         axes.axvline(0, color="0.2", lw=1.2, ls="--")
-        axes.set(title=row, ylabel="", xlabel="")
+        axes.set(title=row.replace("_", " ").capitalize(), ylabel="", xlabel="")
         medians = frame.groupby(["class", "truth"], sort=False)["score"].median()
         listed.append(row + ": " + ", ".join(f"{name} {truth} {v:.3f}" for (name, truth), v in medians.items()))
     figure.tight_layout()
