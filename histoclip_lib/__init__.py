@@ -27,18 +27,20 @@ The modules in the order in which data flows; each imports only from those befor
     figures.base, figures.data, figures.zero_shot, figures.training, figures.evaluation: pictures
     figures.calibration, figures.confusion, figures.attention, figures.leakage: more of them
     figures.exploring, figures, galleries, thumbnails: the rest of them
-    page_explorers: figures that a reader of a page can move through
+    pages.page_explorers: figures that a reader of a page can move through
     explore.base, explore.decisions, explore.tissue, explore.words, explore: widgets for JupyterLab
-    page_html, run_summaries: HTML that cannot act, what runs found
+    pages.page_html, run_summaries: HTML that cannot act, what runs found
     results, comparisons, split_gap, study_tables: tables, and which row is ahead of which
     paper, model_card: what must stand beside the numbers
-    navigation, pages: notebooks and templates as pages
-    run_notebooks, run_results, run_predictions: what lies in a run's folder
-    headlines, summary_pages, run_pages: the pages of a run
+    pages.navigation, pages.export: notebooks and templates as pages
+    pages.run_notebooks, pages.run_results, pages.run_predictions: what lies in a run's folder
+    pages.headlines, pages.summary_pages, pages.run_pages: the pages of a run
     params, grids: parameter files, and those that stand for many runs
-    run_comparisons, comparison_pages, run_pairs, grid_pages, overview: the pages over all runs
+    pages.run_comparisons, pages.comparison_pages, pages.run_pairs, pages.grid_pages: the pages over several runs
+    pages.overview, pages: the overview of all runs
     locks, execution, runs, many_runs: one parameter file -> one folder of reports, or many
-    console, progress, text_tables, costs, run_details, help_texts, exits, cli: the command line
+    commands.console, commands.progress, commands.text_tables, commands.costs: what the command line prints
+    commands.run_details, commands.help_texts, commands.exits, commands, cli: its commands
 """
 
 __version__ = "0.1.0"

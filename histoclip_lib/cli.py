@@ -15,11 +15,12 @@ from typing import Annotated
 
 import typer
 
-from histoclip_lib import __version__, help_texts
-from histoclip_lib.cache import cache_dir, cached_features
-from histoclip_lib.console import aligned, complain, is_plain, messages, results, say, visible
+from histoclip_lib import __version__
+from histoclip_lib.cache import CachedFeatures, cache_dir, cached_features, cached_items, sweep_cache
+from histoclip_lib.commands import help_texts
+from histoclip_lib.commands.console import aligned, complain, is_plain, messages, results, say, visible
+from histoclip_lib.commands.exits import stoppable, told
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.exits import stoppable, told
 from histoclip_lib.files import resolve
 
 # What loads notebooks, tables or PyTorch is imported by the command that needs it: help comes at once.
@@ -86,9 +87,9 @@ def run(
     with stoppable(f" Finished steps are kept; to go on:\n{_command(params, reports)}"):
         schema, runs = _checked(params, debug)
         with told(debug):
-            from histoclip_lib.grid_pages import write_grid_page
+            from histoclip_lib.commands.progress import shown
             from histoclip_lib.grids import is_grid
-            from histoclip_lib.progress import shown
+            from histoclip_lib.pages.grid_pages import write_grid_page
             from histoclip_lib.runs import write_overview
         console = messages()
         if jobs is None and scheduler is None:
@@ -111,9 +112,9 @@ def run(
 
 def _run_here(runs: Runs, schema: dict, reports: Path, force: bool, debug: bool) -> list[str]:
     """Execute one run after the other; return the names of those that failed."""
-    from histoclip_lib.progress import shown
+    from histoclip_lib.commands.progress import shown
+    from histoclip_lib.commands.text_tables import print_headline
     from histoclip_lib.runs import run_steps
-    from histoclip_lib.text_tables import print_headline
 
     console, failed = messages(), []
     for path, values in runs:
@@ -131,9 +132,9 @@ def _run_elsewhere(
     runs: Runs, schema: dict, reports: Path, force: bool, jobs: int | None, scheduler: str | None
 ) -> list[str]:
     """Execute many runs at once; return the names of those that failed."""
+    from histoclip_lib.commands.progress import SideBySide
     from histoclip_lib.executors import open_executor
     from histoclip_lib.many_runs import run_all_on
-    from histoclip_lib.progress import SideBySide
 
     told_of = SideBySide(messages())
     with open_executor(jobs, scheduler) as executor:
@@ -174,7 +175,7 @@ def _check_run(path: Path, values: dict, schema: dict, reports: Path) -> None:
     check_images(patches, not quiet)
     classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))
     sizes = f"{len(patches)} patches ({len(train)} train, {len(val)} validation)"
-    from histoclip_lib.costs import forecast  # loads PyTorch, for which wrong data need not wait
+    from histoclip_lib.commands.costs import forecast  # loads PyTorch, for which wrong data need not wait
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -200,9 +201,9 @@ def table(
     mAcc with its 95 % interval. A block for each data set in text, a line for each run in CSV and Markdown.
     """
     with told(debug, code=2):
+        from histoclip_lib.commands.text_tables import as_markdown, print_table_one
         from histoclip_lib.results import table_one_frame
         from histoclip_lib.run_summaries import BrokenRun, find_runs
-        from histoclip_lib.text_tables import as_markdown, print_table_one
 
         runs = find_runs(resolve(reports))
         readable = [run for run in runs if not isinstance(run, BrokenRun)]
@@ -233,8 +234,8 @@ def show(
     Also whether it is current: whether running it again would execute anything.
     """
     with told(debug, code=2):
-        from histoclip_lib.run_details import details, run_names
-        from histoclip_lib.text_tables import print_headline
+        from histoclip_lib.commands.run_details import details, run_names
+        from histoclip_lib.commands.text_tables import print_headline
 
         folder, names = resolve(reports) / name, run_names(resolve(reports))
         if name not in names:
@@ -262,21 +263,30 @@ def cache(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List the cached features; remove old ones with --prune."""
+    """List what is cached; remove old entries with --prune.
+
+    Features, exported image towers, painted patches and counted nuclei: all of it can be made again. What killed
+    processes left there is removed.
+    """
     with told(debug):
         lines, folder = [], cache_dir()
-        for entry in cached_features(folder):
+        sweep_cache(folder)
+        for entry in [*cached_features(folder), *cached_items(folder)]:
             old = prune is not None and entry.idle >= prune
             if old:
                 entry.remove()
             used = "removed" if old else f"{entry.idle:.0f} days ago" if entry.idle >= 1 else "today"
-            counts = [str(entry.views), str(entry.patches), f"{entry.size / MIB:.0f}"]
-            lines.append([entry.backbone, entry.pretrained, entry.dataset, used, *counts])
+            if isinstance(entry, CachedFeatures):
+                about = [f"features, {entry.backbone}", entry.pretrained, entry.dataset]
+                counts = [str(entry.views), str(entry.patches)]
+            else:
+                about, counts = [entry.kind, "", entry.name], ["", ""]
+            lines.append([*about, used, *counts, f"{entry.size / MIB:.0f}"])
         if not lines:
-            typer.echo(f"{visible(folder)} holds no features.")
+            typer.echo(f"{visible(folder)} holds nothing.")
             return
         typer.echo(visible(folder))
-        results().print(aligned(["backbone", "weights", "data set", "last used", "views", "patches", "MiB"], lines, 4))
+        results().print(aligned(["what", "weights", "data set", "last used", "views", "patches", "MiB"], lines, 4))
 
 
 def _schema() -> dict:

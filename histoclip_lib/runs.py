@@ -16,15 +16,16 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from histoclip_lib.cache import cache_dir, sweep_cache
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.execution import execute, last_seconds
-from histoclip_lib.files import write_text
+from histoclip_lib.files import sweep, write_text
 from histoclip_lib.locks import alone_in
-from histoclip_lib.navigation import TABLE_PAGE
-from histoclip_lib.overview import write_index, write_site
+from histoclip_lib.pages.navigation import TABLE_PAGE
+from histoclip_lib.pages.overview import write_index, write_site
+from histoclip_lib.pages.run_notebooks import stamp
+from histoclip_lib.pages.run_pages import write_run_pages
 from histoclip_lib.params import Parameter
-from histoclip_lib.run_notebooks import stamp
-from histoclip_lib.run_pages import write_run_pages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = ("01_data", "02_zero_shot", "03_train", "04_evaluate", "05_attention")
@@ -128,6 +129,9 @@ def run_steps(
     if not (reports / "index.html").is_file():
         write_index(reports)  # the run's pages link it
     with alone_in(folder):
+        for left in (folder, reports):
+            sweep(left)
+        sweep_cache(cache_dir())
         keys = _step_keys(params, schema, notebooks, workplace)
         kept = [] if force else _finished(folder, keys)
         for step in STEPS if until is None else STEPS[: STEPS.index(until) + 1]:

@@ -43,7 +43,7 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown, display
 
-from histoclip_lib import attention_scores, explore, figures, galleries, page_explorers, results
+from histoclip_lib import attention_scores, explore, figures, galleries, results
 from histoclip_lib.attention import attention_maps
 from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import load_cmm
@@ -51,6 +51,7 @@ from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.feature_reader import FeatureReader
 from histoclip_lib.features import encode_dataset
 from histoclip_lib.files import run_folder
+from histoclip_lib.pages import page_explorers
 from histoclip_lib.reference_maps import maps_to_compare
 from histoclip_lib.thumbnails import save_thumbnail
 from histoclip_lib.training import predict

@@ -10,9 +10,9 @@ from PIL import Image
 
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.metrics import from_probabilities
-from histoclip_lib.navigation import PAGE_LABELS
+from histoclip_lib.pages.navigation import PAGE_LABELS
+from histoclip_lib.pages.run_notebooks import stamp
 from histoclip_lib.results import evaluate_rows, save_predictions, write_metrics
-from histoclip_lib.run_notebooks import stamp
 
 CLASSES = ["tumor", "stroma", "lymphocyte"]
 ROWS = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", "histoclip_patch")

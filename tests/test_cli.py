@@ -114,14 +114,14 @@ def test_two_files_with_one_name_are_refused(invoke, write, started):
     files = [write(f"{stem}.yaml", f"name: {name}\n") for stem, name in (("a", "x"), ("b", "y"), ("c", "x"))]
     result = invoke("run", *files)
     assert result.exit_code == 2
-    assert "name: x stands in several parameter files" in said(result)
+    assert "each run needs a folder of its own" in said(result) and "- x (" in said(result)
     assert started["runs"] == []
 
 
 def test_files_that_leave_the_name_out_have_the_same_name(invoke, write, started):
     result = invoke("run", write("a.yaml", "seed: 1\n"), write("b.yaml", "seed: 2\n"))
     assert result.exit_code == 2
-    assert "name: demo stands in several" in said(result)
+    assert "each run needs a folder of its own" in said(result) and "- demo (" in said(result)
 
 
 def test_a_missing_file_ends_in_2(invoke):
@@ -494,14 +494,23 @@ def test_cache_lists_each_data_set_with_its_size_and_age(invoke, tmp_path):
     result = invoke("cache")
     assert result.stdout.splitlines()[0] == str(tmp_path / "cache")
     lines = [line.split() for line in result.stdout.splitlines()[2:]]
-    assert ["b[red]", "made", "today", "8", "260", "4"] in lines
-    assert ["b[red]", "other", "5", "days", "ago", "8", "3", "2"] in lines
+    assert ["features,", "b[red]", "made", "today", "8", "260", "4"] in lines
+    assert ["features,", "b[red]", "other", "5", "days", "ago", "8", "3", "2"] in lines
+
+
+def test_cache_lists_and_prunes_what_is_no_features_too(invoke, tmp_path):
+    tower = tmp_path / "cache" / "onnx" / "tower.onnx"
+    tower.parent.mkdir(parents=True)
+    tower.write_bytes(b"x" * 2**21)
+    assert "tower.onnx" in invoke("cache").stdout
+    assert "removed" in invoke("cache", "--prune", "0").stdout
+    assert not tower.exists()
 
 
 def test_empty_cache_says_so(invoke, tmp_path):
     result = invoke("cache")
     assert result.exit_code == 0
-    assert "holds no features" in result.stdout
+    assert "holds nothing" in result.stdout
 
 
 def test_prune_removes_what_was_not_used_and_nothing_else(invoke, tmp_path):

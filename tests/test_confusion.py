@@ -14,7 +14,7 @@ from histoclip_lib.confusion import (
     predicted_when_missed,
 )
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.page_html import markdown_to_html
+from histoclip_lib.pages.page_html import markdown_to_html
 
 
 @st.composite

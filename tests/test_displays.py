@@ -15,7 +15,7 @@ from histoclip_lib.cmm import CMM
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.features import ImageFeatures
 from histoclip_lib.metrics import from_probabilities
-from histoclip_lib.page_html import clean_output
+from histoclip_lib.pages.page_html import clean_output
 from histoclip_lib.shards import Shards
 
 ACTING = [*HOSTILE, '"><img src=x onerror=alert(1)>', "</svg><script>alert(1)</script>", "مرحبا"]

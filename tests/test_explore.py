@@ -23,7 +23,7 @@ from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.explore.tissue import outlined, overlaid
 from histoclip_lib.features import ImageFeatures
 from histoclip_lib.metrics import mean_accuracy
-from histoclip_lib.pages import WIDGET, export_page
+from histoclip_lib.pages.export import WIDGET, export_page
 from histoclip_lib.prompts import TextEncoder, Vocabulary, class_embeddings
 from histoclip_lib.shards import SHARD_SIZE, Shards
 from histoclip_lib.zero_shot import score_all

@@ -153,7 +153,9 @@ def test_photographs_are_shown_as_jpeg(monkeypatch):
 
 def test_a_chart_is_half_its_size_or_less_and_looks_the_same():
     figure, axes = plt.subplots()
-    figures.base.heat_map(axes, np.random.default_rng(0).random((8, 8)), list("abcdefgh"), list("ijklmnop"), "share", 0, 1)
+    figures.base.heat_map(
+        axes, np.random.default_rng(0).random((8, 8)), list("abcdefgh"), list("ijklmnop"), "share", 0, 1
+    )
     whole = figures.base._rendered(figure, format="png")
     shown = figures.base.as_image(figures.described(figure, "Shares")).data
     assert len(shown) < len(whole) / 2

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histoclip_lib.markdown import as_typed
-from histoclip_lib.page_html import markdown_to_html
+from histoclip_lib.pages.page_html import markdown_to_html
 
 HOSTILE = [
     "a|b",

@@ -6,7 +6,7 @@ from histoclip_lib.datasets import DATASETS
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.metrics import from_probabilities
 from histoclip_lib.model_card import model_card, pretraining_of, write_model_card
-from histoclip_lib.page_html import markdown_to_html
+from histoclip_lib.pages.page_html import markdown_to_html
 from histoclip_lib.results import ROW_LABELS, evaluate_rows
 
 HOSTILE = ["a|b", "<script>alert(1)</script>", "```js", "$x$ `y`", "two\nlines"]

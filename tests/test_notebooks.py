@@ -9,7 +9,7 @@ import pytest
 
 from histoclip_lib.datasets import DATASETS
 from histoclip_lib.grids import is_grid
-from histoclip_lib.navigation import TABLE_PAGE
+from histoclip_lib.pages.navigation import TABLE_PAGE
 from histoclip_lib.params import read_params, read_schema
 from histoclip_lib.runs import STEPS
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
-from histoclip_lib.page_html import clean_output, markdown_to_html
+from histoclip_lib.pages.page_html import clean_output, markdown_to_html
 from histoclip_lib.paper import paper_note, paper_table
 from histoclip_lib.results import ROW_LABELS
 from histoclip_lib.run_summaries import PAPER

@@ -13,7 +13,7 @@ from histoclip_lib import results, run_summaries
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.metrics import Predictions
-from histoclip_lib.page_html import clean_output
+from histoclip_lib.pages.page_html import clean_output
 from histoclip_lib.run_summaries import BrokenRun, RunSummary, Score, read_metrics
 from histoclip_lib.uncertainty import HEADLINES, bootstrap_interval
 

@@ -25,7 +25,7 @@ from histoclip_lib.datasets.pannuke_arrays import CLASSES, cached_counts, file_k
 from histoclip_lib.datasets.pannuke_parquet import ParquetSource, read_fold
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.grids import read_grid
-from histoclip_lib.pages import read_parameters
+from histoclip_lib.pages.export import read_parameters
 from histoclip_lib.params import read_params, read_schema
 from histoclip_lib.prompts import FOLDER, load_vocabulary
 from histoclip_lib.run_summaries import read_metrics

@@ -15,13 +15,13 @@ from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.figures.base import as_image, short
 from histoclip_lib.galleries import patch_grid
-from histoclip_lib.navigation import SUMMARY_PAGE, Link
-from histoclip_lib.page_html import Heading
-from histoclip_lib.pages import Parameter, render
+from histoclip_lib.pages.export import Parameter, render
+from histoclip_lib.pages.navigation import SUMMARY_PAGE, Link
+from histoclip_lib.pages.page_html import Heading
+from histoclip_lib.pages.run_comparisons import Common, Disagreement, align, compare_runs, disagreements
+from histoclip_lib.pages.run_notebooks import executed_notebooks, parameter_value, read_executed, run_parameters
+from histoclip_lib.pages.run_predictions import read_predictions
 from histoclip_lib.results import ROW_LABELS
-from histoclip_lib.run_comparisons import Common, Disagreement, align, compare_runs, disagreements
-from histoclip_lib.run_notebooks import executed_notebooks, parameter_value, read_executed, run_parameters
-from histoclip_lib.run_predictions import read_predictions
 from histoclip_lib.run_summaries import read_metrics
 
 SHOWN = 4  # patches for each run that is right

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.navigation import PAGE_LABELS, SUMMARY_PAGE, Link, run_navigation
-from histoclip_lib.pages import drawn_digest, export_page, page_digest
-from histoclip_lib.run_notebooks import executed_notebooks, read_executed
+from histoclip_lib.pages.export import drawn_digest, export_page, page_digest
+from histoclip_lib.pages.navigation import PAGE_LABELS, SUMMARY_PAGE, Link, run_navigation
+from histoclip_lib.pages.run_notebooks import executed_notebooks, read_executed
 from histoclip_lib.run_summaries import read_metrics
 
 
@@ -83,7 +83,7 @@ def _write_summary(folder: Path, notebooks: dict[str, Path], navigation: list[Li
     digest = page_digest(*parts, repr(listing).encode(), repr(navigation).encode())
     if drawn_digest(page) == digest:
         return None
-    from histoclip_lib.summary_pages import write_summary  # here alone: it loads Matplotlib and scikit-learn
+    from histoclip_lib.pages.summary_pages import write_summary  # here alone: it loads Matplotlib and scikit-learn
 
     write_summary(folder, navigation, digest)
     return page

@@ -12,14 +12,14 @@ from histoclip_lib.comparisons import OURS
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.figures.base import as_image
 from histoclip_lib.figures.evaluation import forest_plot
-from histoclip_lib.headlines import best_zero_shot, headline
-from histoclip_lib.navigation import PAGE_LABELS, Link, neighbours
-from histoclip_lib.page_html import Heading
-from histoclip_lib.pages import render
+from histoclip_lib.pages.export import render
+from histoclip_lib.pages.headlines import best_zero_shot, headline
+from histoclip_lib.pages.navigation import PAGE_LABELS, Link, neighbours
+from histoclip_lib.pages.page_html import Heading
+from histoclip_lib.pages.run_notebooks import Executed, executed_notebooks, read_executed, run_parameters
+from histoclip_lib.pages.run_predictions import ValidationPredictions, read_predictions
+from histoclip_lib.pages.run_results import CLASS_METRICS, METRICS, read_results
 from histoclip_lib.results import ROW_LABELS
-from histoclip_lib.run_notebooks import Executed, executed_notebooks, read_executed, run_parameters
-from histoclip_lib.run_predictions import ValidationPredictions, read_predictions
-from histoclip_lib.run_results import CLASS_METRICS, METRICS, read_results
 from histoclip_lib.run_summaries import Score
 
 PAGE_LINES = {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from histoclip_lib.console import complain, described
+from histoclip_lib.commands.console import complain, described
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

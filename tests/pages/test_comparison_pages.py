@@ -7,12 +7,12 @@ import pytest
 from bs4 import BeautifulSoup
 from small_runs import CLASSES, N_PATCHES, make_notebook, make_patches, make_run
 
-from histoclip_lib import run_comparisons, run_pairs
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.metrics import Predictions, point_metrics
-from histoclip_lib.run_comparisons import align, compare_runs, disagreements
-from histoclip_lib.run_pairs import write_comparisons
-from histoclip_lib.run_predictions import ValidationPredictions, read_predictions
+from histoclip_lib.pages import run_comparisons, run_pairs
+from histoclip_lib.pages.run_comparisons import align, compare_runs, disagreements
+from histoclip_lib.pages.run_pairs import write_comparisons
+from histoclip_lib.pages.run_predictions import ValidationPredictions, read_predictions
 from histoclip_lib.uncertainty import draw_units, resampled_metrics
 
 OURS = "histoclip_patch"

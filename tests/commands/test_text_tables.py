@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from histoclip_lib.commands.text_tables import as_markdown, headline_lines, print_headline, print_table_one
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.results import ROW_LABELS, table_one_frame
 from histoclip_lib.run_summaries import PAPER, read_metrics
-from histoclip_lib.text_tables import as_markdown, headline_lines, print_headline, print_table_one
 
 HOSTILE = ['"><img src=x onerror=alert(1)>', "a|b`c", "[red]a[/red]", "标签" * 100, "x" * 200, "\x1b[31ma"]
 

@@ -21,10 +21,10 @@ from nbformat import NotebookNode
 
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import write_text
-from histoclip_lib.navigation import Link, neighbours
-from histoclip_lib.page_html import Heading, clean_output, finish_article, markdown_to_html, text_base64
+from histoclip_lib.pages.navigation import Link, neighbours
+from histoclip_lib.pages.page_html import Heading, clean_output, finish_article, markdown_to_html, text_base64
 
-LIBRARY = Path(__file__).parent
+LIBRARY = Path(__file__).parents[1]
 ASSETS = LIBRARY / "assets"
 DIGEST = re.compile(rb'<meta (?=[^>]*name="histoclip-digest")[^>]*content="([0-9a-f]{64})"')
 DIGEST_WITHIN = 1000  # bytes: it stands at the top of a page

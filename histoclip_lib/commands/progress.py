@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from histoclip_lib.console import duration, is_plain, say, visible
+from histoclip_lib.commands.console import duration, is_plain, say, visible
 from histoclip_lib.runs import StepEvent
 
 REFRESHES = 4  # a second, on a terminal

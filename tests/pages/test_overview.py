@@ -9,8 +9,8 @@ import pytest
 from bs4 import BeautifulSoup
 from small_runs import N_PATCHES, make_notebook, make_patches, make_run
 
-from histoclip_lib.navigation import TABLE_PAGE
-from histoclip_lib.overview import write_index, write_site
+from histoclip_lib.pages.navigation import TABLE_PAGE
+from histoclip_lib.pages.overview import write_index, write_site
 
 HOSTILE = [
     "<script>window.hit=1</script>",

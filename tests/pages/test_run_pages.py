@@ -9,16 +9,16 @@ import pytest
 from bs4 import BeautifulSoup
 from small_runs import CLASSES, make_notebook, make_patches, make_run, predict
 
-from histoclip_lib import pages
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.headlines import headline
-from histoclip_lib.navigation import PAGE_LABELS
+from histoclip_lib.pages import export
+from histoclip_lib.pages.headlines import headline
+from histoclip_lib.pages.navigation import PAGE_LABELS
+from histoclip_lib.pages.run_notebooks import executed_notebooks, read_executed, run_parameters, stamp
+from histoclip_lib.pages.run_pages import write_run_pages
+from histoclip_lib.pages.run_predictions import accuracy_gap, read_predictions
+from histoclip_lib.pages.run_results import read_results
+from histoclip_lib.pages.summary_pages import size_text
 from histoclip_lib.results import evaluate_rows, save_predictions
-from histoclip_lib.run_notebooks import executed_notebooks, read_executed, run_parameters, stamp
-from histoclip_lib.run_pages import write_run_pages
-from histoclip_lib.run_predictions import accuracy_gap, read_predictions
-from histoclip_lib.run_results import read_results
-from histoclip_lib.summary_pages import size_text
 from histoclip_lib.uncertainty import compare
 
 ALL = [*(f"{stem}.html" for stem in PAGE_LABELS), "index.html"]
@@ -66,7 +66,7 @@ def test_pages_are_drawn_once_and_again_where_something_changed(run):
 
 def test_a_changed_template_draws_every_page_again(run, monkeypatch):
     write_run_pages(run)
-    monkeypatch.setattr(pages, "_library_source", lambda: b"other")
+    monkeypatch.setattr(export, "_library_source", lambda: b"other")
     assert names(write_run_pages(run)) == ALL
     assert write_run_pages(run) == []
 

@@ -6,8 +6,18 @@ import sys
 
 import pytest
 
-from histoclip_lib import console
-from histoclip_lib.console import aligned, complain, described, duration, is_plain, messages, results, say, visible
+from histoclip_lib.commands import console
+from histoclip_lib.commands.console import (
+    aligned,
+    complain,
+    described,
+    duration,
+    is_plain,
+    messages,
+    results,
+    say,
+    visible,
+)
 from histoclip_lib.errors import HistoCLIPError
 
 HOSTILE = [

@@ -12,9 +12,9 @@ import pyarrow
 from pyarrow import compute, parquet
 
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.navigation import TABLE_PAGE, Link, overview_navigation
-from histoclip_lib.pages import drawn_digest, page_digest
-from histoclip_lib.run_notebooks import executed_notebooks, read_executed, run_parameters
+from histoclip_lib.pages.export import drawn_digest, page_digest
+from histoclip_lib.pages.navigation import TABLE_PAGE, Link, overview_navigation
+from histoclip_lib.pages.run_notebooks import executed_notebooks, read_executed, run_parameters
 from histoclip_lib.run_summaries import RunSummary, find_runs
 
 FEWEST_COMMON = 10  # validation patches of both runs: fewer say nothing
@@ -130,7 +130,7 @@ def _write(first: Comparable, second: Comparable, page: Path) -> bool:
     digest = page_digest(*parts)
     if drawn_digest(page) == digest:
         return True
-    from histoclip_lib.comparison_pages import write_comparison  # here alone: it loads Matplotlib and PyTorch
+    from histoclip_lib.pages.comparison_pages import write_comparison  # here alone: it loads Matplotlib and PyTorch
 
     try:
         return write_comparison(first.folder, second.folder, page, navigation, digest)

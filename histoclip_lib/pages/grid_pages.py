@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from histoclip_lib.grids import GridRun, grid_table, read_grid, seed_spread
-from histoclip_lib.navigation import SUMMARY_PAGE, TABLE_PAGE, Link, overview_navigation
-from histoclip_lib.page_html import Heading
-from histoclip_lib.pages import render
+from histoclip_lib.pages.export import render
+from histoclip_lib.pages.navigation import SUMMARY_PAGE, TABLE_PAGE, Link, overview_navigation
+from histoclip_lib.pages.page_html import Heading
 from histoclip_lib.params import Parameter
 
 PREFIX = "grid_"

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from nbformat import v4, write
 
-from histoclip_lib import run_details, runs
+from histoclip_lib import runs
+from histoclip_lib.commands import run_details
+from histoclip_lib.commands.run_details import details, parameters_of, run_names
 from histoclip_lib.params import read_schema
-from histoclip_lib.run_details import details, parameters_of, run_names
 
 CELL = 'name: str = "demo"  # name\nreports_dir: str = "reports"  # folder\nepochs: int = 3  # passes\n'
 VALUES = {"name": "mine", "reports_dir": "/elsewhere", "epochs": 3, "data_dir": ""}

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing
-from histoclip_lib.navigation import PAGE_LABELS
-from histoclip_lib.pages import Parameter, read_parameters
+from histoclip_lib.pages.export import Parameter, read_parameters
+from histoclip_lib.pages.navigation import PAGE_LABELS
 
 PICTURE_SIZE = (360, 240)  # pixels
 

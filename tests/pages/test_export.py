@@ -16,10 +16,10 @@ from nbformat import v4
 from PIL import Image
 
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.navigation import PAGE_LABELS, run_navigation
-from histoclip_lib.overview import write_index
-from histoclip_lib.page_html import clean_html, clean_output, finish_article, markdown_to_html, math_to_mathml
-from histoclip_lib.pages import export_page, read_parameters, visible_text
+from histoclip_lib.pages.export import export_page, read_parameters, visible_text
+from histoclip_lib.pages.navigation import PAGE_LABELS, run_navigation
+from histoclip_lib.pages.overview import write_index
+from histoclip_lib.pages.page_html import clean_html, clean_output, finish_article, markdown_to_html, math_to_mathml
 from histoclip_lib.run_summaries import COLUMNS, RunSummary, read_metrics, table_one
 
 HOSTILE = [

@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.grid_pages import grid_links
-from histoclip_lib.navigation import SUMMARY_PAGE, TABLE_PAGE, overview_navigation
-from histoclip_lib.pages import render
-from histoclip_lib.run_notebooks import executed_notebooks, read_executed
-from histoclip_lib.run_pages import write_page, write_run_pages
-from histoclip_lib.run_pairs import ComparisonLinks, write_comparisons
+from histoclip_lib.pages.export import render
+from histoclip_lib.pages.grid_pages import grid_links
+from histoclip_lib.pages.navigation import SUMMARY_PAGE, TABLE_PAGE, overview_navigation
+from histoclip_lib.pages.run_notebooks import executed_notebooks, read_executed
+from histoclip_lib.pages.run_pages import write_page, write_run_pages
+from histoclip_lib.pages.run_pairs import ComparisonLinks, write_comparisons
 from histoclip_lib.run_summaries import BrokenRun, RunSummary, find_runs, hide_folder, table_one
 
 

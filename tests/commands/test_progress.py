@@ -7,9 +7,9 @@ import time
 import pytest
 from rich.console import Console
 
-from histoclip_lib import console as consoles
-from histoclip_lib import progress
-from histoclip_lib.progress import bar_in_words, shown
+from histoclip_lib.commands import console as consoles
+from histoclip_lib.commands import progress
+from histoclip_lib.commands.progress import bar_in_words, shown
 from histoclip_lib.runs import StepEvent
 
 

@@ -13,8 +13,8 @@ import pytest
 import typer
 from nbformat import v4, write
 
+from histoclip_lib.commands.exits import stoppable, told
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.exits import stoppable, told
 from histoclip_lib.runs import STEPS
 
 PARAMETERS = 'name: str = "demo"  # name of the run\nreports_dir: str = "reports"  # folder of the reports\n'

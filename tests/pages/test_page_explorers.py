@@ -18,7 +18,8 @@ from PIL import Image
 from histoclip_lib.attention import enlarge
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.page_explorers import (
+from histoclip_lib.pages.export import EXPLORER_TYPES, export_page
+from histoclip_lib.pages.page_explorers import (
     ATTENTION_TYPE,
     GALLERY_TYPE,
     MOST_EXPLORED,
@@ -27,7 +28,6 @@ from histoclip_lib.page_explorers import (
     choose_to_explore,
     patch_gallery,
 )
-from histoclip_lib.pages import EXPLORER_TYPES, export_page
 
 HOSTILE = [
     *HOSTILE_NAMES,

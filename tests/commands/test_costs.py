@@ -7,8 +7,8 @@ import open_clip
 import pytest
 import tiny_clip
 
-from histoclip_lib import costs
-from histoclip_lib.costs import feature_bytes, forecast, free_bytes, token_shape, weights_at_hand
+from histoclip_lib.commands import costs
+from histoclip_lib.commands.costs import feature_bytes, forecast, free_bytes, token_shape, weights_at_hand
 from histoclip_lib.datasets import load_dataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.features import encode_dataset

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from histoclip_lib.console import aligned, say, visible
+from histoclip_lib.commands.console import aligned, say, visible
 from histoclip_lib.markdown import as_typed
 from histoclip_lib.results import PAPER_ROWS, ROW_LABELS
 from histoclip_lib.run_summaries import RunSummary, Score, read_metrics, table_one

@@ -5,8 +5,8 @@ import yaml
 from bs4 import BeautifulSoup
 from small_runs import make_run
 
-from histoclip_lib.grid_pages import write_grid_page
-from histoclip_lib.overview import write_index
+from histoclip_lib.pages.grid_pages import write_grid_page
+from histoclip_lib.pages.overview import write_index
 from histoclip_lib.params import Parameter
 
 SCHEMA = {

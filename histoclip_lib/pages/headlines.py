@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from histoclip_lib.comparisons import OURS, finding
+from histoclip_lib.pages.run_predictions import ValidationPredictions, accuracy_gap
+from histoclip_lib.pages.run_results import RunResults
 from histoclip_lib.results import ROW_LABELS
-from histoclip_lib.run_predictions import ValidationPredictions, accuracy_gap
-from histoclip_lib.run_results import RunResults
 from histoclip_lib.run_summaries import Score
 from histoclip_lib.uncertainty import Difference
 
