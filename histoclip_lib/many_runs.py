@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
 
+from histoclip_lib.cache import cache_dir
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.executors import named_errors, run_task
 from histoclip_lib.files import resolve
@@ -54,7 +56,7 @@ def run_all_on(
     dict of str to str
         Why each run that failed did so, by its name; the others have gone on.
     """
-    workplace, reports = resolve(".").absolute(), reports.absolute()
+    workplace, reports, cache = resolve(".").absolute(), reports.absolute(), cache_dir().absolute()
     failed: dict[str, str] = {}
     for values in runs:
         name = str(values["name"])
@@ -70,7 +72,7 @@ def run_all_on(
 
     def begin(values: dict[str, object], step: str) -> None:
         with named_errors(executor):
-            future = executor.submit(run_task, run_step, values, schema, reports, workplace, step)
+            future = executor.submit(run_task, run_step, values, schema, reports, workplace, cache, step)
             running[future] = (values, step)
 
     try:
@@ -96,15 +98,23 @@ def run_all_on(
 
 
 def run_step(
-    values: dict[str, object], schema: dict[str, dict[str, Parameter]], reports: Path, workplace: Path, step: str
+    values: dict[str, object],
+    schema: dict[str, dict[str, Parameter]],
+    reports: Path,
+    workplace: Path,
+    cache: Path,
+    step: str,
 ) -> StepEvent:
     """Execute one notebook of a run, the task that a worker runs; return how it ended.
+
+    It works where the client does: from the same folder, with the same cache.
 
     Raises
     ------
     HistoCLIPError
         As `runs.run_steps` does.
     """
+    os.environ["HISTOCLIP_CACHE"] = str(cache)
     events: list[StepEvent] = []
     run_steps(values, schema, reports, report=events.append, until=step, workplace=workplace)
     return next(event for event in reversed(events) if event.step == step and event.state in ENDINGS)

@@ -56,7 +56,6 @@ from histoclip_lib import (
     figures,
     galleries,
     leakage,
-    page_explorers,
     paper,
     results,
     split_gap,
@@ -68,6 +67,7 @@ from histoclip_lib.datasets import load_dataset, split_dataset
 from histoclip_lib.features import encode_dataset
 from histoclip_lib.files import run_folder
 from histoclip_lib.model_card import write_model_card
+from histoclip_lib.pages import page_explorers
 from histoclip_lib.studies import load_studies
 from histoclip_lib.training import predict
 

@@ -1,24 +1,20 @@
 """Encoding on a real scheduler and real worker processes of this machine, and what happens when they are killed."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from local_cluster import DEADLINE, SIZE, Cluster, wait_for
 from PIL import Image
 from tiny_clip import save_local_dir, tiny_model
 
 from histoclip_lib.clip import load_clip
 from histoclip_lib.datasets import load_dataset
 from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.executors import open_executor, software
+from histoclip_lib.executors import open_executor
 from histoclip_lib.features import encode_dataset
 from histoclip_lib.remote_encoding import DATA_NAMES, ENCODER_NAMES, encode_shards_on
 
@@ -26,10 +22,9 @@ distributed = pytest.importorskip("distributed")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no workers yet")
 
-N_SHARDS, SIZE = 5, 256
+N_SHARDS = 5
 N_PATCHES = (N_SHARDS - 1) * SIZE + 50  # the last shard is short
 VIEWS, BATCH = 2, 100
-DEADLINE = 120.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -54,69 +49,6 @@ def values(tmp_path_factory):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-class Cluster:
-    """A scheduler and workers that can be killed, and a list of the images that the workers decoded."""
-
-    def __init__(self, folder, seconds=0.0):
-        self.folder, self.seconds, self.processes, self.workers = folder, seconds, [], []
-        self.log = folder / "images.log"
-        self.address = self.start_scheduler()
-
-    def _start(self, module, *arguments):
-        environment = os.environ | {
-            "IMAGE_LOG": str(self.log),
-            "IMAGE_SECONDS": str(self.seconds),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }
-        with (self.folder / "output.txt").open("a") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.{module}", *arguments, "--no-dashboard"],
-                env=environment,
-                stdout=output,
-                stderr=output,
-                cwd=self.folder,
-            )
-        self.processes.append(process)
-        return process
-
-    def start_scheduler(self, port=0):
-        file = self.folder / "scheduler.json"
-        file.unlink(missing_ok=True)
-        arguments = ("--host", "127.0.0.1", "--port", str(port), "--scheduler-file", str(file))
-        self.scheduler = self._start("dask_scheduler", *arguments)
-        return wait_for(lambda: file.is_file() and file.read_text() and json.loads(file.read_text())["address"])
-
-    def start_worker(self):
-        preload = str(Path(__file__).with_name("logged_images.py"))
-        options = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--preload", preload)
-        self.workers.append(self._start("dask_worker", self.address, *options, "--local-directory", str(self.folder)))
-
-    def wait_for_workers(self):
-        """Wait until the workers have loaded the library: then they begin at the same time."""
-        with distributed.Client(self.address, set_as_default=False) as client:
-            client.wait_for_workers(len(self.workers), timeout=DEADLINE)
-            client.run(software)
-
-    def decoded(self):
-        """Which process decoded which shard's images: a list of (process, shard)."""
-        lines = self.log.read_text().split("\n")[:-1] if self.log.exists() else []
-        return [(int(line.split()[0]), int(line.split()[1][:5]) // SIZE) for line in lines]
-
-    def stop(self):
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
-
-
-def wait_for(condition):
-    until = time.monotonic() + DEADLINE
-    while not (found := condition()):
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
+from local_cluster import Cluster, wait_for
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -191,6 +193,36 @@ def test_failing_run_says_which_notebook_and_keeps_the_others(workplace, run_fol
     assert (workplace / "reports" / "broken" / "03_train.failed.ipynb").is_file()
     assert (run_folder / "metrics.json").is_file()
     shutil.rmtree(workplace / "reports" / "broken")
+
+
+def test_a_cluster_finds_the_same_though_a_worker_is_killed(workplace, run_folder, tmp_path):
+    """Two workers, a cache and a reports folder of their own; the worker that trains is killed while it does."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cluster_cache")}
+    folder = workplace / "clustered" / "demo"
+    cluster = Cluster(tmp_path)
+    try:
+        for _ in range(2):
+            cluster.start_worker()
+        command = [Path(sys.executable).with_name("histoclip"), "run", "small.yaml"]
+        command += ["--reports", "clustered", "--scheduler", cluster.address]
+        run = subprocess.Popen(command, cwd=workplace, env=environment, text=True, stderr=subprocess.PIPE)
+        wait_for(lambda: run.poll() is not None or (folder / ".03_train.running.ipynb").is_file())
+        wait_for(lambda: run.poll() is not None or any(busy(worker) for worker in cluster.workers))
+        next(worker for worker in cluster.workers if busy(worker)).kill()
+        said = run.communicate(timeout=300)[1]
+    finally:
+        cluster.stop()
+    assert run.returncode == 0, said
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads((run_folder / "metrics.json").read_text())
+    for kind in ("global", "patch"):
+        ours, theirs = (load_file(place / f"cmm_{kind}.safetensors") for place in (run_folder, folder))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not [path for path in folder.rglob(".*") if not path.name.startswith(".lock")]
+
+
+def busy(worker):
+    """Whether a worker executes a notebook."""
+    return any("ipykernel" in " ".join(child.cmdline()) for child in psutil.Process(worker.pid).children())
 
 
 def test_real_patches_in_the_folder_format(workplace, shared_data):

@@ -1,6 +1,7 @@
 """Notebooks as they are stored: pairs, no outputs, prose and calls, and the schema that they make."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import jupytext
@@ -68,6 +69,17 @@ def test_a_notebook_holds_calls_and_no_logic(path):
         defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda | ast.Try | ast.While
         assert not [node for node in ast.walk(tree) if isinstance(node, defined)]
         assert is_parameters(cell) or len(cell.source.splitlines()) <= LONGEST_CELL
+
+
+@each_notebook
+def test_what_a_notebook_imports_is_there(path):
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
 
 
 @each_notebook

@@ -116,3 +116,15 @@ def test_no_file_names_the_host_of_a_registry():
             continue  # weights and pictures
         found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in REGISTRIES.finditer(text)]
     assert found == []
+
+
+def test_every_test_that_the_reliability_page_names_is_there():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    named = set(re.findall(r"`(?:\w+\.py::)?(test_\w+)`", page))
+    assert len(named) > 100
+    assert named <= defined
