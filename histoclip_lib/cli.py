@@ -164,13 +164,12 @@ def check(params: ParamFiles, reports: Reports = Path("reports"), debug: Debug =
 
 
 def _check_run(path: Path, values: dict, schema: dict, reports: Path) -> None:
-    from histoclip_lib.datasets import check_images, load_dataset, split_dataset
+    from histoclip_lib.datasets import LOADED_BY, check_images, load_dataset, split_dataset
     from histoclip_lib.runs import STEPS, finished_steps
 
-    names = ("dataset", "data_dir", "split", "n_patches", "mask_coverage", "min_nuclei")
     quiet = is_plain(messages())
     with redirect_stderr(io.StringIO()) if quiet else nullcontext():  # bars are for terminals
-        patches = load_dataset(*(values[name] for name in names))
+        patches = load_dataset(*(values[name] for name in LOADED_BY))
     train, val = split_dataset(patches, values["split"], values["seed"], values["val_fraction"])
     check_images(patches, not quiet)
     classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))

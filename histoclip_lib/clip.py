@@ -231,10 +231,10 @@ def _device(device: str) -> torch.device:
 
 def _load_open_clip(backbone: str, pretrained: str) -> tuple[nn.Module, Callable]:
     if not backbone.startswith(SCHEMAS):
-        _check_open_clip_name(backbone, pretrained)
+        check_open_clip_name(backbone, pretrained)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said by _check_open_clip_name
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said by check_open_clip_name
             model = open_clip.create_model(backbone, pretrained=pretrained or None, require_pretrained=True)
         return model, open_clip.get_tokenizer(backbone)
     except Exception as error:  # open_clip and its hub client raise many kinds; each means that a file is missing
@@ -246,7 +246,14 @@ def _load_open_clip(backbone: str, pretrained: str) -> tuple[nn.Module, Callable
         ) from error
 
 
-def _check_open_clip_name(backbone: str, pretrained: str) -> None:
+def check_open_clip_name(backbone: str, pretrained: str) -> None:
+    """Hold that open_clip knows a model and its weights, and warn of a QuickGELU mismatch; nothing is loaded.
+
+    Raises
+    ------
+    HistoCLIPError
+        If it does not.
+    """
     if backbone not in open_clip.list_models():
         raise HistoCLIPError(
             f"backbone: {backbone!r} is not known. Use {lite0_minilm.NAME}, an open_clip name (such as "

@@ -146,8 +146,9 @@ def last_seconds(executed: Path, values: dict[str, object]) -> float | None:
     def cost(parameters: dict) -> dict:
         return {name: value for name, value in parameters.items() if name not in NO_COST}
 
-    seconds = _about(executed).get("duration")
-    is_known = isinstance(seconds, int | float) and cost(executed_values(executed)) == cost(values)
+    about = _about(executed)
+    seconds, given = about.get("duration"), about.get("parameters")
+    is_known = isinstance(seconds, int | float) and isinstance(given, dict) and cost(given) == cost(values)
     return float(seconds) if is_known else None
 
 

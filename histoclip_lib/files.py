@@ -87,12 +87,17 @@ def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> His
     """
     wanted = "" if needed is None else f" {needed / MIB:,.1f} MiB ({needed:,} bytes) are to be written there."
     with suppress(OSError):
-        free = shutil.disk_usage(next(part for part in (folder, *folder.parents) if part.is_dir())).free
-        wanted += f" {free / MIB:,.1f} MiB are free."
+        wanted += f" {free_bytes(folder) / MIB:,.1f} MiB are free."
     return HistoCLIPError(
         f"{folder}: cannot be written ({error.strerror or error}).{wanted} Free some space or change the permissions, "
         "or name another folder: HISTOCLIP_CACHE for the cache, --reports DIR for reports."
     )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk on which a folder lies or would lie."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(part for part in (folder, *folder.parents) if part.is_dir())).free
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -27,7 +27,7 @@ def run_all_on(
     report: Callable[[str, StepEvent], None] = lambda name, event: None,
     shard_done: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, str]:
-    """Encode what the cache lacks for every run, then execute their notebooks, many runs at once.
+    """Execute the notebooks of many runs at once; what the cache lacks is encoded once the first has checked the data.
 
     A notebook is a task of its own: the notebooks of one run follow each other, since each reads what earlier ones have
     written, and runs do not wait for each other. The folders of the runs and the feature cache are the only state, so
@@ -58,42 +58,46 @@ def run_all_on(
     """
     workplace, reports, cache = resolve(".").absolute(), reports.absolute(), cache_dir().absolute()
     failed: dict[str, str] = {}
+
+    def execute(steps: tuple[str, ...]) -> None:
+        running: dict[Future, tuple[dict[str, object], int]] = {}
+
+        def begin(values: dict[str, object], place: int) -> None:
+            with named_errors(executor):
+                future = executor.submit(run_task, run_step, values, schema, reports, workplace, cache, steps[place])
+                running[future] = (values, place)
+
+        try:
+            for values in runs:
+                if values["name"] not in failed:
+                    begin(values, 0)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    values, place = running.pop(future)
+                    try:
+                        with named_errors(executor):
+                            report(str(values["name"]), future.result())
+                        if place + 1 < len(steps):
+                            begin(values, place + 1)
+                    except HistoCLIPError as error:
+                        failed[str(values["name"])] = str(error)
+        finally:
+            for future in running:
+                future.cancel()
+
+    if force:
+        for values in runs:
+            (reports / str(values["name"]) / "steps.json").unlink(missing_ok=True)
+    execute(STEPS[:1])
     for values in runs:
         name = str(values["name"])
-        if force:
-            (reports / name / "steps.json").unlink(missing_ok=True)
-        if finished_steps(values, schema, reports) == list(STEPS):
+        if name in failed or finished_steps(values, schema, reports) == list(STEPS):
             continue
         try:
             encode_shards_on(executor, values, lambda done, total, _, name=name: shard_done(name, done, total))
         except HistoCLIPError as error:
             failed[name] = str(error)
-    running: dict[Future, tuple[dict[str, object], str]] = {}
-
-    def begin(values: dict[str, object], step: str) -> None:
-        with named_errors(executor):
-            future = executor.submit(run_task, run_step, values, schema, reports, workplace, cache, step)
-            running[future] = (values, step)
-
-    try:
-        for values in runs:
-            if str(values["name"]) not in failed:
-                begin(values, STEPS[0])
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                values, step = running.pop(future)
-                name = str(values["name"])
-                try:
-                    with named_errors(executor):
-                        event = future.result()
-                    report(name, event)
-                    if step != STEPS[-1]:
-                        begin(values, STEPS[STEPS.index(step) + 1])
-                except HistoCLIPError as error:
-                    failed[name] = str(error)
-    finally:
-        for future in running:
-            future.cancel()
+    execute(STEPS[1:])
     return failed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import secrets
 import socket
 import threading
@@ -19,7 +20,7 @@ from PIL import Image
 
 from histoclip_lib.cache import cache_dir
 from histoclip_lib.clip import CLIP, load_clip
-from histoclip_lib.datasets import PatchDataset, load_dataset
+from histoclip_lib.datasets import LOADED_BY, PatchDataset, load_dataset
 from histoclip_lib.encoding import about_shard, encode_batches, features_folder, is_usable, make_writable, shard_key
 from histoclip_lib.errors import HistoCLIPError, bullet_list
 from histoclip_lib.executors import n_cores, require_software, run_tasks, software
@@ -29,7 +30,6 @@ from histoclip_lib.shards import ARRAYS, Damaged, locked, n_shards, open_shard, 
 IDENTITY = ".cache-id"  # a file by which a worker knows that its cache folder is the client's
 DECODERS = 8  # threads that decode beside a GPU
 LOCAL_DIR = "local-dir:"
-DATA_NAMES = ("dataset", "data_dir", "split", "n_patches", "mask_coverage", "min_nuclei")  # as load_dataset takes them
 ENCODER_NAMES = ("backbone", "pretrained", "device", "precision", "compiled")  # as load_clip takes them
 
 
@@ -128,7 +128,7 @@ def encode_shards_on(
         fails, or workers or scheduler are lost. Finished shards are kept; the next call encodes the others.
     """
     cache = cache_dir().absolute()
-    patches = load_dataset(*(values[name] for name in DATA_NAMES))
+    patches = load_dataset(*(values[name] for name in LOADED_BY))
     job, total, finished = encoding_job(values, patches, cache), n_shards(len(patches)), []
 
     def count(_: int, shard: EncodedShard) -> None:
@@ -138,9 +138,7 @@ def encode_shards_on(
         report(len(finished), total, shard)
 
     try:
-        # Two runs that want the same shards begin at different ones: each finds the other's done, and none waits.
-        begin = secrets.randbelow(total)
-        run_tasks(executor, encode_shard, ((job, (begin + n) % total) for n in range(total)), count)
+        run_tasks(executor, encode_shard, ((job, number) for number in shard_order(total)), count)
     except HistoCLIPError as error:
         raise HistoCLIPError(
             f"encoding {job.dataset}: {error}\n{len(finished)} of {total} shards are finished and kept in {job.cache}. "
@@ -155,6 +153,15 @@ def encode_shards_on(
     return sorted(finished, key=lambda shard: shard.number)
 
 
+def shard_order(total: int) -> list[int]:
+    """Return the numbers of all shards, shuffled.
+
+    Two runs that want the same shards then meet at one only now and then. In one common order the second would wait for
+    the first at every shard, and encode none.
+    """
+    return random.SystemRandom().sample(range(total), total)
+
+
 def encoding_job(values: dict[str, object], patches: PatchDataset, cache: Path) -> EncodingJob:
     """Return what the workers must know, with paths that mean the same in every folder.
 
@@ -166,7 +173,7 @@ def encoding_job(values: dict[str, object], patches: PatchDataset, cache: Path) 
     backbone = str(values["backbone"])
     if backbone.startswith(LOCAL_DIR) and not Path(backbone.removeprefix(LOCAL_DIR)).is_absolute():
         raise HistoCLIPError(f"backbone: {backbone} is relative; workers run in other folders. Write the whole path.")
-    same = {name: values[name] for name in (*DATA_NAMES, *ENCODER_NAMES, "views", "encode_batch_size")}
+    same = {name: values[name] for name in (*LOADED_BY, *ENCODER_NAMES, "views", "encode_batch_size")}
     if same["data_dir"]:
         same["data_dir"] = str(resolve(str(same["data_dir"])).absolute())
     if same["pretrained"] and Path(str(same["pretrained"])).is_file():
@@ -275,7 +282,7 @@ _LOADING = threading.Lock()  # the threads of one worker load nothing twice
 def _load_dataset(job: EncodingJob) -> PatchDataset:
     with _LOADING:
         os.environ["HISTOCLIP_CACHE"] = job.cache  # painted patches and counted nuclei are shared too
-        return _dataset_of(job.listing, *(getattr(job, name) for name in DATA_NAMES))
+        return _dataset_of(job.listing, *(getattr(job, name) for name in LOADED_BY))
 
 
 def _load_encoder(job: EncodingJob) -> tuple[CLIP, Path]:

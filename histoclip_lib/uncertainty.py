@@ -184,9 +184,7 @@ def compare(
     permutations)).
     """
     draws = draw_units(units, resamples, seed)
-    gaps = ((labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1))[:, None]
-    low, high = _interval(_resampled_means(gaps, draws)[:, 0])
-    macc = Difference(float(gaps.mean()), low, high, float(mean_gap_p(gaps, units, seed)[0]))
+    macc = _accuracy_gap(labels, first, second, units, draws, seed)
     present = labels.any(axis=0)
     if not present.any():
         return Comparison(macc, Difference(np.nan, np.nan, np.nan, np.nan))
@@ -195,6 +193,21 @@ def compare(
     low, high = _interval(one - other) or (np.nan, np.nan)
     value, p = _precision_gap(labels, *scores, draws.unit, resamples, seed)
     return Comparison(macc, Difference(value, low, high, p))
+
+
+def accuracy_gap(
+    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
+) -> Difference:
+    """Return the half of `compare` that is on mAcc, with the same arguments; it takes far less time."""
+    return _accuracy_gap(labels, first, second, units, draw_units(units, resamples, seed), seed)
+
+
+def _accuracy_gap(
+    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, draws: Draws, seed: int
+) -> Difference:
+    gaps = ((labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1))[:, None]
+    low, high = _interval(_resampled_means(gaps, draws)[:, 0])
+    return Difference(float(gaps.mean()), low, high, float(mean_gap_p(gaps, units, seed)[0]))
 
 
 def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:

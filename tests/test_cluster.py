@@ -11,12 +11,13 @@ from local_cluster import DEADLINE, SIZE, Cluster, wait_for
 from PIL import Image
 from tiny_clip import save_local_dir, tiny_model
 
+from histoclip_lib import remote_encoding
 from histoclip_lib.clip import load_clip
-from histoclip_lib.datasets import load_dataset
+from histoclip_lib.datasets import LOADED_BY, load_dataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.executors import open_executor
 from histoclip_lib.features import encode_dataset
-from histoclip_lib.remote_encoding import DATA_NAMES, ENCODER_NAMES, encode_shards_on
+from histoclip_lib.remote_encoding import ENCODER_NAMES, encode_shards_on
 
 distributed = pytest.importorskip("distributed")
 
@@ -70,7 +71,7 @@ def cluster(tmp_path):
 
 def locally(values, cache):
     clip = load_clip(*(values[name] for name in ENCODER_NAMES))
-    patches = load_dataset(*(values[name] for name in DATA_NAMES))
+    patches = load_dataset(*(values[name] for name in LOADED_BY))
     features = encode_dataset(clip, patches, VIEWS, BATCH, workers=0, cache=cache, progress=False)
     return features.encoded, np.concatenate(features.pooled.pieces), np.concatenate(features.tokens.pieces)
 
@@ -133,7 +134,9 @@ def test_two_clients_of_two_workers_encode_each_shard_once_and_the_same_bit_for_
     assert_all_there(values, cache, expected)
 
 
-def test_clients_of_two_schedulers_encode_each_shard_once(values, cache, cluster, expected):
+def test_clients_of_two_schedulers_encode_each_shard_once(values, cache, cluster, expected, monkeypatch):
+    orders = [list(range(N_SHARDS)), list(reversed(range(N_SHARDS)))]  # both have something to do
+    monkeypatch.setattr(remote_encoding, "shard_order", lambda total: orders.pop())
     clusters = [cluster(1, seconds=0.004), cluster(1, seconds=0.004)]
     for each in clusters:
         each.wait_for_workers()

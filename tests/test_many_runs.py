@@ -26,9 +26,11 @@ class Fake:
         before = self.done.setdefault(name, [])
         for step in STEPS[: STEPS.index(until) + 1]:
             report(StepEvent(step, "skipped" if step in before else "finished", 1.0))
-        before.append(until)
+        if until not in before:
+            before.append(until)
 
     def encode(self, executor, values, report):
+        assert self.done[values["name"]][0] == STEPS[0]  # which opens every image
         self.encoded.append(values["name"])
         if self.fails.get(values["name"]) == "encoding":
             raise HistoCLIPError("an image is broken")
@@ -74,7 +76,8 @@ def test_a_run_that_fails_stops_alone(fake, run_all, broken):
     failed = run_all("a", "b")
     assert list(failed) == ["a"]
     assert ("broke" if broken in STEPS else "broken") in failed["a"]
-    assert steps_of(fake, "a") == list(STEPS[: STEPS.index(broken) + 1] if broken in STEPS else ())
+    assert steps_of(fake, "a") == list(STEPS[: STEPS.index(broken) + 1 if broken in STEPS else 1])
+    assert fake.encoded == (["b"] if broken == STEPS[0] else ["a", "b"])
     assert steps_of(fake, "b") == list(STEPS)
 
 

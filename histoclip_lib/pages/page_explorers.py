@@ -21,7 +21,7 @@ from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.figures.base import CLASS_COLOURS, as_image
 from histoclip_lib.metrics import THRESHOLD
 
-ATTENTION_TYPE = "application/vnd.histoclip.attention+json"  # the names that `pages` knows
+ATTENTION_TYPE = "application/vnd.histoclip.attention+json"  # the names that `export` knows
 GALLERY_TYPE = "application/vnd.histoclip.gallery+json"
 MOST_EXPLORED, PATCH_SIDE, PATCH_QUALITY = 24, 224, 75  # patches with attention; side in pixels; of WebP
 MOST_IN_GALLERY, THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 200, 112, 50

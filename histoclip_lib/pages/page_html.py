@@ -189,6 +189,7 @@ def finish_article(html: str) -> Article:
         for corner in table.select("thead th"):
             if not corner.get_text(strip=True):
                 corner.name = "td"  # heads nothing
+                corner.attrs.pop("scope", None)
         for head in table.select("tbody th"):
             if len(head.get_text(strip=True)) <= SHORT:
                 head["class"] = [*head.get("class", []), "short"]

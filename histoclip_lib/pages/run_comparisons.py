@@ -9,9 +9,9 @@ import numpy as np
 from histoclip_lib.comparisons import OURS
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.metrics import Predictions
-from histoclip_lib.pages.run_predictions import ValidationPredictions, accuracy_gap
+from histoclip_lib.pages.run_predictions import ValidationPredictions
 from histoclip_lib.results import ROW_LABELS
-from histoclip_lib.uncertainty import LEVEL, Difference, Draws, draw_units, resampled_metrics
+from histoclip_lib.uncertainty import LEVEL, Difference, Draws, accuracy_gap, draw_units, resampled_metrics
 
 RESAMPLES = 1000
 FEWEST_RESAMPLES = 200

@@ -1,4 +1,4 @@
-"""Read a run's `predictions.parquet` by itself, without its data set, and compare its rows."""
+"""Read a run's `predictions.parquet` by itself, without its data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pandas as pd
 from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.metrics import Predictions
 from histoclip_lib.results import bootstrap_units, interval_note
-from histoclip_lib.uncertainty import Difference, bootstrap_interval, mean_gap_p
 
 COLUMNS = ["row", "file", "group", "class", "label", "score", "predicted"]
 
@@ -98,24 +97,3 @@ def _numbered(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     kinds = column.astype("category")
     numbers, there = pd.factorize(kinds.cat.codes.to_numpy())
     return numbers, kinds.cat.categories.astype(str).to_numpy(dtype=object)[there]
-
-
-def accuracy_gap(
-    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
-) -> Difference:
-    """Return the difference in mAcc, first minus second, with the interval and the test of `uncertainty.compare`.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (B, N)
-        0 or 1.
-    first, second : Predictions
-        For the same patches.
-    units : ndarray of shape (B,)
-        What is drawn and swapped as a whole.
-    resamples, seed : int
-        Of the bootstrap; the seed of the test too.
-    """
-    gaps = (labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1)
-    low, high = bootstrap_interval(gaps, units, resamples, seed)
-    return Difference(float(gaps.mean()), low, high, float(mean_gap_p(gaps[:, None], units, seed)[0]))

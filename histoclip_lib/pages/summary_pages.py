@@ -81,7 +81,7 @@ def write_summary(folder: Path, navigation: list[Link], digest: str) -> None:
     navigation : list of Link
         Of the run's pages.
     digest : str
-        Of what the page is drawn from; see `pages.page_digest`.
+        Of what the page is drawn from; see `export.page_digest`.
 
     Raises
     ------

@@ -15,11 +15,11 @@ from histoclip_lib.pages.headlines import headline
 from histoclip_lib.pages.navigation import PAGE_LABELS
 from histoclip_lib.pages.run_notebooks import executed_notebooks, read_executed, run_parameters, stamp
 from histoclip_lib.pages.run_pages import write_run_pages
-from histoclip_lib.pages.run_predictions import accuracy_gap, read_predictions
+from histoclip_lib.pages.run_predictions import read_predictions
 from histoclip_lib.pages.run_results import read_results
 from histoclip_lib.pages.summary_pages import size_text
 from histoclip_lib.results import evaluate_rows, save_predictions
-from histoclip_lib.uncertainty import compare
+from histoclip_lib.uncertainty import accuracy_gap, compare
 
 ALL = [*(f"{stem}.html" for stem in PAGE_LABELS), "index.html"]
 
