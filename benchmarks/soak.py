@@ -4,10 +4,11 @@
     python benchmarks/soak.py --kills 200 --json soak.json
 
 Each kill is a SIGKILL, in turn to everything, to the command alone (its notebook is left behind for a moment), and to
-the notebook's process alone. The moments are drawn over the whole run: painting and encoding, text, training, studies,
-notebooks and pages. After each kill every file that stands under its final name must be readable as a whole. When a
-run gets to its end its results must be, number by number, those of the undisturbed run, and no temporary file may be
-left; then everything is thrown away and the next run starts from nothing.
+the notebook's process alone. The time to each is drawn anew, a quarter of a run on average, so that a run is hit in all
+its parts: painting and encoding, text, training, studies, notebooks and pages. After each kill every file that stands
+under its final name must be readable as a whole. When a run gets to its end its results must be, number by number,
+those of the undisturbed run, and no temporary file may be left; then everything is thrown away and the next run starts
+from nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import psutil
 import yaml
 from safetensors.numpy import load_file
 
+HITS = 4  # kills, on average, in the time of a whole run
 VICTIMS = ("everything", "command", "notebook")
 PARAMS = {
     "name": "soak", "dataset": "synthetic", "split": "grouped", "n_patches": 60, "views": 2, "epochs": 60,
@@ -128,7 +130,7 @@ def soak(folder: Path, kills: int, seed: int, say: object = print) -> dict[str, 
     while True:
         process = start(folder)
         if counts["kills"] < kills:
-            deadline = time.monotonic() + draw.uniform(0, duration)
+            deadline = time.monotonic() + draw.expovariate(HITS / duration)
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
         else:

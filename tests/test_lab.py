@@ -61,7 +61,7 @@ def lab(tmp_path_factory):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copyfile(ROOT / name, folder / name)
     dry = subprocess.run(
-        ["make", "-n", "lab", f"BIN={Path(sys.executable).parent}", "READY=params"],
+        ["make", "--no-print-directory", "-n", "lab", f"BIN={Path(sys.executable).parent}", "READY=params"],
         cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
     command = shlex.split(dry.stdout.strip().splitlines()[-1])
