@@ -21,6 +21,7 @@ RIVALS = {
     "tissue_prior": "the tissue prior",
     "majority": "the majority row",
 }
+METRICS = {"mAcc": "macc", "mAP": "map"}  # of a Comparison
 ALPHA = 0.05
 
 
@@ -51,7 +52,8 @@ def against_every_row(
 def verdict(comparisons: dict[str, Comparison]) -> str:
     """Say in Markdown how HistoCLIP stands against the RIVALS among the rows compared, flattering or not.
 
-    A row is ahead or behind where the 95 % interval of the difference leaves out 0 and p is below 0.05.
+    A row is ahead or behind where the 95 % interval of the difference leaves out 0 and p is below 0.05. These p are
+    each of one comparison; the last line says which rows still differ by p corrected over all rows compared.
     """
     lines = []
     for name, label in RIVALS.items():
@@ -61,7 +63,22 @@ def verdict(comparisons: dict[str, Comparison]) -> str:
                 f"- HistoCLIP with patch keys **{finding(macc)}** {label} in mAcc ({_in_words(macc)}), and "
                 f"**{finding(mean_ap)}** it in mAP ({_in_words(mean_ap)})."
             )
+    if lines:
+        lines.append(_corrected(comparisons))
     return "\n".join(lines)
+
+
+def _corrected(comparisons: dict[str, Comparison]) -> str:
+    found = []
+    for metric, key in METRICS.items():
+        p = holm(np.array([getattr(comparison, key).p for comparison in comparisons.values()]))
+        labels = [ROW_LABELS[name] for name, adjusted in zip(comparisons, p, strict=True) if adjusted < ALPHA]
+        found.append(f"in {metric} {'; '.join(labels) or 'no row'}")
+    number = "the one row" if len(comparisons) == 1 else f"all {len(comparisons)} rows"
+    return (
+        f"- Each p above is of its comparison alone. With Holm's correction over {number} compared, p stays below "
+        f"{ALPHA} against: {', and '.join(found)}."
+    )
 
 
 def _in_words(gap: Difference) -> str:
@@ -82,7 +99,7 @@ def finding(gap: Difference) -> str:
 def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
     """Return HistoCLIP with patch keys minus each other row as text, with 95 % interval; p is Holm's over the lines."""
     table = pd.DataFrame(index=[ROW_LABELS[name] for name in comparisons])
-    for metric, key in (("mAcc", "macc"), ("mAP", "map")):
+    for metric, key in METRICS.items():
         gaps = [getattr(comparison, key) for comparison in comparisons.values()]
         table[metric] = [_text("{:+.4f} ({:+.3f} to {:+.3f})", gap.value, gap.low, gap.high) for gap in gaps]
         table[f"p, {metric}"] = [_text("{:.4f}", p) for p in holm(np.array([gap.p for gap in gaps]))]

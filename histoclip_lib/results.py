@@ -40,6 +40,11 @@ ENOUGH_GROUPS = 40
 PAPER_ROWS = ("baseline", "one_vs_rest", "power_set", "top_k", "histoclip")
 
 
+def strategy_name(row: str) -> str:
+    """Return the readable name of a zero-shot row where nothing but zero-shot rows is shown: "One-vs-Rest"."""
+    return ROW_LABELS[row].removeprefix("Zero-shot: ")
+
+
 def bootstrap_units(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
     """Return what the bootstrap draws: the group of each patch, or the patch itself.
 
@@ -236,7 +241,7 @@ def whole_set_table(rows: dict[str, Predictions], patches: PatchDataset, val: np
     lines = {}
     for name, predictions in rows.items():
         decisions = predictions.decisions
-        lines[ROW_LABELS[name].removeprefix("Zero-shot: ")] = {
+        lines[strategy_name(name)] = {
             "mAcc, validation": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
             "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.4f}",
             **{c: f"{decisions[:, k].mean():.2f}" for k, c in enumerate(patches.classes)},

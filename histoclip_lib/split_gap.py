@@ -96,7 +96,7 @@ def split_gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
         }
         for gap in gaps.to_dict("records")
     ]
-    return pd.DataFrame(lines).set_index("row")
+    return pd.DataFrame(lines).set_index("row").rename_axis(None)
 
 
 def _text(gap: dict, name: str, number: str) -> str:

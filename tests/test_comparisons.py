@@ -50,7 +50,7 @@ def test_every_other_row_is_compared_in_the_order_of_the_table():
 def test_the_verdict_says_how_it_is(ours, theirs, finding):
     patches = make()
     found = comparisons.against_every_row(all_rows(patches, ours, theirs), patches, VAL, 99, 0)
-    lines = comparisons.verdict(found).splitlines()
+    *lines, _ = comparisons.verdict(found).splitlines()
     assert len(lines) == len(comparisons.RIVALS)
     for line, (name, label) in zip(lines, comparisons.RIVALS.items(), strict=True):
         assert line.startswith(f"- HistoCLIP with patch keys **{finding}** {label} in mAcc (")
@@ -66,9 +66,30 @@ def test_the_verdict_says_how_it_is(ours, theirs, finding):
 def test_the_verdict_speaks_of_rows_that_are_there():
     patches = make()
     rows = {name: guesses(patches, 0.7, 0) for name in ("baseline", "majority", "histoclip_patch")}
-    [line] = comparisons.verdict(comparisons.against_every_row(rows, patches, VAL, 50, 0)).splitlines()
+    line, _ = comparisons.verdict(comparisons.against_every_row(rows, patches, VAL, 50, 0)).splitlines()
     assert "the majority row" in line
     assert "p = 1.0000" in line
+
+
+def gap(p):
+    return Difference(0.1, 0.05, 0.15, p)
+
+
+def test_the_verdict_ends_with_what_the_correction_over_all_rows_leaves():
+    p = {"majority": (0.001, 0.2), "knn": (0.03, 0.04), "mlp": (0.02, 0.9)}
+    found = {name: Comparison(gap(macc), gap(mean_ap)) for name, (macc, mean_ap) in p.items()}
+    last = comparisons.verdict(found).splitlines()[-1]
+    assert last.endswith(
+        "over all 3 rows compared, p stays below 0.05 against: in mAcc Majority of train; "
+        "k-nearest neighbours; Two-layer MLP, and in mAP no row."
+    )
+    found["knn"] = Comparison(gap(0.06), gap(0.01))
+    last = comparisons.verdict(found).splitlines()[-1]
+    assert last.endswith("in mAcc Majority of train; Two-layer MLP, and in mAP k-nearest neighbours.")
+
+
+def test_no_rival_no_verdict():
+    assert comparisons.verdict({"top_k": Comparison(gap(0.01), gap(0.01))}) == ""
 
 
 @pytest.mark.parametrize(

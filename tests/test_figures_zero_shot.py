@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from histoclip_lib import figures
+from histoclip_lib.metrics import Predictions
 from histoclip_lib.prompt_sensitivity import AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS
 
 COLUMNS = ["strategy", "kind", "prompt", "mAcc", "mAP"]
@@ -67,3 +68,17 @@ def test_similarities_fit_a_page_and_are_all_said(n_classes):
     assert width_of(figure) < 900
     assert figure.alternative.count(" and ") == n_classes * (n_classes - 1) // 2
     assert len(figure.axes[0].texts) == n_classes**2
+
+
+def test_boxes_are_titled_by_strategy_and_the_legend_lies_outside_of_them():
+    labels = np.random.default_rng(0).integers(0, 2, (30, 3))
+    scores = Predictions(labels - 0.5, labels > 0)
+    figure = figures.score_distributions({"one_vs_rest": scores, "top_k": scores}, labels, list("abc"))
+    assert [axes.get_title() for axes in figure.axes] == ["One-vs-Rest", "Top-k"]
+    assert "One-vs-Rest: a present 0.500" in figure.alternative
+    assert "b absent -0.500" in figure.alternative
+    assert [axes.get_legend() for axes in figure.axes] == [None, None]
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["absent", "present"]
+    assert not any(legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figure.axes)

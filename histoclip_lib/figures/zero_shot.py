@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from histoclip_lib.figures.base import CLASS_COLOURS, described, heat_map, short_names
 from histoclip_lib.metrics import Predictions
 from histoclip_lib.prompt_sensitivity import AS_REPORTED, METRICS, SINGLE_TEMPLATE, SYNONYMS
+from histoclip_lib.results import strategy_name
 
 
 def similarity_map(similarity: np.ndarray, names: list[str]) -> Figure:
@@ -30,7 +31,7 @@ def score_distributions(rows: dict[str, Predictions], labels: np.ndarray, classe
     Parameters
     ----------
     rows : dict of str to Predictions
-        Scores of shape (B, N), positive where the class is chosen.
+        The zero-shot rows: scores of shape (B, N), positive where the class is chosen.
     labels : ndarray of shape (B, N)
         0 or 1.
     classes : list of str
@@ -39,8 +40,9 @@ def score_distributions(rows: dict[str, Predictions], labels: np.ndarray, classe
     columns = 2
     lines = -(-len(rows) // columns)
     figure, grid = plt.subplots(
-        lines, columns, figsize=(5.5 * columns, (0.6 * len(classes) + 1) * lines), sharey=True, squeeze=False
-    )
+        lines, columns, figsize=(5.5 * columns, (0.6 * len(classes) + 1) * lines + 0.4), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     names, listed = short_names(classes), []
     for axes, (row, predictions) in zip(grid.flat, rows.items(), strict=False):
         frame = pd.DataFrame(
@@ -55,10 +57,13 @@ def score_distributions(rows: dict[str, Predictions], labels: np.ndarray, classe
             order=names, legend=axes is grid.flat[0], ax=axes,
         )  # fmt: skip
         axes.axvline(0, color="0.2", lw=1.2, ls="--")
-        axes.set(title=row.replace("_", " ").capitalize(), ylabel="", xlabel="")
+        axes.set(title=strategy_name(row), ylabel="", xlabel="")
         medians = frame.groupby(["class", "truth"], sort=False)["score"].median()
-        listed.append(row + ": " + ", ".join(f"{name} {truth} {v:.3f}" for (name, truth), v in medians.items()))
-    figure.tight_layout()
+        said = ", ".join(f"{name} {truth} {value:.3f}" for (name, truth), value in medians.items())
+        listed.append(f"{strategy_name(row)}: {said}")
+    inside = grid.flat[0].get_legend()
+    figure.legend(inside.legend_handles, ["absent", "present"], loc="outside upper center", ncols=2, frameon=False)
+    inside.remove()
     return described(figure, f"Box plots of zero-shot scores. Medians: {'; '.join(listed)}.")
 
 
