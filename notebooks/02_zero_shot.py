@@ -107,7 +107,8 @@ Markdown(zero_shot.baseline_note(rows["baseline"], patches.labels, baseline_rule
 # and still decide badly, when its threshold (the dashed line) lies in the wrong place.
 
 # %%
-figures.show(figures.score_distributions(rows, patches.labels, patches.classes))
+named = {results.strategy_name(row): predictions for row, predictions in rows.items()}
+figures.show(figures.score_distributions(named, patches.labels, patches.classes))
 
 # %% [markdown]
 # ## How much hangs on the words

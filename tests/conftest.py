@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,25 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--no-first-run",
 ]
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that hold slow tests: side by side with the others they end sooner."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many cases the fuzz tests tried, also where other processes ran them."""
+    tried = Counter()
+    for report in terminalreporter.getreports(""):
+        if report.when == "teardown":
+            for name, outcome, number in (value for key, value in report.user_properties if key == "fuzz"):
+                tried[name, outcome] += number
+    if tried:
+        names = sorted({name for name, _ in tried})
+        lines = [f"{name}: {tried[name, 'read']} read, {tried[name, 'refused']} refused" for name in names]
+        terminalreporter.write_line(f"fuzz: {sum(tried.values()):,} cases\n  " + "\n  ".join(lines))
 
 
 @pytest.fixture(scope="session")

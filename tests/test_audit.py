@@ -57,6 +57,11 @@ def test_the_verdict(packages, code, said):
     assert said in text
 
 
+def test_packages_are_not_listed_where_none_was_looked_up():
+    _, text = audit.verdict(audit.read_report(report(*[SKIPPED] * 207)))
+    assert len(text.splitlines()) == 1
+
+
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"dependencies": [{}]}', '{"dependencies": 3}', "null"])
 def test_what_is_no_report_is_refused(text):
     with pytest.raises(ValueError):

@@ -1,7 +1,6 @@
 """The demo from its parameter file to its pages, at a smaller size; then the pages in a real browser."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,19 +14,10 @@ import yaml
 from local_cluster import Cluster, wait_for
 from PIL import Image
 from safetensors.torch import load_file
+from small_demo import REPOSITORY, ROWS, SMALL, environment, histoclip, small_demo
 
 from histoclip_lib.metrics import mean_accuracy
 from histoclip_lib.runs import PRODUCTS, STEPS
-
-REPOSITORY = Path(__file__).parents[1]
-ROWS = {
-    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe", "knn",
-    "mlp", "histoclip_text_free", "histoclip_global", "histoclip_patch",
-}  # fmt: skip
-SMALL = {
-    "n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3, "wordings": 3, "seeds": [0, 1],
-    "draws": 1,
-}  # fmt: skip
 
 pytestmark = pytest.mark.slow
 
@@ -36,17 +26,8 @@ pytestmark = pytest.mark.slow
 def workplace(tmp_path_factory):
     """A folder with a small copy of the demo's parameter file, and an empty cache."""
     folder = tmp_path_factory.mktemp("workplace")
-    demo = yaml.safe_load((REPOSITORY / "params" / "demo.yaml").read_text())
-    (folder / "small.yaml").write_text(yaml.safe_dump(demo | SMALL))
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_demo()))
     return folder
-
-
-def histoclip(workplace, *arguments):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cache")}
-    return subprocess.run(
-        [Path(sys.executable).with_name("histoclip"), *arguments],
-        cwd=workplace, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +132,6 @@ def test_second_run_executes_nothing_again(workplace, run_folder):
 
 def test_notebook_runs_alone_under_papermill(workplace, run_folder):
     """03_train with the same parameters in another reports folder ends with the very same head."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cache")}
     (workplace / "alone" / "demo").mkdir(parents=True)
     shutil.copyfile(run_folder / "zero_shot.parquet", workplace / "alone" / "demo" / "zero_shot.parquet")
     subprocess.run(
@@ -159,7 +139,7 @@ def test_notebook_runs_alone_under_papermill(workplace, run_folder):
             *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
             *("-f", "small.yaml", "-p", "reports_dir", "alone", "--no-progress-bar"),
         ],
-        cwd=workplace, env=environment, capture_output=True, check=True,
+        cwd=workplace, env=environment(workplace / "cache"), capture_output=True, check=True,
     )  # fmt: skip
     for kind in ("global", "patch"):
         name = f"cmm_{kind}.safetensors"
@@ -197,7 +177,6 @@ def test_failing_run_says_which_notebook_and_keeps_the_others(workplace, run_fol
 
 def test_a_cluster_finds_the_same_though_a_worker_is_killed(workplace, run_folder, tmp_path):
     """Two workers, a cache and a reports folder of their own; the worker that trains is killed while it does."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(workplace / "cluster_cache")}
     folder = workplace / "clustered" / "demo"
     cluster = Cluster(tmp_path)
     try:
@@ -205,7 +184,9 @@ def test_a_cluster_finds_the_same_though_a_worker_is_killed(workplace, run_folde
             cluster.start_worker()
         command = [Path(sys.executable).with_name("histoclip"), "run", "small.yaml"]
         command += ["--reports", "clustered", "--scheduler", cluster.address]
-        run = subprocess.Popen(command, cwd=workplace, env=environment, text=True, stderr=subprocess.PIPE)
+        run = subprocess.Popen(
+            command, cwd=workplace, env=environment(workplace / "cluster_cache"), text=True, stderr=subprocess.PIPE
+        )
         wait_for(lambda: run.poll() is not None or (folder / ".03_train.running.ipynb").is_file())
         wait_for(lambda: run.poll() is not None or any(busy(worker) for worker in cluster.workers))
         next(worker for worker in cluster.workers if busy(worker)).kill()
@@ -223,23 +204,3 @@ def test_a_cluster_finds_the_same_though_a_worker_is_killed(workplace, run_folde
 def busy(worker):
     """Whether a worker executes a notebook."""
     return any("ipykernel" in " ".join(child.cmdline()) for child in psutil.Process(worker.pid).children())
-
-
-def test_real_patches_in_the_folder_format(workplace, shared_data):
-    """A part of CoNSeP, by a parameter file: every row is filled and the head is above the majority."""
-    data = workplace / "consep"
-    table = pd.read_csv(shared_data / "consep" / "labels.csv")
-    table = table.groupby("split").sample(90, random_state=0)
-    for column in ("file", "mask"):
-        (data / Path(table[column].iloc[0]).parent).mkdir(parents=True)
-        for name in table[column]:
-            shutil.copyfile(shared_data / "consep" / name, data / name)
-    table.to_csv(data / "labels.csv", index=False)
-    params = {"name": "consep", "dataset": "folder", "data_dir": "consep", "split": "given", **SMALL}
-    (workplace / "consep.yaml").write_text(yaml.safe_dump(params))
-    result = histoclip(workplace, "run", "consep.yaml")
-    assert result.returncode == 0, result.stderr
-    metrics = json.loads((workplace / "reports" / "consep" / "metrics.json").read_text())
-    assert set(metrics["rows"]) == ROWS
-    assert metrics["n_train"] == metrics["n_val"] == 90
-    assert metrics["rows"]["histoclip_patch"]["mAP"] > metrics["rows"]["majority"]["mAP"] + 0.05

@@ -59,7 +59,7 @@ def test_result_figures_draw_any_class_name(case):
     draw(figures.missed_class_map(rates, misses, patches.classes))
     draw(figures.per_class_map(pd.DataFrame([[0.1, 0.5, 1, np.nan]], ["row"], patches.classes), "accuracy"))
     draw(figures.similarity_map(np.eye(4), patches.classes))
-    draw(figures.score_distributions({"baseline": predictions}, patches.labels, patches.classes))
+    draw(figures.score_distributions({"Baseline": predictions}, patches.labels, patches.classes))
 
 
 def test_forest_plot_says_each_row_with_its_interval():

@@ -73,7 +73,7 @@ def test_similarities_fit_a_page_and_are_all_said(n_classes):
 def test_boxes_are_titled_by_strategy_and_the_legend_lies_outside_of_them():
     labels = np.random.default_rng(0).integers(0, 2, (30, 3))
     scores = Predictions(labels - 0.5, labels > 0)
-    figure = figures.score_distributions({"one_vs_rest": scores, "top_k": scores}, labels, list("abc"))
+    figure = figures.score_distributions({"One-vs-Rest": scores, "Top-k": scores}, labels, list("abc"))
     assert [axes.get_title() for axes in figure.axes] == ["One-vs-Rest", "Top-k"]
     assert "One-vs-Rest: a present 0.500" in figure.alternative
     assert "b absent -0.500" in figure.alternative

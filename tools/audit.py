@@ -68,8 +68,10 @@ def verdict(audit: Audit) -> tuple[int, str]:
         parts.append(
             f"{len(audit.skipped)} packages were not looked up, {len(audit.looked_up)} were: the advisory service was "
             "not reached or does not know them, so nothing is known of these. Try again where the public package index "
-            "can be reached.\n" + "\n".join(f"  - {package}" for package in audit.skipped)
+            "can be reached."
         )
+    if audit.looked_up:  # otherwise it is all of them, for one reason
+        parts += [f"  - {package}" for package in audit.skipped]
     if parts:
         return (HOLES if audit.holes else NOT_LOOKED_UP), "\n".join(parts)
     return CLEAN, f"No known holes in {len(audit.looked_up)} packages."

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from histoclip_lib.figures.base import CLASS_COLOURS, described, heat_map, short_names
 from histoclip_lib.metrics import Predictions
 from histoclip_lib.prompt_sensitivity import AS_REPORTED, METRICS, SINGLE_TEMPLATE, SYNONYMS
-from histoclip_lib.results import strategy_name
 
 
 def similarity_map(similarity: np.ndarray, names: list[str]) -> Figure:
@@ -31,7 +30,7 @@ def score_distributions(rows: dict[str, Predictions], labels: np.ndarray, classe
     Parameters
     ----------
     rows : dict of str to Predictions
-        The zero-shot rows: scores of shape (B, N), positive where the class is chosen.
+        By readable name: scores of shape (B, N), positive where the class is chosen.
     labels : ndarray of shape (B, N)
         0 or 1.
     classes : list of str
@@ -57,10 +56,10 @@ def score_distributions(rows: dict[str, Predictions], labels: np.ndarray, classe
             order=names, legend=axes is grid.flat[0], ax=axes,
         )  # fmt: skip
         axes.axvline(0, color="0.2", lw=1.2, ls="--")
-        axes.set(title=strategy_name(row), ylabel="", xlabel="")
+        axes.set(title=row, ylabel="", xlabel="")
         medians = frame.groupby(["class", "truth"], sort=False)["score"].median()
         said = ", ".join(f"{name} {truth} {value:.3f}" for (name, truth), value in medians.items())
-        listed.append(f"{strategy_name(row)}: {said}")
+        listed.append(f"{row}: {said}")
     inside = grid.flat[0].get_legend()
     figure.legend(inside.legend_handles, ["absent", "present"], loc="outside upper center", ncols=2, frameon=False)
     inside.remove()

@@ -1,0 +1,36 @@
+"""For tests end to end: `histoclip` as a user calls it, and the demo's parameters at a smaller size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+ROWS = {
+    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe", "knn",
+    "mlp", "histoclip_text_free", "histoclip_global", "histoclip_patch",
+}  # fmt: skip
+SMALL = {
+    "n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3, "wordings": 3, "seeds": [0, 1],
+    "draws": 1,
+}  # fmt: skip
+
+
+def small_demo():
+    """Return the parameters of `params/demo.yaml`, smaller."""
+    return yaml.safe_load((REPOSITORY / "params" / "demo.yaml").read_text()) | SMALL
+
+
+def environment(cache):
+    """Return this process's environment, offline and with a cache of its own."""
+    return os.environ | {"HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(cache)}
+
+
+def histoclip(workplace, *arguments):
+    """Run `histoclip` in a folder, with a cache there."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("histoclip"), *arguments],
+        cwd=workplace, env=environment(workplace / "cache"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
