@@ -62,6 +62,14 @@ def test_result_figures_draw_any_class_name(case):
     draw(figures.score_distributions({"Baseline": predictions}, patches.labels, patches.classes))
 
 
+def test_names_in_chinese_are_drawn_where_a_font_has_them(recwarn):
+    fonts = set(figures.base.MORE_FONTS) & figures.base.INSTALLED_FONTS
+    if not fonts:
+        pytest.skip("no font for Chinese is installed")
+    draw(figures.similarity_map(np.eye(2), ["肿瘤", "間質"]))
+    assert [str(warning.message) for warning in recwarn if "missing from" in str(warning.message)] == []
+
+
 def test_forest_plot_says_each_row_with_its_interval():
     rows = {"majority": {"mAcc": 0.7, "mAcc_ci": [0.6, 0.8]}, "histoclip_patch": {"mAcc": 0.9, "mAcc_ci": [0.85, 0.95]}}
     alternative = draw(figures.forest_plot(rows, {"majority": "Majority", "histoclip_patch": "HistoCLIP"}))

@@ -11,12 +11,27 @@ import PIL.ImageChops
 import PIL.ImageStat
 import seaborn as sns
 from IPython.display import Image, display
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# For names in Chinese, Japanese and Korean, which the first font lacks: what systems usually have.
+MORE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
+)  # fmt: skip
+INSTALLED_FONTS = {font.name for font in font_manager.fontManager.ttflist}
+
 sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
-matplotlib.rcParams.update({"text.parse_math": False, "figure.dpi": 100, "axes.titlesize": "medium"})
+matplotlib.rcParams.update(
+    {
+        "text.parse_math": False,
+        "figure.dpi": 100,
+        "axes.titlesize": "medium",
+        "font.family": ["sans-serif", *(name for name in MORE_FONTS if name in INSTALLED_FONTS)],
+    }
+)
 
 CLASS_COLOURS = sns.color_palette("colorblind", 10)
 MAX_NAME = 28
