@@ -10,7 +10,7 @@ import pandas as pd
 from histoclip_lib.datasets.base import PatchDataset
 from histoclip_lib.metrics import Predictions
 from histoclip_lib.results import ROW_LABELS, bootstrap_units
-from histoclip_lib.uncertainty import Comparison, Difference, compare, holm, mean_gap_p
+from histoclip_lib.uncertainty import Comparison, Difference, compare, holm, mean_gap_p, smallest_p
 
 OURS = "histoclip_patch"
 RIVALS = {
@@ -49,11 +49,18 @@ def against_every_row(
     }
 
 
-def verdict(comparisons: dict[str, Comparison]) -> str:
+def verdict(comparisons: dict[str, Comparison], units: np.ndarray) -> str:
     """Say in Markdown how HistoCLIP stands against the RIVALS among the rows compared, flattering or not.
 
     A row is ahead or behind where the 95 % interval of the difference leaves out 0 and p is below 0.05. These p are
     each of one comparison; the last line says which rows still differ by p corrected over all rows compared.
+
+    Parameters
+    ----------
+    comparisons : dict of str to Comparison
+        As `against_every_row` returns.
+    units : ndarray of shape (B,)
+        What the tests swapped, as `results.bootstrap_units` returns: with few of them no corrected p can be small.
     """
     lines = []
     for name, label in RIVALS.items():
@@ -64,21 +71,24 @@ def verdict(comparisons: dict[str, Comparison]) -> str:
                 f"**{finding(mean_ap)}** it in mAP ({_in_words(mean_ap)})."
             )
     if lines:
-        lines.append(_corrected(comparisons))
+        lines.append(_corrected(comparisons, units))
     return "\n".join(lines)
 
 
-def _corrected(comparisons: dict[str, Comparison]) -> str:
+def _corrected(comparisons: dict[str, Comparison], units: np.ndarray) -> str:
     found = []
     for metric, key in METRICS.items():
         p = holm(np.array([getattr(comparison, key).p for comparison in comparisons.values()]))
         labels = [ROW_LABELS[name] for name, adjusted in zip(comparisons, p, strict=True) if adjusted < ALPHA]
         found.append(f"in {metric} {'; '.join(labels) or 'no row'}")
     number = "the one row" if len(comparisons) == 1 else f"all {len(comparisons)} rows"
-    return (
+    text = (
         f"- Each p above is of its comparison alone. With Holm's correction over {number} compared, p stays below "
         f"{ALPHA} against: {', and '.join(found)}."
     )
+    if (smallest := smallest_p(units)) * len(comparisons) >= ALPHA:
+        text += f" It could not: with {len(np.unique(units))} groups no p falls below {smallest:.4f} before correction."
+    return text
 
 
 def _in_words(gap: Difference) -> str:

@@ -13,7 +13,7 @@ from histoclip_lib.errors import HistoCLIPError
 from histoclip_lib.files import replacing, write_text
 from histoclip_lib.metrics import Predictions, mean_accuracy
 from histoclip_lib.run_summaries import PAPER, BrokenRun, RunSummary, table_one
-from histoclip_lib.uncertainty import EXACT_UNITS, evaluate
+from histoclip_lib.uncertainty import evaluate, smallest_p
 
 pd.set_option("display.max_colwidth", None, "display.max_columns", None)  # tables on pages are shown whole
 
@@ -75,8 +75,8 @@ def interval_note(patches: PatchDataset, val: np.ndarray) -> str:
     )
     if n_groups < ENOUGH_GROUPS:
         note += " With so few, intervals are somewhat too narrow."
-    if n_groups <= EXACT_UNITS:
-        note += f" No p can fall below {2 / 2**n_groups:.2g}."
+    if smallest := smallest_p(patches.groups[val]):
+        note += f" No p can fall below {smallest:.2g}."
     return note
 
 

@@ -232,6 +232,15 @@ def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
     return (1 + n_extreme) / (1 + len(flips))
 
 
+def smallest_p(units: np.ndarray) -> float:
+    """Return the p below which no permutation test can fall for want of units; 0 where there are enough of them.
+
+    Where every swap is tried, the one of all units gives the same difference as none, with the other sign.
+    """
+    n_units = len(np.unique(units))
+    return 2 / 2**n_units if n_units <= EXACT_UNITS else 0.0
+
+
 def holm(p: np.ndarray) -> np.ndarray:
     """Adjust p values (K,) for their number; NaN stays NaN and does not count.
 

@@ -106,7 +106,8 @@ results.write_metrics(
     n_val=len(val),
 )
 against = comparisons.against_every_row(rows, patches, val, resamples, seed)
-Markdown(comparisons.verdict(against))
+verdict = comparisons.verdict(against, results.bootstrap_units(patches, val))
+Markdown(verdict)
 
 # %% [markdown]
 # ## All rows
@@ -310,7 +311,7 @@ card = write_model_card(
     seed=seed,
     views=views,
     training={"epochs": epochs, "warm-up epochs": warmup_epochs, "learning rate": learning_rate},
-    findings=comparisons.verdict(against),
+    findings=verdict,
 )
 _, _, text = card.partition("\n\n")  # the page has a heading of its own
 Markdown(text.replace("\n## ", "\n### ").replace("## ", "### ", 1))

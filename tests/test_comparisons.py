@@ -12,6 +12,7 @@ from histoclip_lib.results import ROW_LABELS
 from histoclip_lib.uncertainty import Comparison, Difference, compare, evaluate, holm
 
 VAL = np.arange(0, 200, 2)
+MANY = np.arange(100)  # units
 
 
 def make(groups=True):
@@ -50,7 +51,7 @@ def test_every_other_row_is_compared_in_the_order_of_the_table():
 def test_the_verdict_says_how_it_is(ours, theirs, finding):
     patches = make()
     found = comparisons.against_every_row(all_rows(patches, ours, theirs), patches, VAL, 99, 0)
-    *lines, _ = comparisons.verdict(found).splitlines()
+    *lines, _ = comparisons.verdict(found, MANY).splitlines()
     assert len(lines) == len(comparisons.RIVALS)
     for line, (name, label) in zip(lines, comparisons.RIVALS.items(), strict=True):
         assert line.startswith(f"- HistoCLIP with patch keys **{finding}** {label} in mAcc (")
@@ -66,7 +67,7 @@ def test_the_verdict_says_how_it_is(ours, theirs, finding):
 def test_the_verdict_speaks_of_rows_that_are_there():
     patches = make()
     rows = {name: guesses(patches, 0.7, 0) for name in ("baseline", "majority", "histoclip_patch")}
-    line, _ = comparisons.verdict(comparisons.against_every_row(rows, patches, VAL, 50, 0)).splitlines()
+    line, _ = comparisons.verdict(comparisons.against_every_row(rows, patches, VAL, 50, 0), MANY).splitlines()
     assert "the majority row" in line
     assert "p = 1.0000" in line
 
@@ -78,18 +79,26 @@ def gap(p):
 def test_the_verdict_ends_with_what_the_correction_over_all_rows_leaves():
     p = {"majority": (0.001, 0.2), "knn": (0.03, 0.04), "mlp": (0.02, 0.9)}
     found = {name: Comparison(gap(macc), gap(mean_ap)) for name, (macc, mean_ap) in p.items()}
-    last = comparisons.verdict(found).splitlines()[-1]
+    last = comparisons.verdict(found, MANY).splitlines()[-1]
     assert last.endswith(
         "over all 3 rows compared, p stays below 0.05 against: in mAcc Majority of train; "
         "k-nearest neighbours; Two-layer MLP, and in mAP no row."
     )
     found["knn"] = Comparison(gap(0.06), gap(0.01))
-    last = comparisons.verdict(found).splitlines()[-1]
+    last = comparisons.verdict(found, MANY).splitlines()[-1]
     assert last.endswith("in mAcc Majority of train; Two-layer MLP, and in mAP k-nearest neighbours.")
 
 
+@pytest.mark.parametrize(("units", "rows", "said"), [(8, 7, True), (8, 6, False), (10, 13, False), (11, 13, False)])
+def test_the_verdict_says_where_too_few_groups_leave_no_corrected_p_small(units, rows, said):
+    found = dict.fromkeys(list(ROW_LABELS)[:rows], Comparison(gap(0.01), gap(0.01)))
+    assert "majority" in found
+    ending = f" It could not: with {units} groups no p falls below {2 / 2**units:.4f} before correction."
+    assert comparisons.verdict(found, np.arange(40) % units).endswith(ending) == said
+
+
 def test_no_rival_no_verdict():
-    assert comparisons.verdict({"top_k": Comparison(gap(0.01), gap(0.01))}) == ""
+    assert comparisons.verdict({"top_k": Comparison(gap(0.01), gap(0.01))}, MANY) == ""
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,7 @@ def test_interval_and_test_must_agree(low, high, p, says):
 def test_an_undefined_map_is_said_and_shown_as_such():
     undefined = Difference(np.nan, np.nan, np.nan, np.nan)
     found = {"majority": Comparison(Difference(0.1, 0.05, 0.15, 0.01), undefined)}
-    assert "it in mAP (not defined: no class is present)" in comparisons.verdict(found)
+    assert "it in mAP (not defined: no class is present)" in comparisons.verdict(found, MANY)
     assert comparisons.differences_table(found).iloc[0].tolist() == [
         *("+0.1000 (+0.050 to +0.150)", "0.0100"),
         *("—", "—"),
