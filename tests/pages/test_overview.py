@@ -277,6 +277,24 @@ def test_the_metric_of_table_one_is_switched(visit, reports):
 
 
 @pytest.mark.browser
+def test_on_paper_tables_keep_their_headings(visit, reports):
+    page = visit(reports / "alpha" / "index.html")
+    headings = page.locator("table.sortable thead th")
+    page.emulate_media(media="print")
+    assert all(headings.nth(index).get_by_role("button").is_visible() for index in range(headings.count()))
+    assert headings.count() > 5
+    assert page.get_by_role("button", name="theme").is_hidden()
+
+
+@pytest.mark.browser
+def test_names_of_files_do_not_run_into_their_sizes_on_a_phone(visit, reports):
+    page = visit(reports / "alpha" / "index.html", width=390)
+    names = page.locator(".files tbody th")
+    assert names.count() > 3
+    assert names.evaluate_all("all => all.every(name => name.scrollWidth <= name.clientWidth)")
+
+
+@pytest.mark.browser
 def test_without_script_everything_is_shown_and_no_control(visit, reports):
     page = visit(reports / "index.html", java_script_enabled=False)
     assert page.locator(".card:visible").count() == 4
