@@ -37,9 +37,9 @@ class Repeated:
         return f"{index // self.period} {self.source.digest(index % self.period)}"
 
 
-def many_patches(count: int) -> PatchDataset:
-    """Return `count` patches of synthetic H&E, which repeat after 600."""
-    painted = load_dataset("synthetic", n_patches=600)
+def many_patches(count: int, period: int = 600) -> PatchDataset:
+    """Return `count` patches of synthetic H&E, which repeat after `period`."""
+    painted = load_dataset("synthetic", n_patches=period)
     labels = np.resize(painted.labels, (count, len(painted.classes)))
     files = [f"{row:07d}.png" for row in range(count)]
     return PatchDataset("benchmark", painted.classes, files, labels, Repeated(painted.source, len(painted)))

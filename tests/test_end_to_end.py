@@ -137,7 +137,7 @@ def test_notebook_runs_alone_under_papermill(workplace, run_folder):
     subprocess.run(
         [
             *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
-            *("-f", "small.yaml", "-p", "reports_dir", "alone", "--no-progress-bar"),
+            *("-f", "small.yaml", "-p", "reports_dir", "alone", "-p", "studies", "False", "--no-progress-bar"),
         ],
         cwd=workplace, env=environment(workplace / "cache"), capture_output=True, check=True,
     )  # fmt: skip
@@ -164,7 +164,7 @@ def test_pages_open_without_request_or_error(workplace, run_folder, visit):
 
 
 def test_failing_run_says_which_notebook_and_keeps_the_others(workplace, run_folder):
-    broken = yaml.safe_load((workplace / "small.yaml").read_text()) | {"name": "broken", "heads": 7}
+    broken = small_demo() | {"name": "broken", "heads": 7, "n_patches": 60, "views": 1}
     (workplace / "broken.yaml").write_text(yaml.safe_dump(broken))
     result = histoclip(workplace, "run", "broken.yaml", "small.yaml")
     assert result.returncode == 1
@@ -177,12 +177,13 @@ def test_failing_run_says_which_notebook_and_keeps_the_others(workplace, run_fol
 
 def test_a_cluster_finds_the_same_though_a_worker_is_killed(workplace, run_folder, tmp_path):
     """Two workers, a cache and a reports folder of their own; the worker that trains is killed while it does."""
+    (workplace / "clustered.yaml").write_text(yaml.safe_dump(small_demo() | {"studies": False}))
     folder = workplace / "clustered" / "demo"
     cluster = Cluster(tmp_path)
     try:
         for _ in range(2):
             cluster.start_worker()
-        command = [Path(sys.executable).with_name("histoclip"), "run", "small.yaml"]
+        command = [Path(sys.executable).with_name("histoclip"), "run", "clustered.yaml"]
         command += ["--reports", "clustered", "--scheduler", cluster.address]
         run = subprocess.Popen(
             command, cwd=workplace, env=environment(workplace / "cluster_cache"), text=True, stderr=subprocess.PIPE

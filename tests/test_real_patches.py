@@ -22,7 +22,7 @@ def test_real_patches_in_the_folder_format(tmp_path, shared_data):
         for name in table[column]:
             shutil.copyfile(shared_data / "consep" / name, data / name)
     table.to_csv(data / "labels.csv", index=False)
-    params = {"name": "consep", "dataset": "folder", "data_dir": "consep", "split": "given", **SMALL}
+    params = {"name": "consep", "dataset": "folder", "data_dir": "consep", "split": "given", **SMALL, "studies": False}
     (tmp_path / "consep.yaml").write_text(yaml.safe_dump(params))
     result = histoclip(tmp_path, "run", "consep.yaml")
     assert result.returncode == 0, result.stderr
