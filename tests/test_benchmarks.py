@@ -20,7 +20,7 @@ def benchmarks(monkeypatch):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_each_script_says_how_to_use_it(script, benchmarks, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script.name, "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(script), run_name="__main__")
     printed = capsys.readouterr().out
     assert f"python benchmarks/{script.name}" in printed
