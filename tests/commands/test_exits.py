@@ -47,6 +47,11 @@ def workplace(tmp_path):
     return tmp_path
 
 
+def heed_ctrl_c():
+    """Undo what a shell does to what it starts in the background: Ctrl-C is ignored there, in all that follows."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def start(workplace):
     """Start the command line without what the tests' own environment wishes of it."""
@@ -57,7 +62,7 @@ def start(workplace):
     def start_command(*arguments, stderr=subprocess.PIPE):
         command = [sys.executable, "-m", "histoclip_lib.cli", *arguments]
         streams = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
-        started.append(subprocess.Popen(command, cwd=workplace, env=environment, **streams))
+        started.append(subprocess.Popen(command, cwd=workplace, env=environment, preexec_fn=heed_ctrl_c, **streams))
         return started[-1]
 
     yield start_command

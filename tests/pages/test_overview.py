@@ -292,6 +292,7 @@ def test_names_of_files_do_not_run_into_their_sizes_on_a_phone(visit, reports):
     names = page.locator(".files tbody th")
     assert names.count() > 3
     assert names.evaluate_all("all => all.every(name => name.scrollWidth <= name.clientWidth)")
+    assert page.locator(".table-scroll:has(.files)").evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
 @pytest.mark.browser
