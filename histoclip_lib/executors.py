@@ -171,9 +171,10 @@ def _client(scheduler: str) -> Iterator:
     where = {"scheduler_file": str(file)} if file else {"address": scheduler}
     try:
         client = distributed.Client(**where, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+        reason = str(error) or "Dask's event loop did not start"  # within 10 s; Dask has no words for it
         raise HistoCLIPError(
-            f"--scheduler {scheduler}: no scheduler answers there within {PATIENCE:.0f} s ({error}). Start one with "
+            f"--scheduler {scheduler}: no scheduler answers there within {PATIENCE:.0f} s ({reason}). Start one with "
             "`dask scheduler`, give the address that it prints, and see that no firewall is between."
         ) from error
     try:

@@ -217,6 +217,17 @@ def test_a_scheduler_that_does_not_answer_is_named(address, monkeypatch):
     assert "dask scheduler" in str(caught.value)
 
 
+def test_an_event_loop_that_does_not_start_is_named(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def too_busy(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(distributed, "Client", too_busy)
+    with pytest.raises(HistoCLIPError, match="tcp://a:1: no scheduler answers.*event loop did not start"):
+        open_scheduler("tcp://a:1")
+
+
 def test_a_missing_scheduler_file_is_named(tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(HistoCLIPError, match=r"scheduler\.json: there is no such file"):
