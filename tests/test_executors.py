@@ -224,7 +224,7 @@ def test_an_event_loop_that_does_not_start_is_named(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(distributed, "Client", too_busy)
-    with pytest.raises(HistoCLIPError, match="tcp://a:1: no scheduler answers.*event loop did not start"):
+    with pytest.raises(HistoCLIPError, match=r"tcp://a:1: no scheduler answers.*event loop did not start"):
         open_scheduler("tcp://a:1")
 
 
