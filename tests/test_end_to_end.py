@@ -191,7 +191,7 @@ def test_a_cluster_finds_the_same_though_a_worker_is_killed(workplace, run_folde
         wait_for(lambda: run.poll() is not None or (folder / ".03_train.running.ipynb").is_file())
         wait_for(lambda: run.poll() is not None or any(busy(worker) for worker in cluster.workers))
         next(worker for worker in cluster.workers if busy(worker)).kill()
-        said = run.communicate(timeout=300)[1]
+        said = run.communicate(timeout=600)[1]
     finally:
         cluster.stop()
     assert run.returncode == 0, said

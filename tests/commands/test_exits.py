@@ -29,7 +29,7 @@ with open("kernel.pid", "w") as file:
 sys.stderr.write("\\rencoding:  41%|####1     | 24/60 [00:02<00:03, 11.20patch/s]")
 time.sleep(600)
 """
-PATIENCE = 120  # seconds, on a busy machine
+PATIENCE = 300  # seconds, on a busy machine
 
 
 @pytest.fixture
