@@ -172,7 +172,7 @@ def _client(scheduler: str) -> Iterator:
     try:
         client = distributed.Client(**where, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError, AssertionError) as error:
-        reason = str(error) or "Dask's event loop did not start"  # within 10 s; Dask has no words for it
+        reason = "Dask's event loop did not start" if isinstance(error, AssertionError) else error
         raise HistoCLIPError(
             f"--scheduler {scheduler}: no scheduler answers there within {PATIENCE:.0f} s ({reason}). Start one with "
             "`dask scheduler`, give the address that it prints, and see that no firewall is between."
