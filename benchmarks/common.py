@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import torch
 
-from histoclip_lib.datasets import load_dataset
-from histoclip_lib.datasets.base import PatchDataset, PatchSource
+from histoclip_lib.data.base import PatchDataset, PatchSource
+from histoclip_lib.data.registry import load_dataset
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from common import many_patches, print_table, seconds, write_json
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from histoclip_lib.clip import CLIP, load_clip
-from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.views import view_of
+from histoclip_lib.clip.encoder import CLIP, load_clip
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.features.reader import view_of
 
 # Name for open_clip, patches, views.
 BACKBONES = {

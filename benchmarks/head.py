@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from histoclip_lib.cmm import CMM
-from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.shards import SHARD_SIZE, Shards
-from histoclip_lib.training import TrainingOptions, new_head, train_head
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.features.store import SHARD_SIZE, Shards
+from histoclip_lib.models.cmm import CMM
+from histoclip_lib.models.training import TrainingOptions, new_head, train_head
 
 # Patches, tokens, width, classes, batch; epochs in a row.
 SIZES = {"demo": (480, 49, 384, 4, 64, 10), "BCSS-WSSS": (18_738, 49, 384, 4, 256, 1)}

@@ -23,16 +23,17 @@ import pandas as pd
 import torch
 from sklearn.metrics import log_loss
 
-from histoclip_lib import cmm
-from histoclip_lib.baselines import fit_linear_probe
-from histoclip_lib.clip import load_clip
-from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.datasets.splits import grouped_folds
-from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.metrics import from_probabilities, point_metrics
-from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
-from histoclip_lib.training import TrainingOptions, new_head, predict_probabilities, train_head
+from histoclip_lib.clip.encoder import load_clip
+from histoclip_lib.common.predictions import from_probabilities
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.data.splits import grouped_folds, split_dataset
+from histoclip_lib.evaluation.metrics import point_metrics
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models import cmm
+from histoclip_lib.models.baselines import fit_linear_probe
+from histoclip_lib.models.training import TrainingOptions, new_head, predict_probabilities, train_head
+from histoclip_lib.prompting.vocabulary import TextEncoder, class_embeddings, load_vocabulary
 
 FOLDS = 4
 

@@ -23,12 +23,12 @@ from PIL import Image
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from histoclip_lib.clip import CLIP
-from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.image_towers import image_features
-from histoclip_lib.training import TrainingOptions, new_head, train_head
+from histoclip_lib.clip.encoder import CLIP
+from histoclip_lib.clip.towers import image_features
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models.training import TrainingOptions, new_head, train_head
 
 EPOCHS, BATCH, WORKERS = 800, 256, 2
 PASS = 32  # images in one pass of the encoder, for both

@@ -24,14 +24,14 @@ import torch
 from common import PeakMemory, many_patches, print_table, seconds, write_json
 from torch.nn import functional
 
-from histoclip_lib.clip import load_clip
-from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.metrics import from_probabilities
-from histoclip_lib.prompts import TextEncoder, load_vocabulary
-from histoclip_lib.training import TrainingOptions, new_head, train_head
-from histoclip_lib.uncertainty import evaluate
-from histoclip_lib.zero_shot import score_all
+from histoclip_lib.clip.encoder import load_clip
+from histoclip_lib.common.predictions import from_probabilities
+from histoclip_lib.evaluation.uncertainty import evaluate
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models.training import TrainingOptions, new_head, train_head
+from histoclip_lib.prompting.strategies import score_all
+from histoclip_lib.prompting.vocabulary import TextEncoder, load_vocabulary
 
 BATCH, RESAMPLES, PER_GROUP = 256, 1000, 25
 

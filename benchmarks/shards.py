@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from common import print_table, write_json
 
-from histoclip_lib.datasets import load_dataset
-from histoclip_lib.encoding import shard_key
-from histoclip_lib.executors import open_executor, run_tasks
-from histoclip_lib.shards import SHARD_SIZE, locked, open_shard, write_shard
+from histoclip_lib.common.executors import open_executor, run_tasks
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.features.encode import shard_key
+from histoclip_lib.features.store import SHARD_SIZE, locked, open_shard, write_shard
 
 SIZES = {"lite0-minilm": (49, 384), "ViT-L/14": (256, 768)}  # tokens and width
 ROUNDS, TASKS, THREADS = 7, 500, 2

@@ -35,15 +35,20 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import explore, figures, galleries, results
-from histoclip_lib.datasets import about, check_images, load_dataset, split_dataset
-from histoclip_lib.files import run_folder
+from histoclip_lib.common.files import run_folder
+from histoclip_lib.data import registry as about
+from histoclip_lib.data.checks import check_images
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.data.splits import split_dataset
+from histoclip_lib.evaluation import artifacts
+from histoclip_lib.report import explore, figures, tables
+from histoclip_lib.report.figures import patches as galleries
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
 check_images(patches)
 folder = run_folder(name, reports_dir)
-results.save_split(folder / "split.csv", patches, train, val)
+artifacts.save_split(folder / "split.csv", patches, train, val)
 Markdown(about(dataset))
 
 # %%
@@ -57,7 +62,7 @@ patches
 # `split: grouped` keeps each group on one side.
 
 # %%
-results.dataset_table(patches, train, val).T
+tables.dataset_table(patches, train, val).T
 
 # %% [markdown]
 # ## How often each class is present

@@ -50,12 +50,16 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown
 
-from histoclip_lib import explore, figures, prompt_sensitivity, results, zero_shot
-from histoclip_lib.clip import load_clip
-from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.files import run_folder
-from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
+from histoclip_lib.clip.encoder import load_clip
+from histoclip_lib.common.files import run_folder
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.data.splits import split_dataset
+from histoclip_lib.evaluation import artifacts, methods
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.prompting import sensitivity as prompt_sensitivity
+from histoclip_lib.prompting import strategies as zero_shot
+from histoclip_lib.prompting.vocabulary import TextEncoder, class_embeddings, load_vocabulary
+from histoclip_lib.report import explore, figures, tables
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
@@ -94,8 +98,8 @@ figures.show(figures.similarity_map((class_matrix @ class_matrix.T).cpu().numpy(
 pooled = features.pooled.take(range(len(patches)))
 rows = zero_shot.score_all(pooled, encode, vocabulary, patches.labels[train].mean(axis=0), baseline_rule)
 folder = run_folder(name, reports_dir)
-results.save_predictions(folder / "zero_shot.parquet", rows, patches, range(len(patches)))
-results.whole_set_table(rows, patches, val)
+artifacts.save_predictions(folder / "zero_shot.parquet", rows, patches, range(len(patches)))
+tables.whole_set_table(rows, patches, val)
 
 # %%
 Markdown(zero_shot.baseline_note(rows["baseline"], patches.labels, baseline_rule))
@@ -107,7 +111,7 @@ Markdown(zero_shot.baseline_note(rows["baseline"], patches.labels, baseline_rule
 # and still decide badly, when its threshold (the dashed line) lies in the wrong place.
 
 # %%
-named = {results.strategy_name(row): predictions for row, predictions in rows.items()}
+named = {methods.strategy_name(row): predictions for row, predictions in rows.items()}
 figures.show(figures.score_distributions(named, patches.labels, patches.classes))
 
 # %% [markdown]

@@ -61,17 +61,17 @@ resamples: int = 1000  # bootstrap samples behind each interval
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
-from IPython.display import Markdown, display
-
-from histoclip_lib import baselines, figures, results, study_tables
-from histoclip_lib.clip import load_clip
 from histoclip_lib.cmm import save_cmm
-from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.features import encode_dataset
 from histoclip_lib.files import run_folder
 from histoclip_lib.prompts import TextEncoder, class_embeddings, load_vocabulary
 from histoclip_lib.studies import plan_studies, run_studies, save_studies
 from histoclip_lib.training import TrainingOptions, predict, train_both
+from IPython.display import Markdown, display
+
+from histoclip_lib import baselines, figures, results, study_tables
+from histoclip_lib.clip import load_clip
+from histoclip_lib.datasets import load_dataset, split_dataset
+from histoclip_lib.features import encode_dataset
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)

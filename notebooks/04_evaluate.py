@@ -47,29 +47,22 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown, display
 
-from histoclip_lib import (
-    baselines,
-    calibration,
-    comparisons,
-    confusion,
-    explore,
-    figures,
-    galleries,
-    leakage,
-    paper,
-    results,
-    split_gap,
-    study_tables,
-)
-from histoclip_lib.clip import load_clip
-from histoclip_lib.cmm import load_cmm
-from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.files import run_folder
-from histoclip_lib.model_card import write_model_card
-from histoclip_lib.pages import page_explorers
-from histoclip_lib.studies import load_studies
-from histoclip_lib.training import predict
+from histoclip_lib.clip.encoder import load_clip
+from histoclip_lib.common.files import run_folder
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.data.splits import split_dataset
+from histoclip_lib.evaluation import artifacts, calibration, comparisons, confusion, leakage, methods, uncertainty
+from histoclip_lib.evaluation import leakage as split_gap
+from histoclip_lib.evaluation import studies as study_tables
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.models import baselines
+from histoclip_lib.models.cmm import load_cmm
+from histoclip_lib.models.studies import load_studies
+from histoclip_lib.models.training import predict
+from histoclip_lib.report import explore, figures, page_explorers, tables
+from histoclip_lib.report import tables as paper
+from histoclip_lib.report.figures import patches as galleries
+from histoclip_lib.report.model_card import write_model_card
 
 # %%
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
@@ -79,7 +72,7 @@ features = encode_dataset(clip, patches, views, encode_batch_size)
 folder = run_folder(name, reports_dir)
 rows = baselines.trivial_rows(patches.labels[train], len(val))
 rows |= baselines.tissue_rows(patches, train, val)
-rows |= results.load_predictions(folder / "zero_shot.parquet", patches, val)
+rows |= artifacts.load_predictions(folder / "zero_shot.parquet", patches, val)
 probe = baselines.fit_linear_probe(features, patches, train, seed)
 neighbours = baselines.fit_knn(features, patches, train, seed)
 rows |= {"linear_probe": probe.predict(features, val), "knn": neighbours.predict(features, val)}
@@ -90,9 +83,9 @@ for kind in ("global", "patch"):
     rows[f"histoclip_{kind}"] = predict(head, features, kind, val, clip.device)
 
 # %%
-results.save_predictions(folder / "predictions.parquet", rows, patches, val)
-scored = results.evaluate_rows(rows, patches, val, resamples, seed)
-results.write_metrics(
+artifacts.save_predictions(folder / "predictions.parquet", rows, patches, val)
+scored = artifacts.evaluate_rows(rows, patches, val, resamples, seed)
+artifacts.write_metrics(
     folder / "metrics.json",
     patches,
     scored,
@@ -106,7 +99,7 @@ results.write_metrics(
     n_val=len(val),
 )
 against = comparisons.against_every_row(rows, patches, val, resamples, seed)
-verdict = comparisons.verdict(against, results.bootstrap_units(patches, val))
+verdict = comparisons.verdict(against, uncertainty.bootstrap_units(patches, val))
 Markdown(verdict)
 
 # %% [markdown]
@@ -116,13 +109,13 @@ Markdown(verdict)
 # rank by score and ignore the threshold; a row without scores ranks all patches alike.
 
 # %%
-results.rows_table(scored, dataset)
+tables.rows_table(scored, dataset)
 
 # %%
-figures.show(figures.forest_plot(scored, results.ROW_LABELS))
+figures.show(figures.forest_plot(scored, methods.ROW_LABELS))
 
 # %%
-Markdown(f"{results.interval_note(patches, val)} {probe.about()} {neighbours.about()}")
+Markdown(f"{uncertainty.interval_note(patches, val)} {probe.about()} {neighbours.about()}")
 
 # %% [markdown]
 # ## Is one row better than another?
@@ -153,10 +146,10 @@ else:
 # ## Class by class
 
 # %%
-figures.show(figures.per_class_map(results.per_class_table(scored, "accuracy"), "accuracy"))
+figures.show(figures.per_class_map(tables.per_class_table(scored, "accuracy"), "accuracy"))
 
 # %%
-figures.show(figures.per_class_map(results.per_class_table(scored, "ap"), "average precision"))
+figures.show(figures.per_class_map(tables.per_class_table(scored, "ap"), "average precision"))
 
 # %% [markdown]
 # ## Thresholds and calibration
@@ -176,7 +169,7 @@ fits = {
     for row, probabilities in out_of_fold.items()
     if probabilities is not None
 }
-calibration.threshold_table(truth, rows, fits, patches.classes, results.ROW_LABELS)
+calibration.threshold_table(truth, rows, fits, patches.classes, methods.ROW_LABELS)
 
 # %% [markdown]
 # Accuracy and F1 of HistoCLIP with patch keys at every threshold. In JupyterLab the threshold of each class can be moved,
@@ -186,17 +179,17 @@ calibration.threshold_table(truth, rows, fits, patches.classes, results.ROW_LABE
 explore.thresholds(truth, ours.scores, patches.classes)
 
 # %%
-figures.show(figures.reliability_diagrams(truth, rows, fits, patches.classes, results.ROW_LABELS))
+figures.show(figures.reliability_diagrams(truth, rows, fits, patches.classes, methods.ROW_LABELS))
 
 # %%
-calibration.calibration_table(truth, rows, fits, patches.classes, results.ROW_LABELS)
+calibration.calibration_table(truth, rows, fits, patches.classes, methods.ROW_LABELS)
 
 # %%
-Markdown(calibration.temperature_note(fits, results.ROW_LABELS))
+Markdown(calibration.temperature_note(fits, methods.ROW_LABELS))
 
 # %%
 shown = {row: rows[row] for row in ("baseline", "power_set", "linear_probe", "histoclip_patch")}
-figures.show(figures.precision_recall_curves(truth, shown, fits, patches.classes, results.ROW_LABELS))
+figures.show(figures.precision_recall_curves(truth, shown, fits, patches.classes, methods.ROW_LABELS))
 
 # %% [markdown]
 # ## Confusion
@@ -229,9 +222,9 @@ figures.show(figures.missed_class_map(*confusion.predicted_when_missed(truth, ou
 # present than where it is absent; and the same for being found among patches that have it.
 
 # %%
-units = results.bootstrap_units(patches, val)
+units = uncertainty.bootstrap_units(patches, val)
 biases = {
-    results.ROW_LABELS[row]: confusion.co_occurrence_bias(truth, rows[row].decisions, units, resamples, seed)
+    methods.ROW_LABELS[row]: confusion.co_occurrence_bias(truth, rows[row].decisions, units, resamples, seed)
     for row in ("histoclip_patch", "linear_probe")
 }
 figures.show(figures.co_occurrence_bias_map(biases, patches.classes))

@@ -43,18 +43,20 @@ reports_dir: str = "reports"  # folder below which each run has its own
 # %%
 from IPython.display import Markdown, display
 
-from histoclip_lib import attention_scores, explore, figures, galleries, results
-from histoclip_lib.attention import attention_maps
-from histoclip_lib.clip import load_clip
-from histoclip_lib.cmm import load_cmm
-from histoclip_lib.datasets import load_dataset, split_dataset
-from histoclip_lib.feature_reader import FeatureReader
-from histoclip_lib.features import encode_dataset
-from histoclip_lib.files import run_folder
-from histoclip_lib.pages import page_explorers
-from histoclip_lib.reference_maps import maps_to_compare
-from histoclip_lib.thumbnails import save_thumbnail
-from histoclip_lib.training import predict
+from histoclip_lib.clip.encoder import load_clip
+from histoclip_lib.common.files import run_folder
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.data.splits import split_dataset
+from histoclip_lib.evaluation import localisation as attention_scores
+from histoclip_lib.evaluation import uncertainty
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models.attention import attention_maps, maps_to_compare
+from histoclip_lib.models.cmm import load_cmm
+from histoclip_lib.models.training import predict
+from histoclip_lib.report import explore, figures, page_explorers
+from histoclip_lib.report.figures import patches as galleries
+from histoclip_lib.report.figures.patches import save_thumbnail
 
 patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
 train, val = split_dataset(patches, split, seed, val_fraction)
@@ -101,7 +103,7 @@ for overlay in galleries.attention_figures(patches, val, maps, probabilities, ch
 if patches.has_masks:
     compared = maps_to_compare(head, reader, val, seed)
     scores = attention_scores.score_maps(compared, patches, val)
-    units = results.bootstrap_units(patches, val)
+    units = uncertainty.bootstrap_units(patches, val)
     display(Markdown(attention_scores.attention_verdict(scores, units, resamples, seed)))
     figures.show(figures.map_agreement(scores, patches.classes))
 else:

@@ -24,14 +24,15 @@
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
-from histoclip_lib import results, run_summaries
-from histoclip_lib.files import resolve
+from histoclip_lib.common.files import resolve
+from histoclip_lib.evaluation import artifacts
+from histoclip_lib.report import tables
 
-runs = run_summaries.find_runs(resolve(reports_dir))
-results.table_one_frame(runs)
+runs = artifacts.find_runs(resolve(reports_dir))
+tables.table_one_frame(runs)
 
 # %% [markdown]
 # ## What was run
 
 # %%
-results.runs_frame(runs)
+tables.runs_frame(runs)

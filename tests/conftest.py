@@ -50,7 +50,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def lite0():
     """The offline default backbone, built once: it is frozen."""
-    from histoclip_lib.clip import load_clip
+    from histoclip_lib.clip.encoder import load_clip
 
     return load_clip(device="cpu")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import distributed
 
-from histoclip_lib.executors import software
+from histoclip_lib.common.executors import software
 
 SIZE = 256  # patches of a shard
 DEADLINE = 400.0  # seconds: tests of other processes take their share of the cores

@@ -3,7 +3,7 @@
 import os
 import time
 
-from histoclip_lib.datasets.images import ImageFiles
+from histoclip_lib.data.images import ImageFiles
 
 read = getattr(ImageFiles, "unlogged", ImageFiles.image)  # Dask loads this file more than once
 

@@ -8,11 +8,11 @@ import numpy as np
 from nbformat import v4
 from PIL import Image
 
-from histoclip_lib.datasets.base import PatchDataset
-from histoclip_lib.metrics import from_probabilities
-from histoclip_lib.pages.navigation import PAGE_LABELS
-from histoclip_lib.pages.run_notebooks import stamp
-from histoclip_lib.results import evaluate_rows, save_predictions, write_metrics
+from histoclip_lib.common.predictions import from_probabilities
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.evaluation.artifacts import evaluate_rows, save_predictions, write_metrics
+from histoclip_lib.report.executed import stamp
+from histoclip_lib.report.navigation import PAGE_LABELS
 
 CLASSES = ["tumor", "stroma", "lymphocyte"]
 ROWS = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", "histoclip_patch")

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_demo import REPOSITORY, ROWS, SMALL, environment, histoclip, small_demo
 
-from histoclip_lib.metrics import mean_accuracy
-from histoclip_lib.runs import PRODUCTS, STEPS
+from histoclip_lib.common.predictions import mean_accuracy
+from histoclip_lib.runs.pipeline import PRODUCTS, STEPS
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 import websocket
 
-from histoclip_lib.pages.export import WIDGET
+from histoclip_lib.report.export import WIDGET
 
 ROOT = Path(__file__).parents[1]
 TOKEN = uuid4().hex

@@ -8,11 +8,11 @@ import jupytext
 import nbformat
 import pytest
 
-from histoclip_lib.datasets import DATASETS
-from histoclip_lib.grids import is_grid
-from histoclip_lib.pages.navigation import TABLE_PAGE
-from histoclip_lib.params import read_params, read_schema
-from histoclip_lib.runs import STEPS
+from histoclip_lib.data.registry import DATASETS
+from histoclip_lib.report.navigation import TABLE_PAGE
+from histoclip_lib.runs.grids import is_grid
+from histoclip_lib.runs.parameters import read_params, read_schema
+from histoclip_lib.runs.pipeline import STEPS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -18,8 +18,8 @@ from packaging.version import Version
 from PIL import Image
 from tiny_clip import config, save_local_dir, tiny_model
 
-from histoclip_lib.clip import load_clip
-from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.clip.encoder import load_clip
+from histoclip_lib.common.errors import HistoCLIPError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -194,8 +194,8 @@ def test_a_script_in_torchs_archive_is_not_run(tmp_path, monkeypatch):
 
 LOAD = """
 from histoclip_lib import results
-from histoclip_lib.datasets import check_images, load_dataset, split_dataset
-from histoclip_lib.files import run_folder
+from histoclip_lib.data.registry import check_images, load_dataset, split_dataset
+from histoclip_lib.common.files import run_folder
 patches = load_dataset("folder", "data")
 train, val = split_dataset(patches, "grouped", 0, 0.5)
 check_images(patches, progress=False)

@@ -9,7 +9,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 
-from histoclip_lib.clip import CLIP
+from histoclip_lib.clip.encoder import CLIP
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}

@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from histoclip_lib.errors import HistoCLIPError
+from histoclip_lib.common.errors import HistoCLIPError
 
 # Of each test. More for a soak, such as FUZZ_EXAMPLES=2000 python -m pytest tests/fuzz
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))

@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from histoclip_lib.checkpoints import load_checkpoint
-from histoclip_lib.cmm import CMM, load_cmm
-from histoclip_lib.datasets import folder, histoseg
-from histoclip_lib.datasets.images import read_class_map, read_nonzero, read_rgb
-from histoclip_lib.datasets.pannuke import load_pannuke
-from histoclip_lib.datasets.pannuke_arrays import CLASSES, cached_counts, file_key, open_array
-from histoclip_lib.datasets.pannuke_parquet import ParquetSource, read_fold
-from histoclip_lib.errors import HistoCLIPError
-from histoclip_lib.grids import read_grid
-from histoclip_lib.pages.export import read_parameters
-from histoclip_lib.params import read_params, read_schema
-from histoclip_lib.prompts import FOLDER, load_vocabulary
-from histoclip_lib.run_summaries import read_metrics
-from histoclip_lib.runs import STEPS, find_notebooks
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.data import folder, histoseg
+from histoclip_lib.data.images import read_class_map, read_nonzero, read_rgb
+from histoclip_lib.data.pannuke.arrays import CLASSES, cached_counts, file_key, open_array
+from histoclip_lib.data.pannuke.layouts import load_pannuke
+from histoclip_lib.data.pannuke.parquet import ParquetSource, read_fold
+from histoclip_lib.evaluation.artifacts import read_metrics
+from histoclip_lib.models.cmm import CMM, load_cmm
+from histoclip_lib.models.training import load_checkpoint
+from histoclip_lib.prompting.vocabulary import FOLDER, load_vocabulary
+from histoclip_lib.report.export import read_parameters
+from histoclip_lib.runs.grids import read_grid
+from histoclip_lib.runs.parameters import read_params, read_schema
+from histoclip_lib.runs.pipeline import STEPS, find_notebooks
 
 ROOT = Path(__file__).parents[2]
 CLASS_NAMES = ["tumor", "stroma"]

@@ -1,0 +1,1 @@
+"""Frozen encoders: loading them, pooled image features, patch tokens and text features."""

@@ -1,0 +1,223 @@
+"""Image towers, run once for the pooled embedding and the projected patch tokens; CNNs through ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.files import replacing
+
+
+class ImageTower(nn.Module):
+    """An open_clip image tower from pixels to the output of `image_features`, normalisation included.
+
+    Parameters
+    ----------
+    visual : nn.Module
+        `model.visual` of an open_clip model.
+    mean, std : sequence of 3 floats
+        Of the channels, as the tower's preprocessing has them (pixels from 0 to 1).
+    """
+
+    def __init__(self, visual: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.visual = visual
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """From uint8 pixels (B, 3, S, S) to what the tower's preprocessing makes of them."""
+        return (pixels.float() / 255 - self.mean) / self.std
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From uint8 pixels (B, 3, S, S) to pooled features (B, d) and tokens (B, L, d)."""
+        return image_features(self.visual, self.normalize(pixels))
+
+
+def is_convolutional(visual: nn.Module) -> bool:
+    """Whether a tower is a CNN of timm with channels first; transformers are left to PyTorch."""
+    if not isinstance(visual, TimmModel) or getattr(visual.trunk, "output_fmt", "NCHW") != "NCHW":
+        return False
+    return not hasattr(visual.trunk, "num_prefix_tokens")
+
+
+def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run an open_clip image tower once, for the pooled embedding and the projected patch tokens.
+
+    A patch token is projected as the tower would project an image that consists of this token alone: the tower's own
+    final norm, pooling and projection are applied to it. For an average-pooled CNN the mean of the tokens is then
+    the pooled embedding; for a ViT this is `ln_post` and `proj`; for attention pooling it is the value path
+    (MaskCLIP, Zhou et al. 2022).
+
+    Parameters
+    ----------
+    visual : nn.Module
+        `model.visual` of an open_clip model.
+    images : tensor of shape (B, 3, S, S)
+        Preprocessed.
+
+    Returns
+    -------
+    pooled : tensor of shape (B, d)
+    tokens : tensor of shape (B, L, d)
+    """
+    if isinstance(visual, VisionTransformer):
+        hidden = visual.transformer(visual._embeds(images))  # (B, 1 + L, width)
+
+        def project(sequence: torch.Tensor) -> torch.Tensor:
+            pooled = visual._pool(sequence)[0]
+            return pooled if visual.proj is None else pooled @ visual.proj
+
+        return project(hidden), _one_by_one(project, hidden[:, 1:], copies=2)
+    if isinstance(visual, ModifiedResNet):
+        feature_map = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+        pool = visual.attnpool
+        return pool(feature_map), pool.c_proj(pool.v_proj(feature_map.flatten(2).transpose(1, 2)))
+    if isinstance(visual, TimmModel):
+        hidden = visual.trunk.forward_features(images)
+        pooled = visual.head(visual.trunk.forward_head(hidden))
+        if hidden.ndim == 4:  # (B, C, h, w), or (B, h, w, C) in towers that say so
+            if getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":
+                hidden = hidden.permute(0, 3, 1, 2)
+            return pooled, _cnn_tokens(visual, hidden)
+        prefix = visual.trunk.num_prefix_tokens
+        return pooled, _one_by_one(
+            lambda sequence: visual.head(visual.trunk.forward_head(sequence)),
+            hidden[:, prefix:],
+            copies=prefix + 1,
+        )
+    raise HistoCLIPError(f"backbone: image towers of type {type(visual).__name__} give no patch tokens here.")
+
+
+def _cnn_tokens(visual: TimmModel, feature_map: torch.Tensor) -> torch.Tensor:
+    """Return the joint embeddings of the cells of a feature map (B, C, h, w), shape (B, h * w, d)."""
+    batch, channels, height, width = feature_map.shape
+    cells = feature_map.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+    if getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":
+        cells = cells.permute(0, 2, 3, 1)
+    return visual.head(visual.trunk.forward_head(cells)).reshape(batch, height * width, -1)
+
+
+def _one_by_one(project: Callable, tokens: torch.Tensor, copies: int) -> torch.Tensor:
+    """Project each token as a sequence of `copies` of itself, so that prefix and patch positions hold the same."""
+    batch, length, width = tokens.shape
+    sequences = tokens.reshape(batch * length, 1, width).expand(-1, copies, -1)
+    return project(sequences).reshape(batch, length, -1)
+
+
+NEEDED = ("onnxruntime", "onnx", "onnxscript")
+TOLERANCE = 1e-4  # relative to the features of eager PyTorch
+
+Features = tuple[torch.Tensor, torch.Tensor]  # pooled (B, d) and tokens (B, L, d)
+
+
+def onnx_tower(tower: nn.Module, size: tuple[int, int], folder: Path) -> Callable[[torch.Tensor], Features] | None:
+    """Return a function that computes `tower` on the CPU, or None.
+
+    The first call exports the tower and keeps the file; a file that cannot be read is made again.
+
+    Parameters
+    ----------
+    tower : nn.Module
+        In eval mode and float32; from uint8 images to pooled features and tokens.
+    size : tuple of int
+        Height and width of the images, in pixels.
+    folder : Path
+        Where exported towers are kept.
+
+    Returns
+    -------
+    callable or None
+        From uint8 images (B, 3, H, W) to pooled features (B, d) and tokens (B, L, d). None where ONNX Runtime is not
+        installed (`pip install histoclip[cpu]`), the tower cannot be exported, or its features differ from those of
+        PyTorch by more than TOLERANCE: then PyTorch does it.
+    """
+    if not all(importlib.util.find_spec(name) for name in NEEDED):
+        return None
+    example = torch.randint(256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path = folder / f"{_digest(tower, size)}.onnx"
+    try:
+        run = _session(path) if path.is_file() else None
+        if run is not None:
+            with suppress(OSError):  # a cache that others own can still be read
+                path.touch()  # when it was last used
+        if run is None:
+            _export(tower, example, path)
+            run = _session(path)
+    except Exception as error:  # the exporter and the runtime raise many kinds; PyTorch can do what they cannot
+        logging.getLogger(__name__).info("no ONNX tower: %s", error)
+        return None
+    return run if run is not None and _agree(run(example), tower, example) else None
+
+
+@torch.inference_mode()
+def _agree(found: Features, tower: nn.Module, images: torch.Tensor) -> bool:
+    return all(
+        one.shape == other.shape and (one - other).norm() <= TOLERANCE * other.norm()
+        for one, other in zip(found, tower(images), strict=True)
+    )
+
+
+def _digest(tower: nn.Module, size: tuple[int, int]) -> str:
+    digest = hashlib.sha256(repr((tower, size, torch.__version__)).encode())
+    for name, value in tower.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _export(tower: nn.Module, example: torch.Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about its own parts
+        program = torch.onnx.export(
+            tower,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(program.model_proto.SerializeToString())
+
+
+def _session(path: Path) -> Callable[[torch.Tensor], Features] | None:
+    """Return a function that runs an exported tower; None where the file is damaged.
+
+    Each image is a run of its own, on one of as many threads as there are cores: its feature maps stay in that core's
+    cache, no core waits for another between two layers, and its features do not depend on its neighbours in the batch.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception:
+        return None
+    [images] = session.get_inputs()
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+
+    def encode(image: np.ndarray) -> list[np.ndarray]:
+        return session.run(None, {images.name: image})
+
+    def run(batch: torch.Tensor) -> Features:
+        pooled, tokens = zip(*pool.map(encode, batch.contiguous().numpy()[:, None]), strict=True)
+        return torch.from_numpy(np.concatenate(pooled)), torch.from_numpy(np.concatenate(tokens))
+
+    return run

@@ -1,0 +1,1 @@
+"""What every room uses: errors, whole files, caches, tables and YAML from users, executors."""

@@ -1,0 +1,146 @@
+"""Reading a CSV table as people and spreadsheets save it, and saying exactly where it cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+
+SEPARATORS = (",", ";", "\t")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+ZIP = b"PK\x03\x04"  # how the files of spreadsheet programs begin
+MAX_BYTES = 2**27
+SEPARATOR_LINE = re.compile(r'"?sep=(?P<separator>.)"?')  # Excel's own first line
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a table as text, without the spaces around them.
+
+    Attributes
+    ----------
+    columns : dict of str to list of str
+        By the name in the header, in the order of the file.
+    lines : list of int
+        The line of the file in which each row begins, counted from 1.
+    """
+
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+
+def read_table(path: Path, key: str) -> Table:
+    """Read a table with a header.
+
+    Cells are parted by commas, semicolons or tabs, whichever makes `key` a column, or by what a first line `sep=;`
+    says. A byte-order mark, any kind of line end, empty lines, empty cells behind the last column and spaces around
+    cells are taken as they are meant.
+
+    Parameters
+    ----------
+    path : Path
+        A UTF-8 file.
+    key : str
+        A column that the table must have.
+
+    Raises
+    ------
+    HistoCLIPError
+        For a file that is too large, no UTF-8 or no CSV; a table without `key`; listing every column that has no name
+        or whose name stands there twice; and listing every line that has more or fewer cells than the header.
+    """
+    text = _read_text(path)
+    separator, skipped = _separator(text, key)
+    rows = _rows(path, text, separator)[skipped:]
+    if not rows:
+        raise HistoCLIPError(f"{path} is empty. Its first line must name the columns, {key} among them.")
+    header, body = rows[0][1], rows[1:]
+    width = min(len(header), max(_filled(cells) for _, cells in rows))  # empty columns behind the last are nothing
+    _check_header(path, header[:width], key)
+    ragged = [
+        f"line {line}: {len(cells)} cells" for line, cells in body if len(cells) < width or _filled(cells) > width
+    ]
+    if ragged:
+        raise HistoCLIPError(
+            f"{path}: the header has {width} columns, {len(ragged)} lines have more or fewer. Put a cell with "
+            f"{separator!r} in it in double quotes:\n{bullet_list(ragged)}"
+        )
+    columns = {name: [cells[place] for _, cells in body] for place, name in enumerate(header[:width])}
+    return Table(columns, [line for line, _ in body])
+
+
+def _filled(cells: list[str]) -> int:
+    """Return the number of cells up to the last that is not empty."""
+    return next((place for place in range(len(cells), 0, -1) if cells[place - 1]), 0)
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a file, or say what kind of file it is instead and how to save it."""
+    remedy = "In a spreadsheet program save it as `CSV UTF-8`."
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise HistoCLIPError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Is it the table?")
+        content = path.read_bytes()
+    except OSError as error:
+        raise HistoCLIPError(f"{path} cannot be read ({error}).") from error
+    if content.startswith(ZIP):
+        raise HistoCLIPError(f"{path} is a zip archive, such as a spreadsheet (.xlsx), and no CSV. {remedy}")
+    if content.startswith(UTF_16):
+        raise HistoCLIPError(f"{path} is UTF-16 (`Unicode text`), not UTF-8. {remedy}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise HistoCLIPError(
+            f"{path}, line {line}: the byte {content[error.start]:#04x} is no UTF-8; the file may be Latin-1 or "
+            f"Windows-1252. {remedy}"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise HistoCLIPError(f"{path}, line {line}: a null character stands there, so this is no text. {remedy}")
+    return text
+
+
+def _separator(text: str, key: str) -> tuple[str, int]:
+    """Return what parts the cells, and how many lines come before the header."""
+    first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0].strip()
+    if match := SEPARATOR_LINE.fullmatch(first):
+        return match["separator"], 1
+    for separator in SEPARATORS:
+        if key in [cell.strip().strip('"') for cell in first.split(separator)]:
+            return separator, 0
+    return ",", 0
+
+
+def _rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """Return the line number and the cells of each row that is not empty."""
+    rows, start = [], 1
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                rows.append((start, cells))
+            start = reader.line_num + 1
+    except (csv.Error, TypeError, ValueError) as error:  # the latter two: a separator that csv does not take
+        raise HistoCLIPError(
+            f"{path}, line {start}: is no CSV ({error}). A double quote within a cell is written twice, and the cell "
+            "is put in double quotes."
+        ) from error
+    return rows
+
+
+def _check_header(path: Path, header: list[str], key: str) -> None:
+    if key not in header:
+        alike = [name for name in header if name.casefold() == key]
+        hint = f"Write {key!r} for {alike[0]!r}." if alike else f"One of them must be {key!r}."
+        raise HistoCLIPError(f"{path} has the columns {shown(header, 300)}. {hint}")
+    problems = [f"column {place} has no name" for place, name in enumerate(header, 1) if not name]
+    problems += [f"{name!r} stands there {n} times" for name, n in Counter(header).items() if name and n > 1]
+    if problems:
+        raise HistoCLIPError(f"{path}: each column needs a name of its own. Not so:\n{bullet_list(problems)}")

@@ -1,0 +1,128 @@
+"""HTML and Markdown made from text that users wrote; every text in it is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+ACCENT = "#4c7fb8"  # readable on white and on black
+JPEG_QUALITY = 85
+Node = ElementTree.Element | str
+
+
+def element(tag: str, *children: Node, **attributes: object) -> ElementTree.Element:
+    """Return an element of HTML; texts among the children and attributes are escaped when it is written.
+
+    Parameters
+    ----------
+    tag : str
+        Its name.
+    children : Element or str
+        In their order.
+    attributes : object
+        A trailing underscore is taken off (`class_`), others become hyphens.
+    """
+    named = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
+    node = ElementTree.Element(tag, named)
+    last = None
+    for child in children:
+        if isinstance(child, ElementTree.Element):
+            node.append(child)
+            last = child
+        elif last is None:
+            node.text = (node.text or "") + child
+        else:
+            last.tail = (last.tail or "") + child
+    return node
+
+
+def html(*nodes: Node) -> str:
+    """Write elements and texts as HTML, in their order."""
+    # As XML, since the HTML writer leaves `<` in attributes alone. HTML has no end tag for an image.
+    written = ElementTree.tostring(element("div", *nodes), encoding="unicode", short_empty_elements=False)
+    return written.removeprefix("<div>").removesuffix("</div>").replace("></img>", ">")
+
+
+def table(header: Sequence[Node], lines: Sequence[Sequence[Node]], caption: str = "") -> ElementTree.Element:
+    """Return a table; the first cell of each line is its heading.
+
+    Parameters
+    ----------
+    header : sequence of Node
+        Headings of the columns, or none.
+    lines : sequence of sequences of Node
+        The cells.
+    caption : str
+        What the table says.
+    """
+    parts = [element("caption", caption)] if caption else []
+    if header:
+        parts.append(element("thead", element("tr", *(element("th", cell, scope="col") for cell in header))))
+    rows = [
+        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
+        for first, *rest in lines
+    ]
+    return element("table", *parts, element("tbody", *rows))
+
+
+def picture(image: np.ndarray, alternative: str, width: int | None = None) -> ElementTree.Element:
+    """Return an image (H, W, 3), uint8, as a JPEG inside the HTML; `width` in CSS pixels, by default its own."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return element("img", src=f"data:image/jpeg;base64,{data}", alt=alternative, width=width or image.shape[1])
+
+
+def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    """Return an image (H, W, 3), uint8, made smaller so that it fits into a square of `side` pixels."""
+    small = Image.fromarray(image)
+    small.thumbnail((side, side))
+    return np.asarray(small)
+
+
+def bar(fraction: float, alternative: str, width: int = 120) -> ElementTree.Element:
+    """Return a horizontal bar that is filled up to `fraction`, from 0 to 1."""
+    return _drawing(
+        alternative,
+        width,
+        10,
+        _box(0, 0, width, 10, fill=ACCENT, fill_opacity=0.2),
+        _box(0, 0, width * min(max(fraction, 0.0), 1.0), 10, fill=ACCENT),
+    )
+
+
+def histogram(values: np.ndarray, alternative: str, bins: int = 24, width: int = 120) -> ElementTree.Element:
+    """Return the histogram of values of any shape; what is not finite is left out."""
+    finite = np.asarray(values, dtype=float).ravel()
+    finite = finite[np.isfinite(finite)]
+    counts = np.histogram(finite, bins)[0] if len(finite) else np.zeros(bins, dtype=int)
+    step, highest = width / bins, max(1, counts.max())
+    bars = [
+        _box(k * step, 24 * (1 - count / highest), step * 0.85, 24 * count / highest, fill=ACCENT)
+        for k, count in enumerate(counts)
+    ]
+    return _drawing(alternative, width, 25, *bars, _box(0, 24, width, 1, fill=ACCENT))
+
+
+def _drawing(alternative: str, width: int, height: int, *shapes: Node) -> ElementTree.Element:
+    drawing = element("svg", *shapes, width=width, height=height, role="img", xmlns="http://www.w3.org/2000/svg")
+    drawing.set("viewBox", f"0 0 {width} {height}")
+    drawing.set("aria-label", alternative)
+    return drawing
+
+
+def _box(x: float, y: float, width: float, height: float, **attributes: object) -> ElementTree.Element:
+    return element("rect", x=f"{x:.2f}", y=f"{y:.2f}", width=f"{width:.2f}", height=f"{height:.2f}", **attributes)
+
+
+def as_typed(text: str) -> str:
+    """Return text as inline code in Markdown, whatever it contains; only its line breaks become spaces."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(len(run) for run in re.findall("`*", text)))
+    return f"{fence} {text} {fence}"

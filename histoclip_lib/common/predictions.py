@@ -1,0 +1,68 @@
+"""What a method says about patches, and what decides on it: eqs. (5) and (6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logit
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.html import element, histogram, html, table
+
+THRESHOLD = 0.5  # sigma >= 0.5, eq. (6)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one row of the table says about B patches and N classes.
+
+    Attributes
+    ----------
+    scores : ndarray of shape (B, N), float
+        Higher means more likely; only their order counts, within a class.
+    decisions : ndarray of shape (B, N), bool
+        The labels that the row assigns.
+    """
+
+    scores: np.ndarray
+    decisions: np.ndarray
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how often each class is chosen and how its scores lie."""
+        n_patches, n_classes = self.scores.shape
+        lines = []
+        for k, (scores, decisions) in enumerate(zip(self.scores.T, self.decisions.T, strict=True), 1):
+            low, high, chosen = f"{scores.min():.3g}", f"{scores.max():.3g}", int(decisions.sum())
+            shape = histogram(scores, f"scores of class {k}, from {low} to {high}")
+            lines.append([f"class {k}", f"{chosen:,}", f"{chosen / n_patches:.1%}", low, shape, high])
+        header = ["", "chosen", "fraction", "lowest", "scores", "highest"]
+        return html(element("p", f"{n_patches:,} patches, {n_classes} classes"), table(header, lines))
+
+
+def from_probabilities(probabilities: np.ndarray) -> Predictions:
+    """Decide by sigma >= 0.5, eq. (6); the scores are the probabilities (B, N)."""
+    return Predictions(probabilities, probabilities >= THRESHOLD)
+
+
+def mean_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float:
+    """Return mAcc, eq. (6): the mean over classes of label-wise accuracy, both arguments of shape (B, N)."""
+    return float((labels == decisions).mean(axis=0).mean())
+
+
+FINEST = 2.0**-24  # the step of float32 below 1: what a sigmoid rounds to 0 or 1 is taken to be this far from it
+
+
+def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean binary cross-entropy over patches and classes; both arguments of shape (B, N)."""
+    logits = _logits(probabilities)
+    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    low, high = float(probabilities.min()), float(probabilities.max())
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise HistoCLIPError(
+            f"Values from {low:g} to {high:g} are no probabilities. Calibrate sigmoid outputs; cosines cannot be."
+        )
+    return logit(np.clip(probabilities.astype(np.float64), FINEST, 1 - FINEST))

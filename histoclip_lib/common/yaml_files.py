@@ -1,0 +1,123 @@
+"""YAML from users, read as plain data: no tags, no aliases, and no more of it than a person writes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+
+MAX_BYTES = 100_000
+MAX_NODES = 5_000  # keys and values
+MAX_DEPTH = 10
+PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+MERGE = "tag:yaml.org,2002:merge"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# Beside YAMLError: a date, a number or a character that does not exist, or `!!int` before what is none.
+NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, LookupError, RecursionError)
+
+
+def read_yaml(path: Path) -> tuple[object, list[str]]:
+    """Read a YAML file whose author need not be trusted.
+
+    Only mappings, lists, texts, numbers, truth values and nothing are built (`yaml.SafeLoader`), so no file can run
+    code. What a small file could blow up with is refused before any value is built.
+
+    Parameters
+    ----------
+    path : Path
+        A UTF-8 file, with a byte-order mark or without.
+
+    Returns
+    -------
+    value : object
+        What the file holds.
+    repeated : list of str
+        A line for each key that stands in one mapping several times: YAML keeps the last and says nothing.
+
+    Raises
+    ------
+    HistoCLIPError
+        For a file that cannot be read, is larger than `MAX_BYTES`, no UTF-8 or no YAML; and listing every tag, anchor,
+        alias and merge key, every text that no path or page could hold, and the place where it becomes too deep or too
+        long.
+    """
+    text = _read_text(path)
+    try:
+        problems = list(_problems(text))
+        if problems:
+            raise HistoCLIPError(f"{path} holds more than plain YAML. Write the values out:\n{bullet_list(problems)}")
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        repeated = list(_repeated(node))
+        return (None if node is None else loader.construct_document(node)), repeated
+    except HistoCLIPError:
+        raise
+    except NOT_YAML as error:
+        hint = " Indent with spaces." if "'\\t'" in str(error) else ""
+        raise HistoCLIPError(f"{path} is not YAML: {error}{hint}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise HistoCLIPError(f"{str(path)[:300]} cannot be read ({error}).") from error
+    if len(content) > MAX_BYTES:
+        raise HistoCLIPError(f"{path} has more than {MAX_BYTES:,} bytes. Is it the file that was meant?")
+    if content.startswith(UTF_16):
+        raise HistoCLIPError(f"{path} cannot be read: it is UTF-16. Save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise HistoCLIPError(
+            f"{path} cannot be read: the byte {content[error.start]:#04x} in line {line} is no UTF-8. Save the file as "
+            "UTF-8."
+        ) from error
+
+
+def _problems(text: str) -> Iterator[str]:
+    """Yield what plain data does not have, a line each; stop where it becomes too deep or too long."""
+    depth = nodes = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            yield f"{line}: the alias *{event.anchor}"
+        elif isinstance(event, yaml.NodeEvent):
+            nodes += 1
+            if event.anchor is not None:
+                yield f"{line}: the anchor &{event.anchor}"
+            if event.tag is not None and event.tag not in PLAIN_TAGS:
+                yield f"{line}: the tag {event.tag}"
+            if isinstance(event, yaml.ScalarEvent) and not _can_be_written(event.value):
+                yield f"{line}: a text with a null character or half a character: {shown(event.value)}"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or nodes > MAX_NODES:
+            yield f"{line}: more than {MAX_DEPTH} levels or {MAX_NODES:,} keys and values"
+            return
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[str]:
+    """Yield a line for each key that a mapping has several times, and for each merge key."""
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        yield from (f"{key[:100]}: stands there {count} times" for key, count in keys.items() if count > 1)
+        if any(key.tag == MERGE for key, _ in node.value):
+            yield "<<: merges mappings, which is not plain; write the values out"
+        for pair in node.value:
+            yield from (line for part in pair for line in _repeated(part))
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _repeated(part)
+
+
+def _can_be_written(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

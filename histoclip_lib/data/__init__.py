@@ -1,0 +1,1 @@
+"""The data sets: a registry, and patches with labels, groups and masks."""

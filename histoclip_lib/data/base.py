@@ -1,0 +1,152 @@
+"""What every data set gives: labels, classes, groups and images that are read one at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list
+from histoclip_lib.common.html import bar, element, html, picture, table, thumbnail
+
+SHOWN_PATCHES, THUMBNAIL_SIDE = 6, 72  # in a notebook, the side in pixels
+
+
+class PatchSource(Protocol):
+    """Where the pixels of a data set come from. Must be picklable: worker processes read through it."""
+
+    def image(self, index: int) -> np.ndarray:
+        """Return patch `index` as RGB, shape (H, W, 3), uint8, or raise HistoCLIPError where it cannot be read."""
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """Return the class map of patch `index`, shape (H, W), uint8: k for the k-th class, 0 for none."""
+
+    def digest(self, index: int) -> str:
+        """Return a hex digest that changes whenever the pixels of patch `index` may have changed."""
+
+
+@dataclass(frozen=True, eq=False)
+class PatchDataset:
+    """Patches that carry several labels at once.
+
+    Attributes
+    ----------
+    name : str
+        Name of the data set, as in the parameter `dataset`.
+    classes : list of str
+        The N class names, in column order.
+    files : list of str
+        B distinct identifiers, relative to the data folder; they name a patch in every table.
+    labels : ndarray of shape (B, N), uint8
+        1 where the class is present.
+    source : PatchSource
+        Reads images and masks lazily, by position in `files`.
+    groups : ndarray of shape (B,), str, or None
+        Patient or source image; patches of one group look alike and must not be on both sides of a
+        grouped split.
+    parts : ndarray of shape (B,), str, or None
+        The official part of each patch: `train`, `val` or `test`.
+    tissue : ndarray of shape (B,), str, or None
+        Organ, where the data set knows it.
+    has_masks : bool
+        Whether `source.mask` gives masks.
+    """
+
+    name: str
+    classes: list[str]
+    files: list[str]
+    labels: np.ndarray
+    source: PatchSource
+    groups: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    tissue: np.ndarray | None = None
+    has_masks: bool = False
+
+    def __post_init__(self) -> None:
+        """Hold the shapes, the 0/1 labels and the distinct names that everything else relies on."""
+        shape = (len(self.files), len(self.classes))
+        if self.labels.shape != shape:
+            raise HistoCLIPError(f"{self.name}: labels have shape {self.labels.shape}, expected {shape}.")
+        if not len(self.files):
+            raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
+        if not np.isin(self.labels, (0, 1)).all():
+            bad = np.flatnonzero(~np.isin(self.labels, (0, 1)).all(axis=1))
+            raise HistoCLIPError(
+                f"{self.name}: labels must be 0 or 1; these patches have others:\n"
+                + bullet_list([f"{self.files[i]}: {self.labels[i].tolist()}" for i in bad])
+            )
+        if unwritable := [value for value in self._names() if not _is_text(value)]:
+            raise HistoCLIPError(
+                f"{self.name}: these names are no Unicode text and could stand in no table. Rename:\n"
+                + bullet_list(unwritable)
+            )
+        names, counts = np.unique(np.asarray(self.files, dtype=object), return_counts=True)
+        if (counts > 1).any():
+            raise HistoCLIPError(
+                f"{self.name}: each file may be listed once; these stand there several times:\n"
+                + bullet_list([f"{n} ({c} times)" for n, c in zip(names, counts, strict=True) if c > 1])
+            )
+
+    def _names(self) -> list[str]:
+        """Return every distinct text that is shown or written: of classes, files, groups, parts and tissue."""
+        columns = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
+        return [*self.classes, *self.files, *(name for values in columns for name in np.unique(values).tolist())]
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.files)
+
+    def image(self, index: int) -> np.ndarray:
+        """Return patch `index` as RGB, shape (H, W, 3), uint8."""
+        return self.source.image(int(index))
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """Return the class map of patch `index`, shape (H, W), uint8 (0 = none), or None without masks."""
+        return self.source.mask(int(index)) if self.has_masks else None
+
+    @property
+    def prevalence(self) -> np.ndarray:
+        """Fraction of patches in which each class is present, shape (N,)."""
+        return self.labels.mean(axis=0)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how much there is of what, and six of the patches."""
+        facts = [["patches", f"{len(self):,}"], ["masks", "yes" if self.has_masks else "no"]]
+        if self.groups is not None:
+            names, sizes = np.unique(self.groups, return_counts=True)
+            smallest, largest = sizes.min(), sizes.max()
+            spread = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+            facts.append(["groups", f"{len(names):,}, of {spread} patches"])
+        for name, values in (("parts", self.parts), ("tissue", self.tissue)):
+            if values is not None:
+                facts.append([name, ", ".join(f"{value} {count:,}" for value, count in Counter(values).most_common())])
+        classes = [
+            [name, f"{count:,}", f"{share:.1%}", bar(share, f"{share:.0%} of the patches")]
+            for name, count, share in zip(self.classes, self.labels.sum(axis=0), self.prevalence, strict=True)
+        ]
+        shown = np.unique(np.linspace(0, len(self) - 1, SHOWN_PATCHES).astype(int))
+        return html(
+            element("p", element("strong", self.name)),
+            table([], facts),
+            table(["class", "present in", "prevalence", ""], classes),
+            element("p", *(part for index in shown for part in (self._thumbnail(index), " "))),
+        )
+
+    def _thumbnail(self, index: int) -> Element | str:
+        """Return patch `index` made small, or its name where it cannot be read: `check_images` says why."""
+        try:
+            return picture(thumbnail(self.image(index), THUMBNAIL_SIDE), f"patch {self.files[index]}")
+        except (OSError, ValueError):
+            return f"{self.files[index]} cannot be read"
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written: one with bytes that are no UTF-8 cannot, since Python holds them as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

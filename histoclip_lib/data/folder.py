@@ -1,0 +1,191 @@
+"""The folder format: `labels.csv` beside the images, for anyone's own data."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from histoclip_lib.common.csv_tables import Table, read_table
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.images import ImageFiles
+
+RESERVED_COLUMNS = ("file", "group", "split", "mask")
+LABELS = {"0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
+MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
+MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
+FORMAT = (
+    "labels.csv needs a column `file` and one 0/1 column for each class; `group` (patient or source image), "
+    "`split` (train or val) and `mask` are optional."
+)
+
+
+def load(data_dir: str | Path) -> PatchDataset:
+    """Load a data set in the folder format.
+
+    Parameters
+    ----------
+    data_dir : str or Path
+        Folder with `labels.csv`; the paths in it are relative to this folder. `csv_tables.read_table` says what a table
+        may look like; a label may also be written as 1.0, true or yes, 0.0, false or no, in any case.
+
+    Returns
+    -------
+    PatchDataset
+        With groups, official parts and masks where the table has them.
+
+    Raises
+    ------
+    HistoCLIPError
+        For a missing folder or table and a table that `read_table` cannot read; listing every column called almost like
+        `file`, `group`, `split` or `mask`; for no class columns; listing every label that is no label, every file that
+        is absent, no regular file, outside the folder (also by a symbolic link) or listed twice, and every mask missing
+        on some rows.
+    """
+    root = Path(data_dir)
+    table_path = root / "labels.csv"
+    if not table_path.is_file():
+        raise HistoCLIPError(f"{table_path} was not found. Set data_dir to the folder that holds it. {FORMAT}")
+    try:
+        table = read_table(table_path, "file")
+    except HistoCLIPError as error:
+        raise HistoCLIPError(f"{error}\n{FORMAT}") from error
+    if not table.lines:
+        raise HistoCLIPError(f"{table_path} has no rows. {FORMAT}")
+    classes = _classes(table, table_path)
+
+    image_paths, real_paths = _paths_inside(root, table, "file", table_path)
+    _refuse_twice(table, real_paths, table_path)  # a.png and ./a.png are one file
+    mask_paths = _paths_inside(root, table, "mask", table_path)[0] if "mask" in table.columns else []
+    mask_values = np.full(256, 255, dtype=np.uint8)
+    mask_values[: len(classes) + 1] = np.arange(len(classes) + 1)
+    return PatchDataset(
+        name="folder",
+        classes=classes,
+        files=table.columns["file"],
+        labels=_labels(table, classes, table_path),
+        source=ImageFiles(image_paths, mask_paths, mask_values),
+        groups=_column(table, "group", table_path),
+        parts=_column(table, "split", table_path, allowed=("train", "val")),
+        has_masks=bool(mask_paths),
+    )
+
+
+def _classes(table: Table, table_path: Path) -> list[str]:
+    """Return the columns left over, refusing those that were meant to be others."""
+    classes = [column for column in table.columns if column not in RESERVED_COLUMNS]
+    alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
+    if alike:
+        raise HistoCLIPError(f"{table_path}: columns with a meaning of their own are lower case:\n{bullet_list(alike)}")
+    if not classes:
+        raise HistoCLIPError(f"{table_path} has no class column. {FORMAT}")
+    if long := [shown(name) for name in classes if len(name) > MAX_NAME]:
+        raise HistoCLIPError(
+            f"{table_path}: a class has at most {MAX_NAME} characters. Shorten (`prompts_file` takes the words):\n"
+            + bullet_list(long)
+        )
+    if len(classes) > MAX_CLASSES:
+        raise HistoCLIPError(
+            f"{table_path}: {len(classes)} columns are taken for classes, more than {MAX_CLASSES}. All but "
+            f"{', '.join(RESERVED_COLUMNS)} are: remove the others."
+        )
+    return classes
+
+
+def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None:
+    """Refuse a file that several lines name: it could stand on both sides of a split."""
+    lines: dict[str, list[int]] = {}
+    for line, path in zip(table.lines, real_paths, strict=True):
+        lines.setdefault(path, []).append(line)
+    offenders = [
+        f"{os.path.basename(path)}: lines {', '.join(map(str, at))}" for path, at in lines.items() if len(at) > 1
+    ]
+    if offenders:
+        raise HistoCLIPError(f"{table_path}: each file may be listed once. Not so:\n{bullet_list(offenders)}")
+
+
+def _labels(table: Table, classes: list[str], table_path: Path) -> np.ndarray:
+    """Return the labels, shape (B, N), uint8; a column without a single one is named once, not on every line."""
+    columns, offenders = [], []
+    for name in classes:
+        cells = table.columns[name]
+        values = [LABELS.get(cell.casefold()) for cell in cells]
+        wrong = [row for row, value in enumerate(values) if value is None]
+        if len(wrong) == len(cells) > 1:
+            offenders.append(f"column {name}: no cell is 0 or 1, the first is {shown(cells[0])}; remove the column")
+        else:
+            offenders += [f"line {table.lines[row]}, column {name}: {shown(cells[row])}" for row in wrong]
+        columns.append(values)
+    if offenders:
+        raise HistoCLIPError(
+            f"{table_path}: class columns hold 0 or 1 on every line, and all columns but {', '.join(RESERVED_COLUMNS)} "
+            "are class columns. Where a label is not known, leave out the patch or the class. Not so:\n"
+            + bullet_list(offenders)
+        )
+    return np.array(columns, dtype=np.uint8).T.copy()
+
+
+def _column(table: Table, column: str, table_path: Path, allowed: tuple[str, ...] | None = None) -> np.ndarray | None:
+    """Return an optional text column, refusing empty cells and values that are not `allowed`."""
+    if column not in table.columns:
+        return None
+    cells = table.columns[column]
+    offenders = [
+        f"line {line}: {shown(cell)}"
+        for line, cell in zip(table.lines, cells, strict=True)
+        if (cell not in allowed if allowed else not 0 < len(cell) <= MAX_NAME)
+    ]
+    if offenders:
+        expected = " or ".join(allowed or (f"a name of at most {MAX_NAME} characters on every line", "no such column"))
+        raise HistoCLIPError(f"{table_path}, column {column}: expected {expected}. Not so:\n{bullet_list(offenders)}")
+    return np.array(cells, dtype=str)
+
+
+def _paths_inside(root: Path, table: Table, column: str, table_path: Path) -> tuple[list[Path], list[str]]:
+    """Return the files that a column names, as they are written and as they really are.
+
+    Refuses what is absent, what is no regular file, and what leads out of `root`, be it through `..` or a link.
+    """
+    inside = os.path.join(os.path.realpath(root), "")
+    folders: dict[str, str] = {}  # as written: as it really is; files share their folders
+    paths, real_paths, offenders = [], [], []
+    for line, name in zip(table.lines, table.columns[column], strict=True):
+        path = root / name
+        real, problem = "", "is empty"
+        if name:
+            try:
+                real, problem = _real_file(path, inside, folders)
+            except (OSError, ValueError) as error:  # a name too long for the file system, or no name at all
+                problem = f"is no file name ({error})"
+            if problem and "\\" in name:
+                problem += "; folders are parted by /, not by \\"
+        if problem:
+            offenders.append(f"line {line}: {shown(name, 300)} {problem}")
+        paths.append(path)
+        real_paths.append(real)
+    if offenders:
+        raise HistoCLIPError(
+            f"{table_path}, column {column}: {len(offenders)} files cannot be used. Mend the table, or put them into "
+            f"{root}:\n{bullet_list(offenders)}"
+        )
+    return paths, real_paths
+
+
+def _real_file(path: Path, inside: str, folders: dict[str, str]) -> tuple[str, str]:
+    """Return where a file really lies, and what is wrong with it (nothing: an empty text)."""
+    parent, name = os.path.split(path)
+    if parent not in folders:
+        folders[parent] = os.path.realpath(parent)
+    real = os.path.join(folders[parent], name)
+    if name in ("", ".", "..") or os.path.islink(real):
+        real = os.path.realpath(real)
+    if not real.startswith(inside):
+        return real, "leads out of the folder"
+    try:
+        facts = os.stat(real)
+    except FileNotFoundError:
+        return real, "is not there"
+    return real, "" if stat.S_ISREG(facts.st_mode) else "is no file"

@@ -1,0 +1,194 @@
+"""Reading one image or mask: which files are taken, how each kind becomes 8-bit RGB, and which are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from histoclip_lib.common.errors import HistoCLIPError
+
+# Only these are tried, whatever a file is called: Pillow knows some forty more, and hands EPS to Ghostscript.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000")
+MAX_PIXELS = 16_000_000  # a slide is no patch
+MAX_BYTES = 2**28
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow refuses twice as many by itself, in whatever else opens an image
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+MANY_BITS = ";16"  # in the name of Pillow's raw mode, such as "RGB;16B"
+DARK = 16  # of 255: what 12 bits reach where 16 are expected
+
+
+def read_rgb(source: Path | bytes, place: str) -> np.ndarray:
+    """Read an image as 8-bit RGB.
+
+    Grey and 1-bit images give three equal channels, a palette its colours, CMYK what Pillow converts it to (without
+    colour management). Where there is transparency the image is laid on white, which is what a slide shows where there
+    is no tissue. Of 16 bits a channel the upper 8 are kept, so that 65,535 becomes 255.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        A file, or its content.
+    place : str
+        How an error calls it.
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3), uint8
+
+    Raises
+    ------
+    HistoCLIPError
+        For a file that is empty, no regular file, truncated, damaged or in none of `FORMATS`; of more than `MAX_PIXELS`
+        pixels (before any is decoded) or `MAX_BYTES` bytes; with several frames or pages; with an EXIF orientation,
+        since a mask and other programs may follow it or not; with 32 bits a channel; and with 16 bits of which only
+        the lower 12 are used, which would be black.
+    """
+    with _opened(source, place) as (image, many_bits):
+        if image.mode in ("I", "F"):
+            raise _refusal(place, f"it has 32 bits a pixel (mode {image.mode}), and which value is white is not known")
+        if image.mode.startswith("I;16"):
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            rgb = np.repeat(grey[..., None], 3, axis=2)
+        elif image.has_transparency_data:
+            layers = image.convert("RGBA")
+            rgb = np.asarray(Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB"))
+        else:
+            rgb = np.asarray(image.convert("RGB"))
+        if many_bits and rgb.size and rgb.max() < DARK:
+            raise _refusal(
+                place, "it has 16 bits a channel, but no value above 4,095 of 65,535, as if only 12 of them were used"
+            )
+    return rgb
+
+
+def read_class_map(path: Path, mask_values: np.ndarray) -> np.ndarray:
+    """Read a P or L mask image and translate its values, shape (H, W), uint8.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the image is not single-channel or holds a value that `mask_values` marks with 255, and wherever `read_rgb`
+        raises it.
+    """
+    with _opened(path, str(path)) as (image, _):
+        if image.mode not in ("P", "L"):
+            raise HistoCLIPError(
+                f"{path}: a mask must be a P or L image (one channel of class numbers), this one is {image.mode}."
+            )
+        stored = np.asarray(image)
+    class_map = mask_values[stored]
+    if (class_map == 255).any():
+        values = np.unique(stored[class_map == 255]).tolist()
+        raise HistoCLIPError(f"{path}: mask values {values} name no class.")
+    return class_map
+
+
+def read_nonzero(source: bytes, place: str) -> np.ndarray:
+    """Return where an image of one channel is not 0, shape (H, W), bool; it raises what `read_rgb` does."""
+    with _opened(source, place) as (image, _):
+        if image.mode not in ("1", "L", "P"):
+            raise HistoCLIPError(f"{place}: one channel was expected, this image is {image.mode}.")
+        return np.asarray(image) != 0
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images (and masks) that lie as files in a folder.
+
+    Attributes
+    ----------
+    image_paths : list of Path
+        One image each.
+    mask_paths : list of (Path or None)
+        P or L images, or empty for a data set without masks.
+    mask_values : ndarray of shape (256,), uint8
+        Maps stored mask values to class numbers: k for the k-th class, 0 for none, 255 for "not allowed".
+    """
+
+    image_paths: list[Path]
+    mask_paths: list[Path | None]
+    mask_values: np.ndarray
+
+    def image(self, index: int) -> np.ndarray:
+        """Return image `index` as RGB, shape (H, W, 3), uint8; `read_rgb` says how and what is refused."""
+        path = self.image_paths[index]
+        return read_rgb(path, str(path))
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """Return the class map of image `index`, shape (H, W), uint8, or None."""
+        path = self.mask_paths[index] if self.mask_paths else None
+        return None if path is None else read_class_map(path, self.mask_values)
+
+    def digest(self, index: int) -> str:
+        """Return the BLAKE2 digest of the image file's bytes."""
+        return hashlib.blake2b(self.image_paths[index].read_bytes(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, bool]]:
+    """Open an image; yield it, decoded, and whether the file has 16 bits a channel. Any fault is a HistoCLIPError."""
+    try:
+        if isinstance(source, Path):
+            _require_file(source, place)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(place, f"{image.width}x{image.height} pixels")
+            if getattr(image, "is_animated", False):
+                raise _refusal(place, "it holds several frames or pages, and a patch is one image")
+            many_bits = any(MANY_BITS in str(tile.args) for tile in image.tile)  # forgotten once it is decoded
+            if (orientation := _orientation(image)) not in (0, 1):
+                raise _refusal(
+                    place,
+                    f"its EXIF orientation is {orientation}: some programs turn it and others do not, so nobody knows "
+                    "which way its mask lies",
+                )
+            yield image, many_bits
+    except HistoCLIPError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise HistoCLIPError(
+            f"{place}: is no image, or in none of the formats {', '.join(FORMATS)}. Save it as PNG or TIFF."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(place, str(error)) from error
+    except Exception as error:  # Pillow's decoders raise some ten kinds on damaged files
+        raise HistoCLIPError(f"{place}: cannot be decoded ({error or type(error).__name__}). Copy it again.") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Decode an image and return its EXIF orientation, 1 where it has none that can be read."""
+    if image.format == "TIFF":  # turned, and the tag removed, when it is decoded
+        orientation = image.tag_v2.get(ORIENTATION, 1)
+        image.load()
+        return orientation
+    image.load()
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF around a sound image
+        return 1
+
+
+def _require_file(path: Path, place: str) -> None:
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise HistoCLIPError(f"{place}: is a folder or a device, not a file.")
+    if facts.st_size == 0:
+        raise HistoCLIPError(f"{place}: is empty (0 bytes). Copy it again.")
+    if facts.st_size > MAX_BYTES:
+        raise _too_large(place, f"{facts.st_size:,} bytes")
+
+
+def _too_large(place: str, size: str) -> HistoCLIPError:
+    return HistoCLIPError(f"{place}: {size} are too much for a patch (at most {MAX_PIXELS:,} pixels). Cut it up.")
+
+
+def _refusal(place: str, reason: str) -> HistoCLIPError:
+    return HistoCLIPError(f"{place}: {reason}. Save it anew as 8-bit RGB PNG, the way it is meant.")

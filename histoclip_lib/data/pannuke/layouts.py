@@ -1,0 +1,225 @@
+"""PanNuke: nuclei of five classes in 19 tissues; labels say which classes have nuclei in a patch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from histoclip_lib.common.cache import cache_dir as default_cache_dir
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list
+from histoclip_lib.data.base import PatchDataset, PatchSource
+from histoclip_lib.data.pannuke.arrays import CLASSES, ArraySource, FoldArrays, cached_counts, check_fold, open_array
+from histoclip_lib.data.pannuke.parquet import ParquetSource, read_fold
+
+OFFICIAL_SIZES = {1: 2656, 2: 2523, 3: 2722}  # patches in each fold
+TEST_FOLD = 3
+MAX_DEPTH = 5  # `fold_1/Fold 1/images/fold1` has four folders
+FOLD_NAME = re.compile(r"(?<![a-z])fold[ _-]?([0-9])(?![0-9])", re.IGNORECASE)
+LAYOUTS = (
+    "Fold 1/images/fold1/images.npy with Fold 1/images/fold1/types.npy and Fold 1/masks/fold1/masks.npy (as "
+    "released; Fold1, and fold_1/Fold 1 around it, too), fold0..fold2/{images,masks,types}.npy (fold0 is Fold 1), "
+    "fold1..fold3/{images,masks,types}.npy, or parquet files named fold1-*.parquet as in the Hugging Face data "
+    "set RationAI/PanNuke"
+)
+SOURCE = "PanNuke is distributed by the Warwick TIA Centre (Gamper et al. 2020, arXiv:2003.10778) under CC BY-NC-SA 4.0"
+
+
+def load_pannuke(
+    data_dir: str | Path, min_nuclei: int = 1, cache_dir: str | Path | None = None, progress: bool = True
+) -> PatchDataset:
+    """Load PanNuke, 256x256 pixels at 0.25 micrometres a pixel: the folds found, in order.
+
+    Parameters
+    ----------
+    data_dir : str or Path
+        Folder in which the folds lie.
+    min_nuclei : int
+        A patch carries the classes of which it has at least so many nuclei.
+    cache_dir : str or Path, optional
+        Where the nucleus counts are kept, since counting reads all the masks (8.4 GB a fold); by default
+        `histoclip_lib.common.cache.cache_dir()`.
+    progress : bool
+        Whether to draw a bar while nuclei are counted.
+
+    Returns
+    -------
+    PatchDataset
+        Files are named `fold1/00010` by official fold and row. Tissue and masks are known; patients are not,
+        so there are no groups. With all three folds, `parts` is one of the official rotations: folds 1 and 2
+        are `train` and fold 3 is `test`.
+
+    Raises
+    ------
+    HistoCLIPError
+        If nothing is found, the fold of a file cannot be told, files of a fold are missing, or arrays and
+        tables have another form than the released ones.
+    """
+    if min_nuclei < 1:
+        raise HistoCLIPError(f"min_nuclei: {min_nuclei} must be 1 or more.")
+    arrays, parquets = _find_files(Path(data_dir))
+    if arrays and parquets:
+        raise HistoCLIPError(
+            f"{data_dir} holds PanNuke twice. Set data_dir to the folder of one copy:\n"
+            + bullet_list([str(path) for path in (*arrays, *parquets)])
+        )
+    if arrays:
+        folds, counts, tissue, source = _load_arrays(Path(data_dir), arrays, cache_dir, progress)
+    elif parquets:
+        folds, counts, tissue, source = _load_parquets(Path(data_dir), parquets)
+    else:
+        raise HistoCLIPError(
+            f"PanNuke was not found in {data_dir}. Looked for {LAYOUTS}. {SOURCE}. Unpack it and set data_dir to "
+            "its folder."
+        )
+    sizes = {fold: len(rows) for fold, rows in counts.items()}
+    _check_sizes(sizes)
+    fold_of_patch = np.repeat(folds, [sizes[fold] for fold in folds])
+    return PatchDataset(
+        name="pannuke",
+        classes=list(CLASSES),
+        files=[f"fold{fold}/{row:05d}" for fold in folds for row in range(sizes[fold])],
+        labels=labels_from_counts(np.concatenate([counts[fold] for fold in folds]), min_nuclei),
+        source=source,
+        parts=np.where(fold_of_patch == TEST_FOLD, "test", "train") if folds == [1, 2, 3] else None,
+        tissue=np.concatenate([tissue[fold] for fold in folds]),
+        has_masks=True,
+    )
+
+
+def labels_from_counts(counts: np.ndarray, min_nuclei: int = 1) -> np.ndarray:
+    """Return 1 where a patch has at least `min_nuclei` nuclei of a class.
+
+    Parameters
+    ----------
+    counts : ndarray of shape (B, N), int
+        Nuclei of each class in each patch.
+    min_nuclei : int
+        Fewest nuclei that make a label.
+
+    Returns
+    -------
+    ndarray of shape (B, N), uint8
+    """
+    return (np.asarray(counts) >= min_nuclei).astype(np.uint8)
+
+
+def _find_files(data_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Return the `images.npy` and the parquet files at or a few levels below `data_dir`, sorted."""
+    arrays, parquets = [], []
+    for folder, subfolders, names in os.walk(data_dir, followlinks=True):
+        depth = len(Path(folder).relative_to(data_dir).parts)
+        subfolders[:] = [s for s in subfolders if depth < MAX_DEPTH and not s.startswith((".", "__MACOSX"))]
+        arrays += [Path(folder, name) for name in names if name == "images.npy"]
+        tables = [Path(folder, name) for name in names if name.endswith(".parquet") and name[0] != "."]
+        parquets += [path for path in tables if _fold_names(data_dir, path)]  # others are not PanNuke's
+    return sorted(arrays), sorted(parquets)
+
+
+def _by_fold(data_dir: Path, paths: list[Path]) -> dict[int, list[Path]]:
+    """Sort paths by the official fold (1 to 3) that their folders or names tell, ascending."""
+    told = {path: sorted({int(n) for n in _fold_names(data_dir, path)}) for path in paths}
+    numbers = {number for found in told.values() for number in found}
+    offenders = [f"{path}: {' and '.join(map(str, n)) or 'no fold'}" for path, n in told.items() if len(n) != 1]
+    if not offenders and not (numbers <= {0, 1, 2} or numbers <= {1, 2, 3}):
+        offenders = [f"{path}: {found[0]}" for path, found in told.items()]
+    if offenders:
+        raise HistoCLIPError(
+            f"{data_dir}: which folds these are cannot be told. The folders or name of each file must name one "
+            "fold, all of them numbered 1 to 3, or all 0 to 2:\n"
+            f"{bullet_list(offenders)}\nKnown are {LAYOUTS}."
+        )
+    shift = 1 if 0 in numbers else 0  # fold0 is the official Fold 1
+    folds = defaultdict(list)
+    for path in sorted(paths, key=lambda path: (told[path], path)):
+        folds[told[path][0] + shift].append(path)
+    return dict(folds)
+
+
+def _fold_names(data_dir: Path, path: Path) -> list[str]:
+    return FOLD_NAME.findall(path.relative_to(data_dir).as_posix())
+
+
+def _load_arrays(
+    data_dir: Path, paths: list[Path], cache_dir: str | Path | None, progress: bool
+) -> tuple[list[int], dict[int, np.ndarray], dict[int, np.ndarray], PatchSource]:
+    by_fold = _by_fold(data_dir, paths)
+    several = [str(path) for found in by_fold.values() if len(found) > 1 for path in found]
+    if several:
+        raise HistoCLIPError(
+            f"{data_dir} holds a fold more than once. Set data_dir to one copy:\n{bullet_list(several)}"
+        )
+    files = {fold: _fold_files(found[0]) for fold, found in by_fold.items()}
+    absent = [str(path) for fold in files.values() for path in (fold.masks, fold.types) if not path.is_file()]
+    if absent:
+        raise HistoCLIPError(f"{data_dir}: files of PanNuke are missing:\n{bullet_list(absent)}\n{SOURCE}.")
+    problems = [problem for fold in files.values() for problem in check_fold(fold)]
+    if problems:
+        raise HistoCLIPError(f"{data_dir}: PanNuke's arrays cannot be used:\n{bullet_list(problems)}")
+
+    tissue = {fold: np.array(open_array(found.types)) for fold, found in files.items()}
+    _check_sizes({fold: len(types) for fold, types in tissue.items()})  # before the long count
+    root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    counts = {fold: cached_counts(found.masks, root, progress) for fold, found in files.items()}
+    starts = np.cumsum([0, *(len(rows) for rows in counts.values())])
+    return list(files), counts, tissue, ArraySource(list(files.values()), starts)
+
+
+def _fold_files(images: Path) -> FoldArrays:
+    """Return where the masks and types of a fold lie: as released, or in the folder of the images."""
+    folder = images.parent
+    released = folder.parent.parent / "masks" / folder.name / "masks.npy"
+    nested = folder.parent / "masks" / "masks.npy"
+    beside = folder / "masks.npy"
+    expected = released if folder.parent.name == "images" else nested if folder.name == "images" else beside
+    masks = next((path for path in (expected, beside) if path.is_file()), expected)
+    types = next(
+        (path for path in (images.with_name("types.npy"), masks.with_name("types.npy")) if path.is_file()),
+        images.with_name("types.npy"),
+    )
+    return FoldArrays(images, masks, types)
+
+
+def _load_parquets(
+    data_dir: Path, paths: list[Path]
+) -> tuple[list[int], dict[int, np.ndarray], dict[int, np.ndarray], PatchSource]:
+    by_fold = _by_fold(data_dir, paths)
+    several = [str(p) for found in by_fold.values() if len({p.parent for p in found}) > 1 for p in found]
+    if several:
+        raise HistoCLIPError(
+            f"{data_dir}: parquet files of one fold lie in several folders. Set data_dir to one copy:\n"
+            + bullet_list(several)
+        )
+    row_groups, lengths, counts, tissue, problems = [], [], {}, {}, []
+    for fold, found in by_fold.items():
+        try:
+            groups, rows, counts[fold], tissue[fold] = read_fold(found)
+        except HistoCLIPError as error:
+            problems.append(f"fold {fold}: {error}")
+        else:
+            row_groups += groups
+            lengths.append(rows)
+    if problems:
+        raise HistoCLIPError("\n".join(problems))
+    starts = np.cumsum([0, *np.concatenate(lengths)])
+    return list(by_fold), counts, tissue, ParquetSource(row_groups, starts)
+
+
+def _check_sizes(sizes: dict[int, int]) -> None:
+    """Refuse a fold that has exactly the patches of another official fold: it was numbered otherwise."""
+    official = {size: fold for fold, size in OFFICIAL_SIZES.items()}
+    offenders = [
+        f"read as fold {fold}, with the {size} patches of fold {official[size]}"
+        for fold, size in sizes.items()
+        if official.get(size, fold) != fold
+    ]
+    if offenders:
+        raise HistoCLIPError(
+            "PanNuke: the numbers of the folds do not fit their sizes:\n"
+            + bullet_list(offenders)
+            + "\nFolders fold0, fold1, fold2 are the official folds 1, 2, 3 and are known by fold0: put it beside "
+            "the others, or number the folders from 1."
+        )

@@ -1,0 +1,1 @@
+"""Procedural H&E: regions laid out by chance, painted, labelled and cached."""

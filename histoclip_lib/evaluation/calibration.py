@@ -1,0 +1,296 @@
+"""How far probabilities can be believed: temperature and thresholds fitted out of fold, and what they change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from sklearn.metrics import f1_score
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.predictions import (
+    THRESHOLD,
+    Predictions,
+    _logits,
+    cross_entropy,
+    from_probabilities,
+    mean_accuracy,
+)
+from histoclip_lib.evaluation.metrics import cut_counts
+
+BINS = 15  # as Guo et al. 2017
+TEMPERATURES = (0.2, 20.0)  # the bounds keep a few separable patches from asking for endless certainty
+OBJECTIVES = {"accuracy": "mAcc", "f1": "macro F1"}  # what a threshold may be fitted for, and the metric it serves
+CHANCE_DRAWS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What was fitted on the out-of-fold probabilities of one row of the table.
+
+    Attributes
+    ----------
+    temperature : float
+        By which every logit is divided; above 1 where the row is too sure of itself.
+    thresholds : dict of str to ndarray of shape (N,)
+        For each of the OBJECTIVES, the calibrated probability from which each class is called present.
+    """
+
+    temperature: float
+    thresholds: dict[str, np.ndarray]
+
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N) at the fitted temperature; their order within a class stays."""
+        return apply_temperature(probabilities, self.temperature)
+
+    def predict(self, probabilities: np.ndarray, objective: str = "accuracy") -> Predictions:
+        """Calibrate probabilities (B, N) and decide at the thresholds fitted for one of the OBJECTIVES."""
+        calibrated = self.calibrate(probabilities)
+        return Predictions(calibrated, calibrated >= self.thresholds[objective])
+
+
+def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """Fit the temperature, then the thresholds on the probabilities at that temperature.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1, of the training part.
+    probabilities : ndarray of shape (B, N)
+        What models that had not seen the patch say of it: cross-validation that keeps groups together.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the shapes differ or a value is not a probability.
+    """
+    if labels.shape != probabilities.shape:
+        raise HistoCLIPError(
+            f"Labels have shape {labels.shape}, probabilities {probabilities.shape}. Give both for the same patches."
+        )
+    temperature = fit_temperature(labels, probabilities)
+    calibrated = apply_temperature(probabilities, temperature)
+    thresholds = {objective: fit_thresholds(labels, calibrated, objective) for objective in OBJECTIVES}
+    return Calibration(temperature, thresholds)
+
+
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the one temperature that minimises the binary cross-entropy of all classes together.
+
+    One for all classes, since a few hundred patches hold too few examples of a rare class: fitted on halves of the
+    validation parts of CoNSeP and the demo, one for each class did worse on the other half in every row tried.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1. A class that is always or never present says nothing of certainty and is left out.
+    probabilities : ndarray of shape (B, N)
+        Sigmoid outputs; 0 and 1 are taken as FINEST away from it.
+
+    Returns
+    -------
+    float
+        Within TEMPERATURES; 1 where nothing is gained, as with no class left or probabilities of one half.
+
+    References
+    ----------
+    Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, ICML 2017, section 4.2.
+    """
+    usable = labels.any(axis=0) & ~labels.all(axis=0)
+    if not usable.any():
+        return 1.0
+    logits = _logits(probabilities[:, usable])
+    margins = np.where(labels[:, usable] == 1, logits, -logits)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, -margins / np.exp(log_temperature)).mean())  # convex in 1 / T: one minimum
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Divide the logits of probabilities (B, N) by a temperature; float64. No value passes one half, either way."""
+    return expit(_logits(probabilities) / temperature)
+
+
+def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str = "accuracy") -> np.ndarray:
+    """Return the threshold of each class that serves an objective best; a class is present where p >= threshold.
+
+    Whole intervals of thresholds do equally well, for no probability lies within them. Of these the one nearest to
+    0.5 is taken, so that eq. (6) is left no further than the training part asks for; its middle is the threshold.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    probabilities : ndarray of shape (B, N)
+        Of models that had not seen the patches.
+    objective : str
+        `accuracy` (the mean over classes is mAcc, the paper's metric) or `f1`, which does not reward the common answer.
+
+    Returns
+    -------
+    ndarray of shape (N,)
+        From 0 to 1, and just above 1 where a class is best never called though its probability reaches 1. A class
+        that is never present has no F1 and keeps 0.5 for it.
+    """
+    return np.array([_best_threshold(labels[:, k], p, objective) for k, p in enumerate(probabilities.T)])
+
+
+def _best_threshold(labels: np.ndarray, probabilities: np.ndarray, objective: str) -> float:
+    """Return the threshold of one class, both arguments of shape (B,)."""
+    positives = int(labels.sum())
+    if objective == "f1" and not positives:
+        return THRESHOLD
+    hits, called = (
+        np.append(0, counts[0])  # first of all, the cut above every patch
+        for counts in cut_counts(labels, probabilities, np.ones((1, len(labels)), dtype=np.int64))
+    )
+    quality = 2 * hits - called if objective == "accuracy" else 2 * hits / (called + positives)
+    # Cut t calls the t highest distinct values: its thresholds lie above the next lower one, up to the lowest called
+    values = np.unique(probabilities)[::-1].astype(np.float64)
+    ceiling = 1.0 if values[0] < 1 else np.nextafter(1.0, 2.0)
+    upper, lower = np.append(ceiling, values), np.append(values, 0.0)
+    best = np.pad(quality == quality.max(), 1).astype(int)
+    starts, ends = np.flatnonzero(np.diff(best) == 1), np.flatnonzero(np.diff(best) == -1) - 1
+    high, low = upper[starts], lower[ends]  # neighbours that do equally well are one interval
+    distance = np.maximum(0, np.maximum(low - THRESHOLD, THRESHOLD - high))
+    chosen = np.lexsort((low - high, distance))[0]  # nearest to one half, then the widest
+    middle = (low[chosen] + high[chosen]) / 2
+    return float(middle if middle > low[chosen] else high[chosen])  # the lower end itself would call one value more
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Patches by their probability, in bins of equal width; each attribute is an ndarray of shape (N, bins).
+
+    `counts` are the patches, `predicted` is their mean probability and `observed` the fraction of them in which the
+    class is present, both NaN in an empty bin.
+    """
+
+    counts: np.ndarray
+    predicted: np.ndarray
+    observed: np.ndarray
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> Reliability:
+    """Bin labels and probabilities (B, N) by probability; a bin holds its upper edge, the first also 0."""
+    n_classes = labels.shape[1]
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)  # the edges of calibration_curve
+    cell = (bin_of + bins * np.arange(n_classes)).ravel()
+    counts, predicted, observed = (
+        np.bincount(cell, weights, n_classes * bins).reshape(n_classes, bins)
+        for weights in (None, probabilities.ravel(), labels.ravel())
+    )
+    with np.errstate(invalid="ignore"):
+        return Reliability(counts, predicted / counts, observed / counts)
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Return the expected calibration error of each class, shape (N,).
+
+    The mean over patches of how far the mean probability of their bin lies from the fraction that is present. Few
+    patches in a bin raise it by chance alone: compare it with `chance_calibration_error`. (Naeini, Cooper and
+    Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.)
+    """
+    binned = reliability(labels, probabilities, bins)
+    gaps = np.nan_to_num(np.abs(binned.predicted - binned.observed))
+    return (binned.counts * gaps).sum(axis=1) / len(labels)
+
+
+def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: int = 0) -> np.ndarray:
+    """Return the error (N,) that these probabilities (B, N) would show on average if they were exactly right.
+
+    Labels are drawn from the probabilities CHANCE_DRAWS times (Bröcker and Smith, Increasing the reliability of
+    reliability diagrams, Weather and Forecasting 22, 2007).
+    """
+    generator = np.random.default_rng(seed)
+    draws = (generator.random(probabilities.shape) < probabilities for _ in range(CHANCE_DRAWS))
+    return np.mean([expected_calibration_error(labels, probabilities, bins) for labels in draws], axis=0)
+
+
+def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the mean squared error of the probabilities of each class, shape (N,) (Brier 1950)."""
+    return ((probabilities - labels) ** 2).mean(axis=0)
+
+
+def threshold_table(
+    labels: np.ndarray,
+    rows: dict[str, Predictions],
+    calibrations: dict[str, Calibration],
+    classes: list[str],
+    names: dict[str, str],
+) -> pd.DataFrame:
+    """Return mAcc, macro F1 and exact match at 0.5 and at fitted thresholds, and these thresholds, as text.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1, of the validation part.
+    rows : dict of str to Predictions
+        For the same patches; their scores are probabilities. Those in `calibrations` are shown.
+    calibrations : dict of str to Calibration
+        Fitted on the training part.
+    classes : list of str
+        N names.
+    names : dict of str to str
+        Readable names of the rows.
+    """
+    columns = {}
+    for row, calibration in calibrations.items():
+        scores = rows[row].scores
+        rules = {"at 0.5": (from_probabilities(scores), np.full(len(classes), THRESHOLD))}
+        for objective, metric in OBJECTIVES.items():
+            rules[f"fitted for {metric}"] = calibration.predict(scores, objective), calibration.thresholds[objective]
+        for rule, (predictions, cuts) in rules.items():
+            decisions = predictions.decisions
+            columns[names[row], rule] = {
+                "mAcc": f"{mean_accuracy(labels, decisions):.4f}",
+                "macro F1": f"{f1_score(labels, decisions, average='macro', zero_division=0):.3f}",
+                "exact match": f"{(labels == decisions).all(axis=1).mean():.3f}",
+                **{f"threshold, {name}": f"{cut:.2f}" for name, cut in zip(classes, cuts, strict=True)},
+            }
+    return pd.DataFrame(columns)
+
+
+def calibration_table(
+    labels: np.ndarray,
+    rows: dict[str, Predictions],
+    calibrations: dict[str, Calibration],
+    classes: list[str],
+    names: dict[str, str],
+) -> pd.DataFrame:
+    """Return cross-entropy, Brier score and expected calibration error (ECE) before and after temperature, as text.
+
+    `ECE by chance` is what exactly right probabilities would show on as many patches. Arguments as for
+    `threshold_table`.
+    """
+    columns = {}
+    for row, calibration in calibrations.items():
+        scores = rows[row].scores
+        stages = {"as it is": scores, f"T = {calibration.temperature:.2f}": calibration.calibrate(scores)}
+        for stage, probabilities in stages.items():
+            errors, brier = expected_calibration_error(labels, probabilities), brier_score(labels, probabilities)
+            columns[names[row], stage] = {
+                "cross-entropy": f"{cross_entropy(labels, probabilities):.4f}",
+                "Brier score": f"{brier.mean():.4f}",
+                "ECE": f"{errors.mean():.3f}",
+                "ECE by chance": f"{chance_calibration_error(probabilities).mean():.3f}",
+                **{f"ECE, {name}": f"{value:.3f}" for name, value in zip(classes, errors, strict=True)},
+                **{f"Brier score, {name}": f"{value:.4f}" for name, value in zip(classes, brier, strict=True)},
+            }
+    return pd.DataFrame(columns)
+
+
+def temperature_note(calibrations: dict[str, Calibration], names: dict[str, str]) -> str:
+    """Say in Markdown which temperatures were fitted and what they mean."""
+    listed = "; ".join(f"{names[row]}: T = {fit.temperature:.2f}" for row, fit in calibrations.items())
+    return (
+        "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training part, one for all "
+        f"classes. {listed}. Above 1 a row is too sure of itself, below 1 not sure enough. A temperature changes "
+        "neither the order of the patches nor any decision at 0.5."
+    )

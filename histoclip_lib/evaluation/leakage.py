@@ -1,0 +1,377 @@
+"""Whether the training part holds copies of validation patches: features find the pair, pixels judge it.
+
+Features alone cannot tell a copy from its like. With the offline encoder, on CoNSeP and on the synthetic set, cosines
+of patches that merely show the same tissue go up to 0.94 and 0.996, while those of a copy shifted by 16 pixels go down
+to 0.4. So for each validation patch the training patch with the nearest features is looked up, and the two are compared
+pixel by pixel, in all eight flips and rotations.
+
+What we saw: nearest patches of different groups (1,256 pairs, and those within the training part of random splits)
+correlated by 0.3 in the median and 0.89 at most; of 548 nearest pairs of one group a single one passed 0.9, two
+neighbours that are nearly white. Copies of 60 patches of either set, flipped, turned, brightened, compressed (JPEG
+quality 30) or shifted by up to 32 of 256 pixels, all came to 0.9 or more but for one blank patch. Enlarged by a
+twentieth 98 % and 62 % did, by a tenth hardly any. The nearest features led to the original of every flipped or turned
+copy with eight views; with one view, of 55 to 75 % of the turned ones. Of copies shifted by 4 pixels they found 98 %,
+by 16 pixels 75 to 82 %, by 32 pixels 37 to 52 %: what is flagged is a lower bound.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.feature import match_template
+from tqdm import tqdm
+
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.evaluation.methods import ROW_LABELS
+from histoclip_lib.evaluation.metrics import point_metrics
+from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, resampled_metrics
+from histoclip_lib.features.store import Shards
+
+SAME_PIXELS = 0.9  # correlation from which on two patches count as copies
+SIDE, MARGIN = 64, 10  # pixels: the side at which patches are compared, and the largest shift that is tried
+BLUR = 1.0  # pixels: without it a shift by half a pixel would hide a copy
+PLAIN = 2.0  # grey levels: with a lower standard deviation there is nothing to compare
+REFERENCE = 500  # training patches that show how alike unrelated patches are
+
+
+@dataclass(frozen=True, eq=False)
+class NearDuplicates:
+    """The nearest training patch of each validation patch, and how alike the two are.
+
+    Attributes
+    ----------
+    val, nearest : ndarray of int, shape (B,)
+        Positions in the data set: the validation patches, and for each its nearest training patch.
+    similarity : ndarray of shape (B,)
+        Cosine of their centred features; see `nearest_training_patches`.
+    correlation : ndarray of shape (B,)
+        Of their pixels; see `pixel_correlation`.
+    same_bytes : ndarray of shape (B,), bool
+        Whether the two have one digest. (PanNuke's arrays have a digest for each place, so there only pixels tell.)
+    reference_similarity, reference_correlation : ndarray of shape (R,)
+        The same of training patches and the nearest one of another group, or of all others where groups are not known.
+        Empty where there is one group only.
+    """
+
+    val: np.ndarray
+    nearest: np.ndarray
+    similarity: np.ndarray
+    correlation: np.ndarray
+    same_bytes: np.ndarray
+    reference_similarity: np.ndarray
+    reference_correlation: np.ndarray
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Which validation patches have a copy in the training part, shape (B,), bool."""
+        return self.same_bytes | (self.correlation >= SAME_PIXELS)
+
+    @property
+    def worst_first(self) -> np.ndarray:
+        """Positions in `val`: first those with the same bytes, then by falling correlation of the pixels."""
+        return np.lexsort([-self.similarity, -np.nan_to_num(self.correlation, nan=-1), ~self.same_bytes])
+
+
+def find_near_duplicates(
+    pooled: Shards, patches: PatchDataset, train: np.ndarray, val: np.ndarray, seed: int = 0, progress: bool = True
+) -> NearDuplicates:
+    """Look for copies of validation patches in the training part.
+
+    Takes about 10 ms for each validation patch.
+
+    Parameters
+    ----------
+    pooled : Shards of shape (B, V, d)
+        Pooled features of all patches; with V = 8 a flipped or turned copy is found as surely as a plain one.
+    patches : PatchDataset
+        The data set.
+    train, val : ndarray of int
+        Its two parts.
+    seed : int
+        Decides which REFERENCE training patches are compared with their like of another group.
+    progress : bool
+        Whether to draw a bar.
+    """
+    nearest, similarity = nearest_training_patches(pooled, val, train)
+    row_of_digest = {patches.source.digest(int(row)): row for row in reversed(train)}
+    twins = [row_of_digest.get(patches.source.digest(int(row)), -1) for row in val]
+    same_bytes = np.array(twins) >= 0
+    nearest = np.where(same_bytes, twins, nearest)
+
+    sample = np.random.default_rng(seed).permutation(train)[:REFERENCE]
+    like, like_similarity = nearest_training_patches(pooled, sample, train, patches.groups)
+    sample, like, like_similarity = (values[like >= 0] for values in (sample, like, like_similarity))
+
+    pairs = [*zip(val, nearest, strict=True), *zip(sample, like, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding and the transforms leave Python
+        compared = pool.map(lambda pair: pixel_correlation(*(patches.image(row) for row in pair)), pairs)
+        correlation = np.array(
+            list(tqdm(compared, total=len(pairs), desc="comparing pixels", unit="pair", disable=not progress))
+        )
+    return NearDuplicates(
+        val, nearest, similarity, correlation[: len(val)], same_bytes, like_similarity, correlation[len(val) :]
+    )
+
+
+def nearest_training_patches(
+    pooled: Shards, queries: np.ndarray, train: np.ndarray, groups: np.ndarray | None = None, chunk: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each query the training patch whose features point most nearly the same way.
+
+    Features are centred on the mean of the training part first: the raw ones share one large component, and their
+    cosines are all near 1. View 0 of the query is compared with every view of the training patch, for a flipped copy
+    is a copy.
+
+    Parameters
+    ----------
+    pooled : Shards of shape (B, V, d)
+        Pooled features.
+    queries, train : ndarray of int, shapes (Q,) and (T,)
+        Positions in it. A patch is never its own neighbour.
+    groups : ndarray of shape (B,), optional
+        If given, only neighbours of another group count.
+    chunk : int
+        Training patches that are compared at once; memory grows with Q times as much.
+
+    Returns
+    -------
+    nearest : ndarray of int, shape (Q,)
+        -1 where there is no neighbour.
+    similarity : ndarray of shape (Q,)
+        Cosine, -inf where there is no neighbour.
+    """
+    group = np.arange(pooled.shape[0]) if groups is None else np.unique(groups, return_inverse=True)[1]
+    centre = pooled.take(train).mean(axis=0)
+    directions = _directions(pooled.take(queries), centre)
+    nearest, best = np.full(len(queries), -1), np.full(len(queries), -np.inf, dtype=np.float32)
+    for start in range(0, len(train), chunk):
+        part = train[start : start + chunk]
+        similarity = np.full((len(queries), len(part)), -np.inf, dtype=np.float32)
+        for view in range(pooled.shape[1]):
+            np.maximum(similarity, directions @ _directions(pooled.take(part, view), centre).T, out=similarity)
+        similarity[group[queries][:, None] == group[part]] = -np.inf
+        place = similarity.argmax(axis=1)
+        highest = similarity[np.arange(len(queries)), place]
+        better = highest > best
+        nearest[better], best[better] = part[place[better]], highest[better]
+    return nearest, best
+
+
+def _directions(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    centred = features - centre
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+
+def pixel_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the highest correlation of two patches' grey values over flips, rotations and small shifts.
+
+    Both are reduced to 64 x 64 pixels and blurred; the middle of the second, in each of the eight flips and rotations,
+    is slid over the first by up to 10 of these pixels each way.
+
+    Parameters
+    ----------
+    first, second : ndarray of shape (H, W, 3), uint8
+        The patches.
+
+    Returns
+    -------
+    float
+        NaN where a patch is too plain to compare.
+
+    References
+    ----------
+    Lewis, Fast normalized cross-correlation, Vision Interface 1995; as in skimage.feature.match_template.
+    """
+    first, second = _reduced(first), _reduced(second)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    if min(first.std(), second.std()) < PLAIN:
+        return float("nan")
+    turned = [np.rot90(second, quarter) for quarter in range(4)]
+    best = max(match_template(first, view).max() for upright in turned for view in (upright, upright[:, ::-1]))
+    return min(float(best), 1.0)
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return gaussian_filter(np.asarray(grey, dtype=np.float64), BLUR)
+
+
+def near_duplicate_table(patches: PatchDataset, found: NearDuplicates, count: int = 10) -> pd.DataFrame:
+    """Return the pairs of validation and training patches that are most alike, the worst first, as text."""
+    lines = []
+    for place in found.worst_first[:count]:
+        row, other = found.val[place], found.nearest[place]
+        line = {
+            "validation patch": patches.files[row],
+            "training patch": patches.files[other],
+            "cosine of features": f"{found.similarity[place]:.3f}",
+            "correlation of pixels": correlation_text(found.correlation[place]),
+            "same bytes": _yes(found.same_bytes[place]),
+            "near-duplicate": _yes(found.flagged[place]),
+            "same labels": _yes((patches.labels[row] == patches.labels[other]).all()),
+        }
+        if patches.groups is not None:
+            line["same group"] = _yes(patches.groups[row] == patches.groups[other])
+        lines.append(line)
+    return pd.DataFrame(lines, index=range(1, len(lines) + 1))
+
+
+def correlation_text(correlation: float) -> str:
+    """Return the correlation of two patches' pixels as text."""
+    return "too plain" if np.isnan(correlation) else f"{correlation:.3f}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
+    """Say in Markdown how many validation patches have a copy in the training part, and how sure that is."""
+    flagged, n_val = found.flagged, len(found.val)
+    note = (
+        f"**{flagged.sum()} of {n_val} validation patches ({flagged.mean():.1%}) have a near-duplicate in the training "
+        f"part**: {found.same_bytes.sum()} with the same bytes, {(flagged & ~found.same_bytes).sum()} whose pixels "
+        f"correlate by {SAME_PIXELS} or more with those of the training patch with the nearest features, flipped, "
+        "turned or slightly shifted."
+    )
+    if plain := int(np.isnan(found.correlation).sum()):
+        note += f" {plain} validation patches or their nearest are too plain to compare."
+    known = patches.groups is not None
+    if known:
+        same = patches.groups[found.val] == patches.groups[found.nearest]
+        note += f" {(flagged & same).sum()} of these pairs are of one group." if flagged.any() else ""
+        note += f" Of all nearest training patches {same.mean():.1%} are of the validation patch's own group."
+    others = "of another group" if known else "(groups are not known)"
+    if len(found.reference_similarity):
+        highest = np.nanmax(found.reference_correlation, initial=-1)
+        alarms = int((found.reference_correlation >= SAME_PIXELS).sum())
+        note += (
+            f" For comparison, {len(found.reference_similarity)} training patches and their nearest training patch "
+            f"{others}: the same rule flags {alarms}, the highest correlation is {highest:.2f}. The cosine of the "
+            f"centred features is {np.median(found.similarity):.2f} in the median for validation patches, "
+            f"{np.median(found.reference_similarity):.2f} for these."
+        )
+    return note
+
+
+METRICS = ("mAcc", "mAP")
+
+
+@dataclass(frozen=True, eq=False)
+class SplitScores:
+    """What models trained under one split say of its validation part.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    units : ndarray of shape (B,)
+        What the bootstrap draws, as `results.bootstrap_units` returns.
+    rows : dict of str to Predictions
+        By row of the table, such as `linear_probe`.
+    """
+
+    labels: np.ndarray
+    units: np.ndarray
+    rows: dict[str, Predictions]
+
+
+def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Compare mAcc and mAP of each row that both splits have.
+
+    The two validation parts are different patches, of which some may be the same, so nothing is paired: each part is
+    resampled by itself, and the percentiles of the difference of the two give the interval of the gap. It is wider than
+    a paired one would be. It holds the chance of which units were validated on, not that of the training's seed.
+
+    Parameters
+    ----------
+    random, grouped : SplitScores
+        Under either split.
+    resamples, seed : int
+        Of the bootstrap; the second part is drawn with seed + 1.
+
+    Returns
+    -------
+    DataFrame
+        A line for each row and metric: `row`, `metric`, `random`, `grouped`, `gap` (random minus grouped), each with
+        its 95 % percentile interval in `..._low` and `..._high`. NaN where no class has a positive patch.
+    """
+    parts = {"random": random, "grouped": grouped}
+    draws = {name: draw_units(part.units, resamples, seed + k) for k, (name, part) in enumerate(parts.items())}
+    lines = []
+    for row in (row for row in ROW_LABELS if row in random.rows and row in grouped.rows):
+        points, resampled = {}, {}
+        for name, part in parts.items():
+            columns = [str(k) for k in range(part.labels.shape[1])]
+            points[name] = point_metrics(part.labels, part.rows[row], columns)
+            resampled[name] = resampled_metrics(part.labels, part.rows[row], draws[name])
+        for metric in METRICS:
+            values = {name: points[name][metric] for name in parts}
+            values = {name: np.nan if value is None else value for name, value in values.items()}
+            values["gap"] = values["random"] - values["grouped"]
+            spread = {name: resampled[name][metric] for name in parts}
+            spread["gap"] = spread["random"] - spread["grouped"]
+            line = {"row": row, "metric": metric}
+            for name, value in values.items():
+                low, high = _interval(spread[name])
+                line |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return np.nan, np.nan
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def split_gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Return what `split_gaps` found as text, with 95 % intervals."""
+    lines = [
+        {
+            "row": ROW_LABELS[gap["row"]],
+            "metric": gap["metric"],
+            "random split": _text(gap, "random", "{:.3f}"),
+            "grouped split": _text(gap, "grouped", "{:.3f}"),
+            "random minus grouped": _text(gap, "gap", "{:+.3f}"),
+        }
+        for gap in gaps.to_dict("records")
+    ]
+    return pd.DataFrame(lines).set_index("row").rename_axis(None)
+
+
+def _text(gap: dict, name: str, number: str) -> str:
+    if np.isnan(gap[name]):
+        return "—"
+    low, high = (number.format(gap[f"{name}_{end}"]) for end in ("low", "high"))
+    return f"{number.format(gap[name])} ({low} to {high})"
+
+
+def split_gap_note(gaps: pd.DataFrame) -> str:
+    """Say in Markdown whether the random split flatters each row."""
+    lines = []
+    for gap in gaps.to_dict("records"):
+        label, metric = ROW_LABELS[gap["row"]], gap["metric"]
+        if np.isnan(gap["gap"]):
+            lines.append(f"- {label}, {metric}: not defined, since no class has a positive patch.")
+            continue
+        if gap["gap_low"] > 0:
+            finding = "the random split **flatters**"
+        elif gap["gap_high"] < 0:
+            finding = "the random split gives **less** than the grouped one"
+        else:
+            finding = "the two splits **cannot be told apart**"
+        lines.append(
+            f"- {label}, {metric}: {finding}, {gap['gap']:+.4f} (95 % interval {gap['gap_low']:+.4f} to "
+            f"{gap['gap_high']:+.4f})."
+        )
+    luck = "The two validation parts are different patches and each model was trained once: a gap holds their luck too."
+    return "\n".join([*lines, "", luck])

@@ -1,0 +1,236 @@
+"""How maps agree with the masks, and whether trained attention agrees better than the maps that it has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional
+
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.evaluation.uncertainty import draw_units
+from histoclip_lib.models.attention import MAP_LABELS, TRAINED, square_crop
+
+MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
+FINE = 56  # cells on a side of the grid on which maps are scored
+
+
+@dataclass(frozen=True, eq=False)
+class MapScores:
+    """How R sets of maps agree with the masks of n patches and N classes.
+
+    A pair of patch and class counts where the class is present and its mask covers some of the patch, but not all of
+    it: there every map would be right. All else is NaN.
+
+    Attributes
+    ----------
+    maps : list of str
+        Names of the R sets, such as MAP_LABELS has.
+    pointing : ndarray of shape (R, n, N)
+        Whether the brightest point lies in the mask (the pointing game, Zhang et al. 2018). Where several cells of the
+        fine grid are brightest, or the mask covers a part of the cell: how likely a point drawn from them lies there.
+    mass : ndarray of shape (R, n, N)
+        Fraction of the map inside the mask.
+    ap : ndarray of shape (R, n, N)
+        Average precision of the pixels, the map as score and the mask as truth; pixels of equal score share a step, as
+        in scikit-learn.
+    area : ndarray of shape (n, N)
+        Fraction of the patch that the mask covers: what a uniform map scores in all three.
+    """
+
+    maps: list[str]
+    pointing: np.ndarray
+    mass: np.ndarray
+    ap: np.ndarray
+    area: np.ndarray
+
+    def gain(self, name: str = TRAINED) -> np.ndarray:
+        """Return average precision minus area, shape (n, N): how far a set of maps is above chance."""
+        return self.ap[self.maps.index(name)] - self.area
+
+
+def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, rows: np.ndarray) -> MapScores:
+    """Compare maps with the masks, for each class of each patch in which it is present.
+
+    A map is enlarged to FINE x FINE cells, bilinear between the centres of its own, and counts as constant within
+    each. Mask pixels are counted in these cells, so no small region is lost, and all scores are exact for that map.
+
+    Parameters
+    ----------
+    maps : dict of str to ndarray of shape (n, N, g, g)
+        Not negative; see `reference_maps.maps_to_compare`.
+    patches : PatchDataset
+        With masks; a patch that has none is passed over.
+    rows : ndarray of int, shape (n,)
+        The patches that the maps belong to.
+    """
+    shape = (len(rows), len(patches.classes))
+    pointing, mass, ap = (np.full((len(maps), *shape), np.nan) for _ in range(3))
+    area = np.full(shape, np.nan)
+    for i, row in enumerate(rows):
+        mask = patches.mask(row)
+        if mask is None:
+            continue
+        mask = square_crop(mask)
+        cell = np.arange(len(mask)) * FINE // len(mask)
+        cell = (cell[:, None] * FINE + cell).ravel()
+        pixels = np.bincount(cell, minlength=FINE * FINE)
+        for k in np.flatnonzero(patches.labels[row]):
+            inside = (mask == k + 1).ravel()
+            if inside.any() and not inside.all():
+                fine = _enlarged(np.stack([values[i, k] for values in maps.values()]))
+                positives = np.bincount(cell[inside], minlength=FINE * FINE)
+                area[i, k] = inside.mean()
+                pointing[:, i, k], mass[:, i, k], ap[:, i, k] = _agreement(fine, positives, pixels)
+    return MapScores(list(maps), pointing, mass, ap, area)
+
+
+def _enlarged(maps: np.ndarray) -> np.ndarray:
+    """Return maps (R, g, g) on the fine grid, shape (R, FINE * FINE), their highest value 1.
+
+    Rounded, since equal cells differ in their last digit after the interpolation and would not be ties.
+    """
+    fine = functional.interpolate(torch.from_numpy(maps)[:, None].double(), size=FINE, mode="bilinear").flatten(1)
+    return (fine / fine.amax(dim=1, keepdim=True)).numpy().round(6)
+
+
+def _agreement(fine: np.ndarray, positives: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return pointing, mass and average precision (R,) of maps (R, C) whose C cells hold so many (positive) pixels."""
+    fine, positives, pixels = fine[:, pixels > 0], positives[pixels > 0], pixels[pixels > 0]
+    brightest = fine == fine.max(axis=1, keepdims=True)
+    pointing = (brightest @ positives) / (brightest @ pixels)
+    mass = (fine @ positives) / (fine @ pixels)
+    order = np.argsort(-fine, axis=1)
+    falls = np.diff(np.take_along_axis(fine, order, axis=1), axis=1, append=-1) < 0  # at the last cell of a tie
+    hits, called = positives[order].cumsum(axis=1), pixels[order].cumsum(axis=1)
+    ends = np.where(falls, np.arange(fine.shape[1]), fine.shape[1])
+    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]  # the end of the tie that each cell belongs to
+    precision = np.take_along_axis(hits / called, ends, axis=1)
+    return pointing, mass, (positives[order] * precision).sum(axis=1) / positives.sum()
+
+
+def class_means(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the patches of values (..., n, N), shape (..., N); NaN for a class without patches."""
+    return _nan_mean(values, axis=-2)
+
+
+def agreement_by_class(scores: MapScores, classes: list[str], measure: str) -> pd.DataFrame:
+    """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count."""
+    names = [MAP_LABELS[name] for name in scores.maps]
+    table = pd.DataFrame(class_means(getattr(scores, measure)), names, classes).map(_number)
+    table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
+    return table
+
+
+def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
+    """Return the MEASURES of each set of maps, and how far trained attention is above it, as text.
+
+    Parameters
+    ----------
+    scores : MapScores
+        One of its sets is `trained`.
+    units : ndarray of shape (n,)
+        What the bootstrap draws, see `results.bootstrap_units`.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set.
+    """
+    lines = {}
+    for number, name in enumerate(scores.maps):
+        line = {}
+        for measure, label in MEASURES.items():
+            line[label, "mean"] = _number(_nan_mean(class_means(getattr(scores, measure)[number])))
+            gap = trained_minus(scores, name, measure, units, resamples, seed)
+            line[label, "trained minus this"] = "" if name == TRAINED else _signed(*gap)
+        lines[MAP_LABELS[name]] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def trained_minus(
+    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Return by how much trained attention is above another set of maps in one of the MEASURES.
+
+    Returns
+    -------
+    difference, low, high : float
+        The mean over the classes of the mean over patches, paired, and its 95 % percentile interval by resampling whole
+        units (`uncertainty.draw_units`); a sample leaves out a class that it lacks. NaN where no patch counts.
+    """
+    values = getattr(scores, measure)
+    gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
+    draws = draw_units(units, resamples, seed)
+    sums = np.zeros((draws.counts.shape[1], gaps.shape[1]))
+    counted = np.zeros_like(sums)
+    np.add.at(sums, draws.unit, np.nan_to_num(gaps))
+    np.add.at(counted, draws.unit, ~np.isnan(gaps))
+    with np.errstate(invalid="ignore"):
+        means = _nan_mean((draws.counts @ sums) / (draws.counts @ counted))
+    means = means[~np.isnan(means)]
+    low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (np.nan, np.nan)
+    return float(_nan_mean(class_means(gaps))), float(low), float(high)
+
+
+def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> str:
+    """Say in Markdown whether trained attention agrees with the masks better than each reference, flattering or not.
+
+    It is ahead or behind where the 95 % interval of the difference in average precision leaves out 0.
+    """
+    if np.isnan(scores.area).all():
+        return "No mask shows a part of a patch, so attention can only be looked at."
+    area = _nan_mean(class_means(scores.area))
+    ap = _nan_mean(class_means(scores.ap[scores.maps.index(TRAINED)]))
+    lines = [
+        f"Per-pixel average precision of the trained head's attention is {ap:.3f}; chance is {area:.3f}, the part of "
+        "the patch that the mask covers. All are means over the classes.",
+        "",
+    ]
+    for name in scores.maps:
+        if name == TRAINED:
+            continue
+        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed) for measure in MEASURES}
+        _, low, high = gaps["ap"]
+        finding = "**is ahead of**" if low > 0 else "**is behind**" if high < 0 else "**cannot be told from**"
+        lines.append(
+            f"- It {finding} *{MAP_LABELS[name].lower()}*: AP differs by {_signed(*gaps['ap'])}, the pointing game by "
+            f"{_signed(*gaps['pointing'])}, the mass in the mask by {_signed(*gaps['mass'])}."
+        )
+    return "\n".join(lines)
+
+
+def best_and_worst(values: np.ndarray, count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the (patch, class) positions of the highest and of the lowest values, the most extreme first.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n, N)
+        Such as `MapScores.gain`: average precision alone is highest where the mask covers nearly everything. NaN where
+        a pair does not count.
+    count : int
+        At most so many of each; no pair stands on both sides.
+    """
+    order = np.argsort(values, axis=None, kind="stable")[: (~np.isnan(values)).sum()]  # NaN sorts last
+    best = order[::-1][: min(count, -(-len(order) // 2))]
+    worst = order[: min(count, len(order) - len(best))]
+    n_classes = values.shape[1]
+    return tuple([(int(i) // n_classes, int(i) % n_classes) for i in chosen] for chosen in (best, worst))
+
+
+def _nan_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the mean over the defined values; NaN where there is none, without a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis)
+
+
+def _number(value: float) -> str:
+    return "—" if np.isnan(value) else f"{value:.3f}"
+
+
+def _signed(difference: float, low: float, high: float) -> str:
+    return "—" if np.isnan(difference) else f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"

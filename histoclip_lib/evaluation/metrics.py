@@ -1,0 +1,106 @@
+"""mAcc of eq. (6) and the metrics that stand beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
+
+from histoclip_lib.common.predictions import Predictions, mean_accuracy
+
+
+def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[str]) -> dict:
+    """Return every metric of one row of the table; `uncertainty.evaluate` adds the intervals.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    predictions : Predictions
+        For the same patches.
+    classes : list of str
+        N names.
+
+    Returns
+    -------
+    dict
+        `mAcc`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` and `per_class`. `mAP` and `auroc` are means over
+        the classes for which they are defined (both a positive and, for `auroc`, a negative patch); None where there
+        is none.
+    """
+    scores, decisions = predictions.scores, predictions.decisions
+    per_class = {name: _class_metrics(labels[:, k], scores[:, k], decisions[:, k]) for k, name in enumerate(classes)}
+    return {
+        "mAcc": mean_accuracy(labels, decisions),
+        "mAP": _mean([values["ap"] for values in per_class.values()]),
+        "macro_f1": float(np.mean([values["f1"] for values in per_class.values()])),
+        "micro_f1": float(f1_score(labels.ravel(), decisions.ravel(), zero_division=0)),
+        "auroc": _mean([values["auroc"] for values in per_class.values()]),
+        "exact_match": float((labels == decisions).all(axis=1).mean()),
+        "per_class": per_class,
+    }
+
+
+def _class_metrics(labels: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -> dict[str, float | None]:
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, decisions, average="binary", zero_division=0)
+    has_positive, has_negative = bool(labels.any()), not labels.all()
+    return {
+        "accuracy": float((labels == decisions).mean()),
+        "ap": float(average_precision_score(labels, scores)) if has_positive else None,
+        "auroc": float(roc_auc_score(labels, scores)) if has_positive and has_negative else None,
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "prevalence": float(labels.mean()),
+        "predicted": float(decisions.mean()),
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def cut_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count, for many weightings of the same patches, what a cut at each distinct score calls present.
+
+    The patches are sorted once. With T distinct scores, entry t counts the patches at or above the t-th highest.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B,)
+        0 or 1, of one class.
+    scores : ndarray of shape (B,)
+        Of the same class.
+    weights : ndarray of shape (R, B), int
+        How often each patch counts.
+
+    Returns
+    -------
+    hits, called : ndarray of shape (R, T), of the type of `weights`
+        The positive patches called present, and all of them.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    weights = weights[:, order]
+    hits = np.cumsum(weights * labels[order].astype(weights.dtype), axis=1, dtype=weights.dtype)
+    called = np.cumsum(weights, axis=1, dtype=weights.dtype)
+    return hits[:, last_of_tie], called[:, last_of_tie]
+
+
+def average_precision(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Return the average precision (R,) from `cut_counts`, as scikit-learn defines it; NaN without a positive."""
+    gains = np.diff(hits, axis=1, prepend=0)
+    with np.errstate(invalid="ignore"):
+        return (gains * (hits / np.maximum(called, 1))).sum(axis=1) / hits[:, -1]
+
+
+def auroc(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve (R,) from `cut_counts`; NaN without a positive or a negative.
+
+    A tie between a positive and a negative patch counts one half: the trapezoidal rule.
+    """
+    false_calls = np.diff(called - hits, axis=1, prepend=0)
+    hits_before = np.pad(hits[:, :-1], ((0, 0), (1, 0)))
+    pairs = hits[:, -1].astype(float) * (called - hits)[:, -1]
+    with np.errstate(invalid="ignore"):
+        return (false_calls * ((hits + hits_before) / 2)).sum(axis=1) / pairs

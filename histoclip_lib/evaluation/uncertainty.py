@@ -1,0 +1,366 @@
+"""How sure a number is: intervals by bootstrap over groups, and paired tests of two rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.evaluation.metrics import auroc, average_precision, cut_counts, point_metrics
+
+LEVEL = 0.95  # coverage that the intervals aim at
+HEADLINES = ("mAcc", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match")
+PERMUTATIONS = 9999  # of the test in mAcc, which is cheap: enough for Holm's correction over a hundred pairs
+EXACT_UNITS = 10  # with as few units every swap is tried
+BLOCK_CELLS = 2**18  # resamples times patches worked on at once; a few MB stay in the processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Bootstrap samples of units: `unit` (B,) numbers the unit of each patch, `counts` (R, U) how often each is drawn.
+
+    `counts` is of type int32.
+    """
+
+    unit: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First row minus second in one metric: its value, its 95 % interval and the two-sided p of the permutation test.
+
+    All are NaN where the metric is not defined.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows of the table compared in mAcc and in mAP."""
+
+    macc: Difference
+    map: Difference
+
+
+def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
+    """Draw as many units as there are, with replacement, `resamples` times.
+
+    The draws depend on the units and the seed alone. All rows of a table therefore share them, and can be compared
+    resample by resample.
+
+    Parameters
+    ----------
+    units : ndarray of shape (B,)
+        The unit of each patch: its group, or its own number.
+    resamples, seed : int
+        Number of bootstrap samples, and the seed they are drawn with.
+
+    References
+    ----------
+    Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8 (the cluster bootstrap).
+    """
+    names, unit = np.unique(units, return_inverse=True)
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return Draws(unit, counts.astype(np.int32))
+
+
+def bootstrap_interval(
+    values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean of `values` (B,), by resampling whole units.
+
+    Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See `draw_units`.
+    """
+    low, high = _interval(_resampled_means(values[:, None], draw_units(units, resamples, seed))[:, 0])
+    return low, high
+
+
+def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws) -> dict[str, np.ndarray]:
+    """Compute the metrics of one row in every bootstrap sample.
+
+    A sample in which a class has no positive patch (or, for AUROC, no negative one) leaves it out of the mean over
+    classes, as `metrics.point_metrics` does.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    predictions : Predictions
+        For the same patches.
+    draws : Draws
+        R bootstrap samples of these patches.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The HEADLINES, each of shape (R,), and of each class `accuracy` and `ap`, of shape (R, N). NaN where a sample
+        leaves a metric undefined.
+    """
+    truth, decisions = labels.astype(bool), predictions.decisions.astype(bool)
+    correct = truth == decisions
+    accuracy = _resampled_means(correct, draws)
+    # F1 = 2 TP / (2 TP + FP + FN); the denominator is the number of positives plus the number predicted
+    hits = draws.counts @ _sums(truth & decisions, draws.unit)
+    total = draws.counts @ (_sums(truth, draws.unit) + _sums(decisions, draws.unit))
+    ap, areas = _resampled_ranking(labels, predictions.scores, draws)
+    return {
+        "mAcc": accuracy.mean(axis=1),
+        "mAP": _nan_mean(ap),
+        "macro_f1": (2 * hits / np.maximum(total, 1)).mean(axis=1),
+        "micro_f1": 2 * hits.sum(axis=1) / np.maximum(total.sum(axis=1), 1),
+        "auroc": _nan_mean(areas),
+        "exact_match": _resampled_means(correct.all(axis=1)[:, None], draws)[:, 0],
+        "accuracy": accuracy,
+        "ap": ap,
+    }
+
+
+def evaluate(
+    labels: np.ndarray, predictions: Predictions, classes: list[str], units: np.ndarray, resamples: int, seed: int
+) -> dict:
+    """Return one row of `metrics.json`: the metrics of `metrics.point_metrics`, and their intervals.
+
+    Parameters
+    ----------
+    labels, predictions, classes
+        As for `metrics.point_metrics`.
+    units : ndarray of shape (B,)
+        What the bootstrap draws: the group of each patch, or its own number where groups are not known.
+    resamples, seed : int
+        Of the bootstrap; see `draw_units`.
+
+    Returns
+    -------
+    dict
+        Beside each of the HEADLINES its 95 % percentile interval, `mAcc_ci` and so on, as [low, high]; in
+        `per_class` also `accuracy_ci` and `ap_ci`. None where the metric is not defined.
+    """
+    resampled = resampled_metrics(labels, predictions, draw_units(units, resamples, seed))
+    row = point_metrics(labels, predictions, classes)
+    per_class = {
+        name: {**values, **{f"{key}_ci": _interval(resampled[key][:, k]) for key in ("accuracy", "ap")}}
+        for k, (name, values) in enumerate(row.pop("per_class").items())
+    }
+    scored = {}
+    for key in HEADLINES:
+        scored[key], scored[f"{key}_ci"] = row[key], _interval(resampled[key])
+    return scored | {"per_class": per_class}
+
+
+def compare(
+    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
+) -> Comparison:
+    """Compare two rows on the same patches.
+
+    Both rows are resampled with the same draws, and the percentiles of the difference give its interval. The
+    permutation test asks how often a difference as large, in either direction, comes up when the outputs of the two
+    rows are swapped for a random half of the units. For mAP the scores of each row and class are first replaced by
+    their ranks: one row's scores mean nothing on the other's scale, and average precision sees their order only.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    first, second : Predictions
+        For the same patches.
+    units : ndarray of shape (B,)
+        What is drawn and swapped as a whole.
+    resamples, seed : int
+        Bootstrap samples, and permutations for mAP; for mAcc there are PERMUTATIONS. With EXACT_UNITS or fewer units
+        all swaps are tried.
+
+    References
+    ----------
+    Smucker, Allan and Carterette, A comparison of statistical significance tests for information retrieval
+    evaluation, CIKM 2007 (Fisher's paired randomisation test); Phipson and Smyth, Permutation p-values should never be
+    zero, Statistical Applications in Genetics and Molecular Biology 9(1), 2010 (the 1 in p = (1 + hits) / (1 +
+    permutations)).
+    """
+    draws = draw_units(units, resamples, seed)
+    macc = _accuracy_gap(labels, first, second, units, draws, seed)
+    present = labels.any(axis=0)
+    if not present.any():
+        return Comparison(macc, Difference(np.nan, np.nan, np.nan, np.nan))
+    labels, scores = labels[:, present], [row.scores[:, present] for row in (first, second)]
+    one, other = (_nan_mean(_resampled_ranking(labels, values, draws)[0]) for values in scores)
+    low, high = _interval(one - other) or (np.nan, np.nan)
+    value, p = _precision_gap(labels, *scores, draws.unit, resamples, seed)
+    return Comparison(macc, Difference(value, low, high, p))
+
+
+def accuracy_gap(
+    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
+) -> Difference:
+    """Return the half of `compare` that is on mAcc, with the same arguments; it takes far less time."""
+    return _accuracy_gap(labels, first, second, units, draw_units(units, resamples, seed), seed)
+
+
+def _accuracy_gap(
+    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, draws: Draws, seed: int
+) -> Difference:
+    gaps = ((labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1))[:, None]
+    low, high = _interval(_resampled_means(gaps, draws)[:, 0])
+    return Difference(float(gaps.mean()), low, high, float(mean_gap_p(gaps, units, seed)[0]))
+
+
+def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
+    """Return the two-sided p (K,) of K mean paired differences, by flipping the sign of whole units.
+
+    Parameters
+    ----------
+    gaps : ndarray of shape (B, K)
+        First row minus second, of each patch.
+    units : ndarray of shape (B,)
+        What is flipped as a whole.
+    seed : int
+        Of the PERMUTATIONS.
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    sums = _sums(gaps, unit)
+    observed, n_extreme = np.abs(sums.sum(axis=0)), np.zeros(sums.shape[1])
+    flips = _flips(len(sums), PERMUTATIONS, seed)
+    for block in _blocks(len(flips), len(sums)):
+        permuted = np.abs((1.0 - 2.0 * flips[block]) @ sums)
+        n_extreme += (permuted >= observed - 1e-9).sum(axis=0)  # equal sums may differ in their last digit
+    return (1 + n_extreme) / (1 + len(flips))
+
+
+def smallest_p(units: np.ndarray) -> float:
+    """Return the p below which no permutation test can fall for want of units; 0 where there are enough of them.
+
+    Where every swap is tried, the one of all units gives the same difference as none, with the other sign.
+    """
+    n_units = len(np.unique(units))
+    return 2 / 2**n_units if n_units <= EXACT_UNITS else 0.0
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjust p values (K,) for their number; NaN stays NaN and does not count.
+
+    References
+    ----------
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+    """
+    adjusted, defined = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    ascending = defined[np.argsort(p[defined])]
+    factors = len(ascending) - np.arange(len(ascending))
+    adjusted[ascending] = np.minimum(np.maximum.accumulate(factors * p[ascending]), 1)
+    return adjusted
+
+
+def _precision_gap(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, unit: np.ndarray, permutations: int, seed: int
+) -> tuple[float, float]:
+    """Return the difference in mAP of scores (B, N), every class with a positive, and the p of its permutation test.
+
+    The ranks of both rows lie in one pool of 2 B entries, sorted once. A permutation takes one of the two entries of
+    each patch for the first row and leaves the other to the second.
+    """
+    pool = np.concatenate([rankdata(first, axis=0), rankdata(second, axis=0)])
+    twice = np.concatenate([labels, labels])
+    flips = np.concatenate([np.zeros((1, unit.max() + 1), bool), _flips(unit.max() + 1, permutations, seed)])
+    gaps = np.zeros(len(flips))
+    everything = [cut_counts(twice[:, k], pool[:, k], np.ones((1, len(pool)), np.int32)) for k in range(pool.shape[1])]
+    for block in _blocks(len(flips), len(pool)):
+        swapped = flips[block][:, unit]
+        mine = np.concatenate([~swapped, swapped], axis=1).astype(np.int32)
+        for k, (all_hits, all_called) in enumerate(everything):
+            hits, called = cut_counts(twice[:, k], pool[:, k], mine)
+            gaps[block] += average_precision(hits, called) - average_precision(all_hits - hits, all_called - called)
+    gaps /= len(everything)
+    return float(gaps[0]), float(np.mean(np.abs(gaps) >= np.abs(gaps[0]) - 1e-12))  # gaps[0]: the 1 + in p
+
+
+def _flips(n_units: int, permutations: int, seed: int) -> np.ndarray:
+    """Return which units are swapped in each permutation, bool (P, U); all swaps but the empty one where few."""
+    if n_units <= EXACT_UNITS:
+        return (np.arange(1, 2**n_units)[:, None] >> np.arange(n_units) & 1).astype(bool)
+    return np.random.default_rng(seed).integers(0, 2, (permutations, n_units), dtype=bool)
+
+
+def _resampled_ranking(labels: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """Return average precision and AUROC of each class in every bootstrap sample, both (R, N)."""
+    ap, areas = (np.empty((len(draws.counts), labels.shape[1])) for _ in range(2))
+    for block in _blocks(len(draws.counts), len(labels)):
+        weights = draws.counts[block][:, draws.unit]
+        for k in range(labels.shape[1]):
+            counts = cut_counts(labels[:, k], scores[:, k], weights)
+            ap[block, k], areas[block, k] = average_precision(*counts), auroc(*counts)
+    return ap, areas
+
+
+def _resampled_means(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """Return the mean of each column of values (B, K) in every bootstrap sample, (R, K)."""
+    return (draws.counts @ _sums(values, draws.unit)) / (draws.counts @ np.bincount(draws.unit))[:, None]
+
+
+def _sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Sum each column of values (B, K) over the patches of each unit, (U, K)."""
+    return np.stack([np.bincount(unit, weights=column) for column in values.T], axis=1)
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    step = max(1, BLOCK_CELLS // width)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each line over its defined values; NaN where there is none, without a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=1) / (~np.isnan(values)).sum(axis=1)
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+    """Return the percentile interval of the defined values, None where there is none."""
+    defined = values[~np.isnan(values)]
+    return np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist() if len(defined) else None
+
+
+MIN_GROUPS = 5
+# In simulations 95 % intervals of mAcc and mAP held the truth in 86 and 76 of 100 data sets with 5 groups, in 90 and 88
+# with 20, in 95 with 60.
+ENOUGH_GROUPS = 40
+
+
+def bootstrap_units(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
+    """Return what the bootstrap draws: the group of each patch, or the patch itself.
+
+    Patches are drawn where groups are not known, and where there are fewer than MIN_GROUPS of them: an interval from so
+    few would be narrow by chance, from a single one it would have no width.
+    """
+    if patches.groups is None or len(np.unique(patches.groups[rows])) < MIN_GROUPS:
+        return rows
+    return patches.groups[rows]
+
+
+def interval_note(patches: PatchDataset, val: np.ndarray) -> str:
+    """Say in Markdown what the intervals resample, and what the permutation tests swap."""
+    n_groups = 0 if patches.groups is None else len(np.unique(patches.groups[val]))
+    if n_groups < MIN_GROUPS:
+        reason = (
+            f"the validation part has only {n_groups} group{'s' * (n_groups > 1)}"
+            if n_groups
+            else "groups are not known"
+        )
+        return (
+            f"Intervals come from a bootstrap over patches, since {reason}: take them as too narrow. The permutation "
+            "tests swap patches too: take their p as too small."
+        )
+    note = (
+        f"Intervals come from a bootstrap over the {n_groups} groups of the validation part. The permutation tests "
+        "swap the outputs of two rows for whole groups."
+    )
+    if n_groups < ENOUGH_GROUPS:
+        note += " With so few, intervals are somewhat too narrow."
+    if smallest := smallest_p(patches.groups[val]):
+        note += f" No p can fall below {smallest:.2g}."
+    return note

@@ -1,0 +1,1 @@
+"""Image features: encoded once, kept in checked shards, read in batches."""

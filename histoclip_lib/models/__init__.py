@@ -1,0 +1,1 @@
+"""The CMM head and the models beside it: training, baselines, attention, studies."""

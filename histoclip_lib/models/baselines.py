@@ -1,0 +1,365 @@
+"""Methods that need no text: prevalences, the tissue, a linear probe, nearest neighbours and a two-layer perceptron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.splits import grouped_folds
+from histoclip_lib.features.encode import ImageFeatures
+from histoclip_lib.models.cmm import CMM
+
+
+class MLP(nn.Module):
+    """Linear, GELU, dropout, linear, on centred pooled features; `training.train_head` fits it like a CMM.
+
+    Parameters
+    ----------
+    width : int
+        Features d.
+    n_classes : int
+        N.
+    n_parameters : int
+        About how many to have: the hidden width is (n_parameters - N) / (d + 1 + N), rounded.
+    dropout : float
+        Dropout of the hidden layer.
+
+    Attributes
+    ----------
+    token_mean, token_scale : tensor of shape (d,) and ()
+        Taken from the features, and by which they are then divided, as in `CMM`.
+
+    Raises
+    ------
+    HistoCLIPError
+        If so few parameters leave no hidden unit.
+    """
+
+    def __init__(self, width: int, n_classes: int, n_parameters: int, dropout: float = 0.3) -> None:
+        super().__init__()
+        hidden = round((n_parameters - n_classes) / (width + 1 + n_classes))
+        if hidden < 1:
+            raise HistoCLIPError(
+                f"n_parameters: {n_parameters} are too few for {width} features and {n_classes} classes. Use at least "
+                f"{width + 1 + 2 * n_classes}."
+            )
+        self.options = {"width": width, "n_classes": n_classes, "n_parameters": n_parameters, "dropout": dropout}
+        self.register_buffer("token_mean", torch.zeros(width))
+        self.register_buffer("token_scale", torch.ones(()))
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes)
+        )
+
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Centre training features (..., d) and give them unit variance over all dimensions together."""
+        flat = features.float().flatten(0, -2)
+        self.token_mean.copy_(flat.mean(dim=0))
+        self.token_scale.copy_((flat - self.token_mean).square().mean().sqrt().clamp_min(1e-6))
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Score images: from pooled features (B, 1, d) to logits (B, N); there is no attention."""
+        features = (tokens.squeeze(1).to(self.token_mean.dtype) - self.token_mean) / self.token_scale
+        return self.layers(features), None
+
+
+def mlp_like(head: CMM) -> MLP:
+    """Return a fresh MLP with the number of parameters, the classes, the features and the dropout of a head."""
+    n_classes, width = head.class_embeddings.shape
+    return MLP(width, n_classes, sum(p.numel() for p in head.parameters()), head.options["dropout"])
+
+
+PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FURTHER_STRENGTHS = {min: (1e-5, 1e-6), max: (10.0, 100.0)}  # tried one by one while the best C is at that edge
+DEFAULT_STRENGTH = 1e-2  # where cross-validation is impossible, or has too few patches
+MIN_PATCHES = 20  # to choose C from: with fewer the default had the lower cross-entropy (CoNSeP, demo)
+FOLDS = 5  # fewer where there are fewer groups
+NEIGHBOURS = (1, 3, 5, 7, 11, 15, 21, 31, 51, 71, 101)  # odd, so that a vote is never even
+CHOOSING = 1000  # training patches, at random, on whose neighbours k is chosen
+CHUNK = 256  # patches that are compared with all training examples at once
+
+
+def trivial_rows(train_labels: np.ndarray, n_patches: int) -> dict[str, Predictions]:
+    """Return the rows that look at no image: `all_negative`, `all_positive` and `majority`.
+
+    Parameters
+    ----------
+    train_labels : ndarray of shape (T, N)
+        Labels of the training part; `majority` says of each class what most of these say.
+    n_patches : int
+        Number of patches to predict.
+    """
+    prevalence = np.broadcast_to(train_labels.mean(axis=0), (n_patches, train_labels.shape[1]))
+    constant = np.zeros_like(prevalence)
+    return {
+        "all_negative": Predictions(constant, np.zeros(prevalence.shape, dtype=bool)),
+        "all_positive": Predictions(constant, np.ones(prevalence.shape, dtype=bool)),
+        "majority": from_probabilities(prevalence),
+    }
+
+
+def tissue_prior(train_labels: np.ndarray, train_tissue: np.ndarray, tissue: np.ndarray) -> Predictions:
+    """Predict from the organ alone: the training prevalence of each class in the same tissue.
+
+    A tissue that no training patch has gets the prevalence over all.
+
+    Parameters
+    ----------
+    train_labels : ndarray of shape (T, N)
+        Labels of the training part.
+    train_tissue : ndarray of shape (T,)
+        Tissue of each training patch.
+    tissue : ndarray of shape (B,)
+        Tissue of the patches to predict.
+    """
+    scores = np.tile(train_labels.mean(axis=0), (len(tissue), 1))
+    for name in np.unique(train_tissue):
+        scores[tissue == name] = train_labels[train_tissue == name].mean(axis=0)
+    return from_probabilities(scores)
+
+
+def tissue_rows(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
+    """Return the row `tissue_prior` where the data set knows its tissues, else nothing."""
+    if patches.tissue is None:
+        return {}
+    return {"tissue_prior": tissue_prior(patches.labels[train], patches.tissue[train], patches.tissue[val])}
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """Logistic regressions, one for each class, on standardised frozen features.
+
+    Attributes
+    ----------
+    mean, scale : ndarray of shape (d,)
+        Standardisation.
+    weights : ndarray of shape (d, N)
+        Of the standardised features.
+    intercepts : ndarray of shape (N,)
+        A class that has one value in the training part has no weights, only the log-odds of (positives + 1) / (T + 2).
+    strength : float
+        The inverse regularisation C that was chosen.
+    losses : dict of float to float
+        Cross-validated binary cross-entropy of each C that was tried, in rising order; empty where none could be.
+    out_of_fold : ndarray of shape (T, N) or None
+        What regressions of the chosen C say of the training patches that they were not fitted on: the mean over the
+        views, clipped to [1e-6, 1 - 1e-6]. None without cross-validation.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    intercepts: np.ndarray
+    strength: float
+    losses: dict[float, float]
+    out_of_fold: np.ndarray | None
+
+    def predict(self, features: ImageFeatures, rows: np.ndarray) -> Predictions:
+        """Predict some patches; like the heads, by the mean over their views."""
+        return from_probabilities(self.probabilities(_all_views(features, rows)))
+
+    def probabilities(self, views: np.ndarray) -> np.ndarray:
+        """Return the mean over the views of the probabilities (B, N), for pooled features (B, V, d)."""
+        return expit((views - self.mean) / self.scale @ self.weights + self.intercepts).mean(axis=1)
+
+    def about(self) -> str:
+        """Return a sentence of Markdown on the choice of C."""
+        return _choice(f"The linear probe's C = {self.strength:g}", self.losses)
+
+
+def fit_linear_probe(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int) -> LinearProbe:
+    """Fit a linear probe on the pooled features, its C chosen by cross-validation inside the training part.
+
+    It sees what the heads see: every view of a patch is a training example, inside the folds too, and a patch is
+    predicted by the mean over its views. With view 0 alone in the folds, the lowest cross-entropy was higher on CoNSeP
+    (0.453, not 0.433) and on the demo (0.327, not 0.298). scikit-learn's C weighs the sum over examples, so it is
+    divided by V.
+
+    Parameters
+    ----------
+    features : ImageFeatures
+        Of B patches in V views.
+    patches : PatchDataset
+        Labels, and groups, which the cross-validation keeps together.
+    train : ndarray of int, shape (T,)
+        The training part; any size. With fewer than MIN_PATCHES, with a single group, or where no class has both
+        values in any fold's training part, C is DEFAULT_STRENGTH.
+    seed : int
+        Of the folds.
+    """
+    views, labels = _all_views(features, train), patches.labels[train]
+    parts = _folds(patches, train, seed)
+    if not parts or len(train) < MIN_PATCHES:
+        return _fit_regressions(views, labels, DEFAULT_STRENGTH)
+    tried: dict[float, np.ndarray] = {}
+    losses: dict[float, float] = {}
+
+    def try_out(strength: float) -> None:
+        tried[strength] = np.empty(labels.shape)
+        for inside, outside in parts:
+            probe = _fit_regressions(views[inside], labels[inside], strength)
+            tried[strength][outside] = np.clip(probe.probabilities(views[outside]), 1e-6, 1 - 1e-6)
+        losses[strength] = cross_entropy(labels, tried[strength])
+
+    for strength in PROBE_STRENGTHS:
+        try_out(strength)
+    for edge, further in FURTHER_STRENGTHS.items():
+        for strength in further:
+            if min(losses, key=losses.get) == edge(losses):
+                try_out(strength)
+    best = min(losses, key=losses.get)
+    return _fit_regressions(views, labels, best, dict(sorted(losses.items())), tried[best])
+
+
+def _fit_regressions(
+    views: np.ndarray,
+    labels: np.ndarray,
+    strength: float,
+    losses: dict[float, float] | None = None,
+    out_of_fold: np.ndarray | None = None,
+) -> LinearProbe:
+    n_patches, n_views, width = views.shape
+    scaler = StandardScaler().fit(views.reshape(-1, width))
+    examples, labels = scaler.transform(views.reshape(-1, width)), np.repeat(labels, n_views, axis=0)
+    positives = labels.sum(axis=0) / n_views
+    weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (n_patches + 2))
+    for k in np.flatnonzero((positives > 0) & (positives < n_patches)):
+        with threadpool_limits(1):  # L-BFGS takes many small products: two threads were 30 times slower than one
+            model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples, labels[:, k])
+        weights[:, k], intercepts[k] = model.coef_[0], model.intercept_[0]
+    mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
+    return LinearProbe(mean, scale, weights, intercepts, strength, losses or {}, out_of_fold)
+
+
+@dataclass(frozen=True, eq=False)
+class KNearest:
+    """The labels of the k most similar training patches, by the cosine of centred features.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (d,)
+        Of all views of the training patches; taken away before the cosine.
+    examples : ndarray of shape (T, V, d)
+        Training patches, centred, of unit length.
+    labels : ndarray of shape (T, N)
+        0 or 1.
+    k : int
+        Number of neighbours that vote.
+    losses : dict of int to float
+        Cross-validated binary cross-entropy of each k that was tried; empty where none could be.
+    """
+
+    mean: np.ndarray
+    examples: np.ndarray
+    labels: np.ndarray
+    k: int
+    losses: dict[int, float]
+
+    def predict(self, features: ImageFeatures, rows: np.ndarray) -> Predictions:
+        """Predict some patches by (positive neighbours + 1) / (k + 2), the mean over their views."""
+        queries = _unit(_all_views(features, rows) - self.mean)
+        return from_probabilities(_votes(queries, self.examples, self.labels, (self.k,))[0])
+
+    def about(self) -> str:
+        """Return a sentence of Markdown on the choice of k."""
+        return _choice(f"The number of nearest neighbours, k = {self.k},", self.losses)
+
+
+def fit_knn(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int) -> KNearest:
+    """Keep the training patches as neighbours, their number k chosen by cross-validation inside the training part.
+
+    k counts patches, not views: a training patch is as near as the nearest of its views, and votes once. Were each
+    view a neighbour of its own, those of one patch would crowd out the others. On CoNSeP and on the demo this gave a
+    lower cross-validated loss than V k neighbours among all views, than view 0 alone and than the mean of the views.
+    The probability is (positive neighbours + 1) / (k + 2), Laplace's rule of succession, so its logarithm is finite.
+
+    Parameters
+    ----------
+    features : ImageFeatures
+        Of B patches in V views.
+    patches : PatchDataset
+        Labels, and groups, which the cross-validation keeps together.
+    train : ndarray of int, shape (T,)
+        The training part; any size. k is one of NEIGHBOURS, at most the number of patches in the smallest training
+        part of a fold, and is chosen on CHOOSING of the patches; where no choice is possible it is the greatest of
+        NEIGHBOURS up to sqrt(T).
+    seed : int
+        Of the folds, and of the patches that k is chosen on.
+    """
+    views, labels = _all_views(features, train), patches.labels[train]
+    mean = views.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+    examples = _unit(views - mean)
+    parts = _folds(patches, train, seed)
+    if not parts:
+        return KNearest(mean, examples, labels, max(k for k in NEIGHBOURS if k * k <= len(train)), {})
+    asked = np.random.default_rng(seed).permutation(len(train))[:CHOOSING]
+    candidates = tuple(k for k in NEIGHBOURS if k <= min(len(inside) for inside, _ in parts))
+    probabilities = np.empty((len(candidates), *labels.shape))
+    for inside, outside in parts:
+        outside = np.intersect1d(outside, asked)
+        probabilities[:, outside] = _votes(examples[outside], examples[inside], labels[inside], candidates)
+    losses = {k: cross_entropy(labels[asked], p[asked]) for k, p in zip(candidates, probabilities, strict=True)}
+    return KNearest(mean, examples, labels, min(losses, key=losses.get), losses)
+
+
+def _votes(queries: np.ndarray, examples: np.ndarray, labels: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+    """Return (positive neighbours + 1) / (k + 2), the mean over the views, shape (len(ks), B, N).
+
+    Parameters
+    ----------
+    queries, examples : ndarray of shape (B, V, d) and (T, V, d)
+        Unit vectors.
+    labels : ndarray of shape (T, N)
+        Of the examples.
+    ks : tuple of int
+        Rising numbers of neighbours.
+    """
+    n_views, most = examples.shape[1], ks[-1]
+    flat = examples.reshape(-1, examples.shape[2])
+    result = np.zeros((len(ks), len(queries), labels.shape[1]))
+    for start in range(0, len(queries), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        for view in range(queries.shape[1]):
+            cosines = (queries[chunk, view] @ flat.T).reshape(-1, len(examples), n_views).max(axis=2)
+            nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+            order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), axis=1, kind="stable")
+            positives = labels[np.take_along_axis(nearest, order, axis=1)].cumsum(axis=1, dtype=np.int64)
+            for number, k in enumerate(ks):
+                result[number, chunk] += (positives[:, k - 1] + 1) / (k + 2)
+    return result / queries.shape[1]
+
+
+def _folds(patches: PatchDataset, train: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return positions inside and outside of each fold's training part; none where nothing could be chosen by them."""
+    parts, labels = grouped_folds(patches, train, FOLDS, seed), patches.labels[train]
+    teaches = any((labels[inside].min(axis=0) < labels[inside].max(axis=0)).any() for inside, _ in parts)
+    return parts if teaches else []
+
+
+def _all_views(features: ImageFeatures, rows: np.ndarray) -> np.ndarray:
+    """Return the pooled features of some patches in all views, shape (n, V, d), float32."""
+    return np.stack([features.pooled.take(rows, view) for view in range(features.n_views)], axis=1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def _choice(chosen: str, losses: dict[float, float]) -> str:
+    """Say in Markdown how a number was chosen."""
+    if not losses:
+        return (
+            f"{chosen} is the default: the training part has too few patches, groups or labels of each kind for a "
+            "choice by cross-validation."
+        )
+    listed = ", ".join(f"{value:g}: {loss:.4f}" for value, loss in losses.items())
+    return f"{chosen} was chosen by cross-validation inside the training part (cross-entropy of each: {listed})."

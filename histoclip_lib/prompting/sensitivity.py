@@ -1,0 +1,218 @@
+"""How far the zero-shot rows depend on their words: single templates, synonyms, and what ensembling gains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score
+from torch.nn import functional
+
+from histoclip_lib.common.predictions import Predictions, mean_accuracy
+from histoclip_lib.prompting.strategies import baseline, one_vs_rest, power_set, top_k
+from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
+
+AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS = "as reported", "single template", "synonyms"
+KINDS = (AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS)
+MAX_NEW_PROMPTS = 256  # of one variant: a power-set of 8 classes. Forty variants may need as many
+METRICS = ("mAcc", "mAP")
+
+
+@dataclass(frozen=True, eq=False)
+class Variants:
+    """What each strategy scores with each choice of words.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A line for each variant: `strategy`, `kind` (one of KINDS), `prompt` (the template, or the names used),
+        `mAcc` and `mAP` (NaN where no class has a positive patch).
+    left_out : dict of str to int
+        How many variants of a strategy were left out, since they needed more than MAX_NEW_PROMPTS new prompts.
+    """
+
+    table: pd.DataFrame
+    left_out: dict[str, int]
+
+
+class TooManyPromptsError(Exception):
+    """A variant needs more new prompts than it may encode."""
+
+
+class LimitedEncoder(TextEncoder):
+    """Encodes like another encoder and into its store, but only so many new prompts."""
+
+    def __init__(self, encode: TextEncoder, limit: int) -> None:
+        self.clip, self.encoded, self.left = encode.clip, encode.encoded, limit
+
+    def __call__(self, prompts: list[str]) -> torch.Tensor:
+        """Return the embeddings of prompts, as `TextEncoder` does."""
+        self.left -= len(set(prompts) - self.encoded.keys())
+        if self.left < 0:
+            raise TooManyPromptsError
+        return super().__call__(prompts)
+
+
+def score_variants(
+    pooled: np.ndarray,
+    encode: TextEncoder,
+    vocabulary: Vocabulary,
+    labels: np.ndarray,
+    train_prevalence: np.ndarray,
+    baseline_rule: str = "sigmoid",
+    draws: int = 12,
+    seed: int = 0,
+) -> Variants:
+    """Score every strategy with every single template, and with random choices among the synonyms.
+
+    With a single template the Baseline's class matrix comes from that template alone, and the other strategies use it
+    in the place of `a photo of a {}`. With synonyms each class goes by its name or one of its synonyms, drawn at
+    random, the same draws for every strategy; all else is as reported. The negative prompt stays.
+
+    Parameters
+    ----------
+    pooled : ndarray of shape (B, d)
+        Image embeddings, of any length: those of the validation part.
+    encode : TextEncoder
+        Encodes each distinct prompt once. A variant that needs more than MAX_NEW_PROMPTS prompts which are not encoded
+        yet is left out: the power-set has 2^N of them, and Top-k one for each beginning of a ranking that occurs.
+    vocabulary : Vocabulary
+        The N classes in words.
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    train_prevalence, baseline_rule
+        As in `zero_shot.score_all`.
+    draws : int
+        Distinct choices of one name for each class, fewer where there are no more; none where there are no synonyms.
+    seed : int
+        Of the draws.
+    """
+    images = functional.normalize(torch.from_numpy(np.asarray(pooled, dtype=np.float32)), dim=-1)
+    strategies: dict[str, Callable[..., Predictions]] = {
+        "Baseline": partial(baseline, rule=baseline_rule, train_prevalence=train_prevalence),
+        "One-vs-Rest": one_vs_rest,
+        "Power-set": power_set,
+        "Top-k": top_k,
+    }
+    present = labels.any(axis=0)
+    lines, left_out = [], Counter()
+    for kind, prompt, words in _wordings(vocabulary, draws, seed):
+        for strategy, score in strategies.items():
+            limited = encode if kind == AS_REPORTED else LimitedEncoder(encode, MAX_NEW_PROMPTS)
+            try:
+                predictions = score(images, limited, words)
+            except TooManyPromptsError:
+                left_out[strategy] += 1
+                continue
+            precision = np.nan
+            if present.any():
+                precision = average_precision_score(labels[:, present], predictions.scores[:, present])
+            lines.append([strategy, kind, prompt, mean_accuracy(labels, predictions.decisions), precision])
+    return Variants(pd.DataFrame(lines, columns=["strategy", "kind", "prompt", *METRICS]), dict(left_out))
+
+
+def _wordings(vocabulary: Vocabulary, draws: int, seed: int) -> Iterator[tuple[str, str, Vocabulary]]:
+    """Yield kind, prompt and vocabulary: first as reported, then each single template, then draws of synonyms."""
+    yield AS_REPORTED, _listed(vocabulary.names), vocabulary
+    for template in vocabulary.templates:
+        yield SINGLE_TEMPLATE, template, replace(vocabulary, templates=[template], photo_of=template)
+    for names in draw_names(vocabulary, draws, seed):
+        yield SYNONYMS, _listed(names), replace(vocabulary, names=names)
+
+
+def _listed(names: list[str]) -> str:
+    return "; ".join(names)
+
+
+def draw_names(vocabulary: Vocabulary, draws: int, seed: int) -> list[list[str]]:
+    """Draw distinct choices of one name for each class among its name and synonyms, never the names themselves.
+
+    All choices where there are no more than `draws`; none where there are no synonyms.
+    """
+    words = [[name] for name in vocabulary.names]
+    for own, synonyms in zip(words, vocabulary.synonyms, strict=False):
+        own += synonyms
+    sizes, generator = [len(own) for own in words], np.random.default_rng(seed)
+    chosen: set[tuple[int, ...]] = set()
+    while len(chosen) < min(draws, prod(sizes) - 1):
+        places = tuple(generator.integers(sizes).tolist())
+        if any(places):  # all 0: the names as reported
+            chosen.add(places)
+    return [[own[place] for own, place in zip(words, places, strict=True)] for places in sorted(chosen)]
+
+
+def extremes_table(variants: Variants) -> pd.DataFrame:
+    """Return as text which words, a template or names, give each strategy its lowest and its highest mAP."""
+    lines = {}
+    for strategy, own in variants.table.groupby("strategy", sort=False):
+        ranked = own.dropna(subset="mAP").sort_values("mAP", kind="stable")
+        line = {}
+        for label, place in (("lowest mAP", 0), ("highest mAP", -1)):
+            line[label] = "—" if ranked.empty else f"{ranked['mAP'].iloc[place]:.3f}"
+            line[f"words of the {label.split()[0]}"] = "—" if ranked.empty else ranked["prompt"].iloc[place]
+        lines[strategy] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _range(values: pd.Series, between: str) -> str:
+    if not values.notna().any():
+        return "—"
+    low, high = (f"{value:.3f}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low}{between}{high}"
+
+
+def ensembling_note(variants: Variants) -> str:
+    """Say in Markdown what the mean over templates, eq. (2), gains the Baseline over one template alone."""
+    own = variants.table[variants.table["strategy"] == "Baseline"]
+    single = own[own["kind"] == SINGLE_TEMPLATE]
+    if len(single) == 1:
+        return "There is one template, so the Baseline has no ensemble over templates."
+    sentences = []
+    for metric in ("mAP", "mAcc"):
+        together, alone = own.loc[own["kind"] == AS_REPORTED, metric].item(), single[metric]
+        if np.isnan(together):
+            sentences.append(f"Its {metric} is not defined: no class has a positive patch.")
+        elif np.ptp([together, *alone]) < 1e-9:
+            sentences.append(f"Its {metric} is {together:.4f} with every template, alone or together.")
+        else:
+            beaten = int((together > alone).sum())
+            sentences.append(
+                f"Its {metric} is {together:.4f} with the {len(single)} templates together; with one alone it is "
+                f"{alone.mean():.4f} in the mean, at the lowest {alone.min():.4f}, at the highest {alone.max():.4f}. "
+                f"Together they change it by {together - alone.mean():+.4f} against the mean, and beat {beaten} of the "
+                f"{len(single)}."
+            )
+    return f"**Ensembling, eq. (2), and the Baseline.** {' '.join(sentences)}"
+
+
+def spread_note(variants: Variants) -> str:
+    """Say in Markdown how far mAcc and mAP of each strategy move with the words, and what was left out."""
+    lines = []
+    for strategy, own in variants.table.groupby("strategy", sort=False):
+        parts = []
+        for metric in METRICS:
+            reported = own.loc[own["kind"] == AS_REPORTED, metric].item()
+            ranges = [
+                f"{_range(part, ' to ')} over {len(part)} {what}"
+                for kind, what in ((SINGLE_TEMPLATE, "single templates"), (SYNONYMS, "choices of synonyms"))
+                if len(part := own.loc[own["kind"] == kind, metric].dropna())
+            ]
+            if not np.isnan(reported):
+                parts.append(", ".join([f"{metric} {reported:.3f} as reported", *ranges]))
+        lines.append(f"- {strategy}: {'; '.join(parts)}.")
+    note = "\n".join(lines)
+    if SYNONYMS not in set(variants.table["kind"]):
+        note += "\n\nNo synonyms were tried: `prompts_file` may list some."
+    if variants.left_out:
+        listed = ", ".join(f"{count} of {strategy}" for strategy, count in variants.left_out.items())
+        note += (
+            f"\n\nLeft out, since each would need more than {MAX_NEW_PROMPTS} prompts that no other variant needs: "
+            f"{listed}."
+        )
+    return note + "\n\nThe best of these words could be picked on the validation part only; no row of the table does."

@@ -1,0 +1,197 @@
+"""Classes as text: names, templates, the negative prompt, and the class matrix of eq. (2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from histoclip_lib.clip.encoder import CLIP
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.files import resolve
+from histoclip_lib.common.yaml_files import read_yaml
+
+FOLDER = Path(__file__).parent / "words"
+NEGATIVE_PROMPT = "a photo with nothing in it."
+PHOTO_OF = "a photo of a {}"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How a data set's classes are put into words.
+
+    Attributes
+    ----------
+    names : list of str
+        A readable name for each of the N classes, in column order.
+    templates : list of str
+        The M templates of eq. (2); `{}` takes the name.
+    negative_prompt : str
+        Says that no class is there.
+    synonyms : list of list of str
+        Other names for each class, for `prompt_sensitivity`; empty where none are known.
+    photo_of : str
+        The template of the three strategies that use one alone.
+    """
+
+    names: list[str]
+    templates: list[str]
+    negative_prompt: str = NEGATIVE_PROMPT
+    synonyms: list[list[str]] = field(default_factory=list)
+    photo_of: str = PHOTO_OF
+
+    def about(self, classes: list[str]) -> str:
+        """Return the words as lists in Markdown; `classes` are the N class columns."""
+        words = [f"- {_code(column)} is called {_code(name)}" for column, name in zip(classes, self.names, strict=True)]
+        templates = [f"- {_code(template)}" for template in self.templates]
+        return "\n".join(["Classes:", "", *words, "", f"The {len(templates)} templates:", "", *templates])
+
+
+def _code(text: str) -> str:
+    """Return text as inline code in Markdown, whatever it contains."""
+    return f"`` {' '.join(text.split()).replace('``', '` `')} ``"
+
+
+def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") -> Vocabulary:
+    """Return the vocabulary of a data set.
+
+    Parameters
+    ----------
+    dataset : str
+        Its words are in `assets/prompts/<dataset>.yaml`, where there is such a file.
+    classes : list of str
+        The N class columns; one that has no entry is named after its column, underscores read as spaces.
+    prompts_file : str
+        Your own YAML file of the same form, with any of the keys `classes` (names for some class columns), `synonyms`
+        (a list of other names for some class columns, tried beside the name to see how much the choice of words
+        matters), `templates` and `negative_prompt`; what it says goes before what HistoCLIP brings. For example::
+
+            classes: {stroma: stroma}
+            synonyms: {stroma: [connective tissue, fibrous stroma]}
+
+    Raises
+    ------
+    HistoCLIPError
+        If `prompts_file` cannot be read as plain YAML (`yaml_files.read_yaml`), has other keys or one twice, names
+        classes that do not exist, has a name, a list of synonyms or a negative prompt that is empty or no text, or a
+        template without `{}`.
+    """
+    shipped = FOLDER / f"{dataset}.yaml"
+    path = resolve(prompts_file) if prompts_file else shipped
+    words = _read(path) if prompts_file else {}
+    brought = _read(shipped) if shipped.is_file() else {}
+    names = _by_column(words.get("classes", {}), classes, path)
+    if nameless := [
+        column
+        for column, name in names.items()
+        if name is None or name == "" or (isinstance(name, str) and name.isspace())
+    ]:
+        raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one behind the colon.")
+    if wrong := [f"{column}: {shown(name)}" for column, name in names.items() if type(name) not in (str, int)]:
+        raise HistoCLIPError(
+            f"{path}: each name is a text; put yes, no and dates in quotes. Not so:\n{bullet_list(wrong)}"
+        )
+    synonyms = _by_column(words.get("synonyms", {}), classes, path)
+    if wrong := [column for column, listed in synonyms.items() if not _are_texts(listed)]:
+        raise HistoCLIPError(
+            f"{path}: the synonyms of {', '.join(wrong)} are no list of texts. Write them as [one, other], or leave "
+            "the class out."
+        )
+    names, synonyms = brought.get("classes", {}) | names, brought.get("synonyms", {}) | synonyms
+    templates = words["templates"] if "templates" in words else read_yaml(FOLDER / "templates.yaml")[0]
+    if not templates:
+        raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
+    check_templates(templates, str(path))
+    negative = words.get("negative_prompt", NEGATIVE_PROMPT)
+    if not negative.strip():
+        raise HistoCLIPError(f"{path}: negative_prompt is empty. Write a text, or leave the key out.")
+    in_order = [_text(names.get(column, column.replace("_", " "))) for column in classes]
+    others = [
+        [text for text in dict.fromkeys(synonyms.get(column, [])) if text != name]
+        for column, name in zip(classes, in_order, strict=True)
+    ]
+    return Vocabulary(in_order, templates, negative, others)
+
+
+def check_templates(templates: list, place: str) -> None:
+    """Hold that each template takes a class name; `place` is where they were written, for the error."""
+    without_place = [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]
+    if without_place:
+        raise HistoCLIPError(
+            f"{place}: each template needs one {{}} for the class name; not so: {shown(without_place, 1000)}."
+        )
+
+
+def _by_column(entries: dict, classes: list[str], path: Path) -> dict[str, object]:
+    """Return the entries under the names of their columns; each must be one of the data set's classes."""
+    named = {_text(column): entry for column, entry in entries.items()}  # YAML reads 1 as a number
+    if unknown := sorted(set(named) - set(classes)):
+        raise HistoCLIPError(
+            f"{path}: {', '.join(unknown)[:1000]} are no classes of this data set; it has {shown(classes, 1000)}."
+        )
+    return named
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else shown(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _are_texts(listed: object) -> bool:
+    return isinstance(listed, list) and bool(listed) and all(_is_text(text) for text in listed)
+
+
+def _read(path: Path) -> dict:
+    try:
+        words, repeated = read_yaml(path)
+    except HistoCLIPError as error:
+        raise HistoCLIPError(f"prompts_file: {error}") from error
+    if repeated:
+        raise HistoCLIPError(f"prompts_file: {path} says some things twice. Keep one of each:\n{bullet_list(repeated)}")
+    expected = {"classes": dict, "synonyms": dict, "templates": list, "negative_prompt": str}
+    if not isinstance(words, dict) or any(
+        key not in expected or not isinstance(value, expected[key]) for key, value in words.items()
+    ):
+        raise HistoCLIPError(
+            f"prompts_file: {path} may hold `classes` (a mapping from class column to name), `synonyms` (a mapping "
+            "from class column to a list), `templates` (a list) and `negative_prompt` (a text), nothing else."
+        )
+    return words
+
+
+class TextEncoder:
+    """Encodes each distinct prompt once, whichever strategy asks.
+
+    Attributes
+    ----------
+    encoded : dict of str to tensor of shape (d,)
+        The unit embedding of every prompt so far.
+    """
+
+    def __init__(self, clip: CLIP) -> None:
+        self.clip = clip
+        self.encoded: dict[str, torch.Tensor] = {}
+
+    def __call__(self, prompts: list[str]) -> torch.Tensor:
+        """Return unit embeddings, shape (P, d), float32."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.encoded]
+        if new:
+            self.encoded.update(zip(new, self.clip.encode_text(new), strict=True))
+        return torch.stack([self.encoded[prompt] for prompt in prompts])
+
+
+def class_embeddings(encode: TextEncoder, vocabulary: Vocabulary) -> torch.Tensor:
+    """Return the class matrix of eq. (2), one unit row for each class: Norm(mean over templates).
+
+    Returns
+    -------
+    tensor of shape (N, d), float32
+    """
+    prompts = [template.replace("{}", name) for name in vocabulary.names for template in vocabulary.templates]
+    embeddings = encode(prompts).unflatten(0, (len(vocabulary.names), len(vocabulary.templates)))
+    return functional.normalize(embeddings.mean(dim=1), dim=-1)

@@ -1,0 +1,1 @@
+"""A run: its parameters, its notebooks, its folder; many runs on an executor."""

@@ -1,0 +1,170 @@
+"""Parameter files: the notebooks' `parameters` cells are the schema, and a file is checked before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import papermill
+
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.yaml_files import read_yaml
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list}
+TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
+LARGEST = 2**53  # the largest integer that every reader of metrics.json holds exactly
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter, as a notebook's `parameters` cell declares it: `name: type = default  # meaning`."""
+
+    name: str
+    type: type
+    default: object
+    meaning: str
+
+
+def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
+    """Return the parameters that each notebook reads.
+
+    Parameters
+    ----------
+    notebooks : list of Path
+        The `.ipynb` files.
+
+    Returns
+    -------
+    dict of str to dict of str to Parameter
+        By the notebook's stem, then by the parameter's name.
+
+    Raises
+    ------
+    HistoCLIPError
+        If a declaration lacks a type or a comment, or two notebooks declare the same name differently.
+    """
+    schema = {}
+    seen: dict[str, tuple[str, Parameter]] = {}
+    for notebook in notebooks:
+        declared = {}
+        for name, entry in papermill.inspect_notebook(str(notebook)).items():
+            kind = TYPES.get(entry["inferred_type_name"])
+            if kind is None or not entry["help"]:
+                raise HistoCLIPError(
+                    f"{notebook}, parameter {name}: write `{name}: type = default  # meaning` with one of the types "
+                    f"{', '.join(TYPES)}."
+                )
+            parameter = Parameter(name, kind, kind(ast.literal_eval(entry["default"])), entry["help"])
+            where, earlier = seen.setdefault(name, (notebook.stem, parameter))
+            if earlier != parameter:
+                raise HistoCLIPError(f"parameter {name}: {where} and {notebook.stem} declare it differently.")
+            declared[name] = parameter
+        schema[notebook.stem] = declared
+    return schema
+
+
+def read_params(path: Path, schema: dict[str, dict[str, Parameter]]) -> dict[str, object]:
+    """Read a parameter file and check it against the notebooks.
+
+    Parameters
+    ----------
+    path : Path
+        A flat YAML mapping.
+    schema : dict
+        As `read_schema` returns.
+
+    Returns
+    -------
+    dict of str to object
+        Every legal parameter: the file's values, and the notebooks' defaults for the rest.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the file cannot be read as plain YAML (`yaml_files.read_yaml`); or listing every unknown key, with the
+        nearest legal one, every key that stands there twice, every value of the wrong type or out of range, and
+        `reports_dir`, which the command line gives.
+    """
+    given, problems = read_yaml(path)
+    if not isinstance(given, dict):
+        raise HistoCLIPError(f"{path} must hold `name: value` lines. Start from params/demo.yaml.")
+    values, more = check_params(given, schema)
+    problems += more
+    if problems:
+        raise HistoCLIPError(f"{path}: {len(problems)} entries cannot be used:\n{bullet_list(problems)}")
+    return values
+
+
+def check_params(
+    given: dict[object, object], schema: dict[str, dict[str, Parameter]]
+) -> tuple[dict[str, object], list[str]]:
+    """Check entries against the notebooks.
+
+    Returns
+    -------
+    values : dict of str to object
+        Every legal parameter: the given values, and the notebooks' defaults for the rest.
+    problems : list of str
+        A line for each entry that cannot be used.
+    """
+    legal = {name: parameter for declared in schema.values() for name, parameter in declared.items()}
+    problems = []
+    values = {name: parameter.default for name, parameter in legal.items()}
+    for key, value in given.items():
+        if key not in legal:
+            name = key if isinstance(key, str) else shown(key)
+            nearest = difflib.get_close_matches(name, legal, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"legal names: {', '.join(sorted(legal))}"
+            problems.append(f"{name[:100]}: no notebook reads it; {hint}")
+            continue
+        if key == "reports_dir":
+            problems.append("reports_dir: is given on the command line, as --reports DIR")
+            continue
+        try:
+            values[key] = _convert(value, legal[key].type)
+        except ValueError as error:
+            reason = str(error) or f"is no {TYPE_NAMES[legal[key].type]}"
+            problems.append(f"{key}: {shown(value)} {reason} ({legal[key].meaning})")
+            continue
+    if "name" in given and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(values["name"])):
+        problems.append(
+            f"name: {shown(given['name'])} names the run's folder: use letters, digits, '.', '_' and '-', the first "
+            "one a letter or digit"
+        )
+    return values, problems
+
+
+def _convert(value: object, kind: type) -> object:
+    """Return a YAML value as `kind`, or raise ValueError with the reason where it is not the type alone.
+
+    YAML reads 1e-4 as text, which is a number here.
+    """
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise ValueError from None
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    if kind is str and value is None:
+        return ""  # `key:` with nothing behind it
+    if kind is str and isinstance(value, str) and not _fits_a_path(value):
+        raise ValueError("is longer than any name or path can be")
+    if type(value) is not kind or (kind is list and any(type(entry) is not int for entry in value)):
+        raise ValueError
+    if kind in (int, list) and any(abs(number) > LARGEST for number in (value if kind is list else [value])):
+        raise ValueError("is beyond 2**53")
+    return value
+
+
+def _fits_a_path(text: str) -> bool:
+    """Whether a file system could take a text as a path: most allow 255 bytes between slashes, and 4,096 in all."""
+    encoded = text.encode()
+    return len(encoded) <= 4096 and all(len(part) <= 255 for part in encoded.split(b"/"))

@@ -1,0 +1,128 @@
+"""Image towers: the pooled features are open_clip's, and each token is what the tower says of one cell."""
+
+import pytest
+import torch
+from tiny_clip import TOWERS, clip_of, images_for, pixels
+from torch.nn import functional
+
+from histoclip_lib.clip.towers import image_features
+from histoclip_lib.common.errors import HistoCLIPError
+
+KINDS = list(TOWERS)
+
+
+def visual_and_tokens(kind):
+    clip, images = clip_of(kind), images_for(kind)
+    return clip.model.visual, clip.tower.normalize(images), clip.encode_images(images)[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_features_are_open_clips(kind):
+    clip, images = clip_of(kind), images_for(kind)
+    pooled, _ = clip.encode_images(images)
+    with torch.inference_mode():
+        expected = clip.model.encode_image(clip.tower.normalize(images), normalize=False)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+    assert pooled.dtype == torch.float32
+    assert not torch.allclose(pooled.norm(dim=1), torch.ones(3), atol=0.01)
+
+
+def test_pooled_features_of_the_default_are_open_clips(lite0):
+    images = pixels(2, 224)
+    with torch.inference_mode():
+        expected = lite0.model.encode_image(lite0.tower.normalize(images), normalize=False)
+    torch.testing.assert_close(lite0.encode_images(images)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_is_one_token_of_the_joint_width_for_each_cell_of_the_grid(kind):
+    pooled, tokens = clip_of(kind).encode_images(images_for(kind))
+    assert tokens.shape == (3, TOWERS[kind][1] ** 2, pooled.shape[1])
+    assert tokens.dtype == torch.float32
+    assert tokens.std(dim=1).min() > 1e-3  # the cells differ
+
+
+def test_default_gives_7_by_7_tokens(lite0):
+    pooled, tokens = lite0.encode_images(pixels(1, 224))
+    assert (pooled.shape, tokens.shape) == ((1, 384), (1, 49, 384))
+
+
+def test_mean_of_tokens_is_the_pooled_feature_for_average_pooled_cnns(lite0):
+    images = pixels(2, 224, seed=2)
+    for clip in (lite0, clip_of("timm_channels_last")):
+        pooled, tokens = clip.encode_images(images)
+        torch.testing.assert_close(tokens.mean(dim=1), pooled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit_average_pool"])
+@torch.inference_mode()
+def test_vit_tokens_are_ln_post_then_proj(kind):
+    visual, images, tokens = visual_and_tokens(kind)
+    hidden = visual.transformer(visual._embeds(images))[:, 1:]
+    torch.testing.assert_close(tokens, visual.ln_post(hidden) @ visual.proj, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("timm_vit", 1), ("timm_vit_average_pool", 1)])
+@torch.inference_mode()
+def test_timm_vit_tokens_are_final_norm_then_head(kind, prefix):
+    visual, images, tokens = visual_and_tokens(kind)
+    trunk = visual.trunk
+    assert trunk.num_prefix_tokens == prefix
+    hidden = trunk.forward_features(images)[:, prefix:]
+    torch.testing.assert_close(tokens, visual.head(trunk.fc_norm(hidden)), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_tokens_under_attention_pooling_are_its_answer_to_one_token():
+    visual, images, tokens = visual_and_tokens("timm_vit_attention_pool")
+    hidden = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
+    alone = visual.trunk.attn_pool(hidden.reshape(-1, 1, hidden.shape[-1]))
+    torch.testing.assert_close(tokens, visual.trunk.fc_norm(alone).reshape(tokens.shape), rtol=1e-4, atol=1e-5)
+
+    visual, images, tokens = visual_and_tokens("coca_vit")
+    hidden = visual.transformer(visual._embeds(images))[:, 1:]
+    alone = visual.ln_post(visual.attn_pool(hidden.reshape(-1, 1, hidden.shape[-1])))[:, 0] @ visual.proj
+    torch.testing.assert_close(tokens, alone.reshape(tokens.shape), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_resnet_tokens_are_the_value_path_of_its_attention_pool():
+    visual, images, tokens = visual_and_tokens("resnet")
+    pool = visual.attnpool
+    cells = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))).flatten(2)
+    keys = cells.permute(2, 0, 1).reshape(1, -1, cells.shape[1])  # a sequence of one: its softmax is 1
+    alone, _ = functional.multi_head_attention_forward(
+        *(keys,) * 3,
+        embed_dim_to_check=keys.shape[-1],
+        num_heads=pool.num_heads,
+        in_proj_weight=None,
+        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=pool.c_proj.weight,
+        out_proj_bias=pool.c_proj.bias,
+        training=False,
+        use_separate_proj_weight=True,
+        q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight,
+        v_proj_weight=pool.v_proj.weight,
+    )
+    expected = alone[0].reshape(cells.shape[2], cells.shape[0], -1).transpose(0, 1)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_cnn_tokens_lie_row_by_row():
+    visual, images, tokens = visual_and_tokens("timm_cnn")
+    feature_map = visual.trunk.forward_features(images)  # (B, C, 2, 2)
+    for row in range(2):
+        for column in range(2):
+            expected = visual.head(feature_map[:, :, row, column])
+            torch.testing.assert_close(tokens[:, 2 * row + column], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_towers_without_patch_tokens_are_refused():
+    with pytest.raises(HistoCLIPError, match="type Linear give no patch tokens"):
+        image_features(torch.nn.Linear(3, 3), torch.zeros(1, 3))

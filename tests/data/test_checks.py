@@ -1,0 +1,129 @@
+"""The check of all images: every one that cannot be used is listed, with its reason, before anything costly."""
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from patches import TWO_CLASSES, Arrays, encoded, from_files, make
+from PIL import Image
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.data.checks import check_images
+from histoclip_lib.data.images import ImageFiles
+from histoclip_lib.runs.pipeline import find_notebooks
+
+
+def test_sound_images_pass(tmp_path):
+    for name, form in (("a.png", "png"), ("b.jpg", "jpeg"), ("c.tif", "tiff")):
+        (tmp_path / name).write_bytes(encoded(form))
+    check_images(from_files(sorted(tmp_path.iterdir())), progress=False)
+
+
+def test_every_image_that_cannot_be_used_is_listed_with_its_reason(tmp_path):
+    contents = {
+        "cut.jpg": encoded("jpeg")[:700],
+        "cut.png": encoded("png")[:900],
+        "empty.png": b"",
+        "good1.png": encoded("png"),
+        "good2.png": encoded("png"),
+        "good3.jpg": encoded("jpeg"),
+        "other_size.png": encoded("png", (48, 64)),
+        "text.png": b"not an image at all",
+        "tiny.png": encoded("png", (31, 48)),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    dataset = from_files([tmp_path / name for name in contents])
+    with pytest.raises(HistoCLIPError, match="6 of 9 patches cannot be used") as raised:
+        check_images(dataset, progress=False)
+    listed = dict(re.findall(r"^  - ([a-z0-9_.]+): (.*)$", str(raised.value), flags=re.MULTILINE))
+    assert set(listed) == {name for name in contents if not name.startswith("good")}
+    assert "truncated" in listed["cut.jpg"]
+    assert listed["other_size.png"] == "64x48, where most patches are 48x48"
+    assert listed["tiny.png"] == "48x31 is too small for a patch"
+
+
+def test_a_file_that_is_gone_is_listed(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded("png"))
+    with pytest.raises(HistoCLIPError, match=r"(?s)1 of 2 patches.*gone\.png: .*No such file"):
+        check_images(from_files([tmp_path / "a.png", tmp_path / "gone.png"]), progress=False)
+
+
+@pytest.mark.parametrize("n_good", [0, 1])
+def test_mostly_unreadable_images_are_still_listed(tmp_path, n_good):
+    names = [f"{index}.png" for index in range(4)]
+    for index, name in enumerate(names):
+        (tmp_path / name).write_bytes(encoded("png") if index < n_good else b"broken")
+    with pytest.raises(HistoCLIPError, match=f"{4 - n_good} of 4 patches") as raised:
+        check_images(from_files([tmp_path / name for name in names]), progress=False)
+    assert [name for name in names if f"- {name}:" in str(raised.value)] == names[n_good:]
+
+
+def test_more_than_a_screenful_of_broken_images_are_all_listed(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    source = ImageFiles([tmp_path / "broken.png"] * 90, [], TWO_CLASSES)
+    with pytest.raises(HistoCLIPError) as raised:
+        check_images(make([[1, 0]] * 90, source=source), progress=False)
+    assert str(raised.value).count("\n  - ") == 90
+
+
+def test_a_mask_that_does_not_fit_or_cannot_be_read_is_listed(tmp_path):
+    images, masks = [tmp_path / f"{name}.png" for name in "abcd"], [tmp_path / f"mask_{name}.png" for name in "abcd"]
+    for image, mask in zip(images, masks, strict=True):
+        image.write_bytes(encoded("png"))
+        Image.new("L", (48, 48)).save(mask)
+    Image.new("L", (48, 47)).save(masks[1])
+    Image.new("L", (48, 48), 3).save(masks[2])
+    masks[3].write_bytes(b"broken")
+    with pytest.raises(HistoCLIPError, match="3 of 4 patches") as raised:
+        check_images(from_files(images, masks), progress=False)
+    assert "b.png: the mask is 48x47, the image 48x48" in str(raised.value)
+    assert re.search(r"c\.png: .*mask_c\.png: mask values \[3\] name no class", str(raised.value))
+    assert "- d.png: " in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged TIFF tags
+@pytest.mark.parametrize("form", ["png", "jpeg", "tiff", "bmp"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_damage_to_a_file_ends_in_another_exception(tmp_path_factory, form, data):
+    content = bytearray(encoded(form))
+    for at in data.draw(st.lists(st.integers(0, min(len(content) - 1, 400)), max_size=6)):
+        content[at] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "a.img"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        check_images(from_files([path]), progress=False)
+    except HistoCLIPError as error:
+        assert "a.img: " in str(error)
+
+
+def test_a_name_that_would_steer_a_terminal_or_forge_a_line_is_shown_inert(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    names = ["a\n  - b.png: fine", "\x1b[2Jc.png", "<b>d</b>.png"]
+    dataset = make([[1, 0]] * 3, names, ImageFiles([tmp_path / "broken.png"] * 3, [], TWO_CLASSES))
+    with pytest.raises(HistoCLIPError, match="3 of 3") as raised:
+        check_images(dataset, progress=False)
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith(r"  - a\n  - b.png: fine: ")
+    assert lines[2].startswith(r"  - \x1b[2Jc.png: ")
+    assert lines[3].startswith("  - <b>d</b>.png: ")
+
+
+@pytest.mark.parametrize("sizes", [[(1, 1)], [(1, 1), (48, 48)], [(31, 48)] * 3])
+def test_a_patch_of_hardly_a_pixel_is_refused(sizes):
+    source = Arrays([np.zeros((*size, 3), dtype=np.uint8) for size in sizes])
+    with pytest.raises(HistoCLIPError, match="is too small for a patch"):
+        check_images(make([[1, 0]] * len(sizes), source=source), progress=False)
+
+
+def test_the_first_notebook_checks_the_images_before_it_does_anything_with_them():
+    notebook = nbformat.read(find_notebooks() / "01_data.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    lines = [line for source in cells for line in source.splitlines() if re.search(r"load_dataset\(|\(patches", line)]
+    steps = [re.match(r".*?(\w+)\(", line)[1] for line in lines]
+    assert steps[:3] == ["load_dataset", "split_dataset", "check_images"]

@@ -1,0 +1,331 @@
+"""The folder format: what it gives, and what its errors name."""
+
+import os
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.data import folder
+from histoclip_lib.data.checks import check_images
+
+LABELS = {"tumor": [1, 0, 1, 0], "stroma": [0, 0, 1, 1]}
+HOSTILE = ["<b>", "a|b", "x" * 200, "肿瘤", "two\nlines", 'comma, "quote"', "=1+1"]
+
+
+@pytest.fixture
+def root(tmp_path, write_folder):
+    return write_folder(tmp_path / "data", LABELS)
+
+
+def rewrite(root, change):
+    table = pd.read_csv(root / "labels.csv", dtype=str)
+    change(table)
+    table.to_csv(root / "labels.csv", index=False)
+
+
+def refusal(root):
+    with pytest.raises(HistoCLIPError) as raised:
+        folder.load(root)
+    return str(raised.value)
+
+
+# What it gives
+
+
+def test_class_columns_are_those_left_over(tmp_path, write_folder):
+    groups, parts = ["p1", "p1", "p2", "p2"], ["train", "train", "val", "val"]
+    dataset = folder.load(write_folder(tmp_path, LABELS, group=groups, split=parts))
+    assert dataset.classes == ["tumor", "stroma"]
+    assert dataset.files == ["000.png", "001.png", "002.png", "003.png"]
+    assert dataset.labels.dtype == np.uint8
+    assert dataset.labels.tolist() == [[1, 0], [0, 0], [1, 1], [0, 1]]
+    assert dataset.groups.tolist() == groups
+    assert dataset.parts.tolist() == parts
+    assert not dataset.has_masks
+
+
+def test_groups_parts_and_masks_are_optional(root):
+    dataset = folder.load(str(root))
+    assert dataset.groups is None
+    assert dataset.parts is None
+    assert dataset.mask(0) is None
+    assert dataset.image(3).tolist() == np.asarray(Image.open(root / "003.png")).tolist()
+
+
+def test_mask_value_k_is_the_kth_class_column(root):
+    stored = np.zeros((48, 48), dtype=np.uint8)
+    stored[:10], stored[20:] = 1, 2
+    Image.fromarray(stored).save(root / "mask.png")
+    rewrite(root, lambda table: table.insert(1, "mask", "mask.png"))
+    dataset = folder.load(root)
+    assert dataset.has_masks
+    assert dataset.mask(2).tolist() == stored.tolist()
+    stored[0, 0] = 3
+    Image.fromarray(stored).save(root / "mask.png")
+    with pytest.raises(HistoCLIPError, match=r"mask values \[3\] name no class"):
+        check_images(dataset, progress=False)
+
+
+def test_numbers_and_missing_looking_names_stay_text(tmp_path, write_folder):
+    groups = ["007", "NA", "nan", "1e5"]
+    dataset = folder.load(write_folder(tmp_path, {"0": [0, 1, 1, 0], "NA": [1, 1, 0, 0]}, group=groups))
+    assert dataset.classes == ["0", "NA"]
+    assert dataset.groups.tolist() == groups
+
+
+def test_a_table_saved_by_a_spreadsheet_loads(root):
+    text = (root / "labels.csv").read_text()
+    (root / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert folder.load(root).classes == ["tumor", "stroma"]
+
+
+def test_hostile_class_names_stay_as_they_are(tmp_path, write_folder):
+    dataset = folder.load(write_folder(tmp_path, {name: [0, 1] for name in HOSTILE}))
+    assert dataset.classes == HOSTILE
+    assert dataset.labels.tolist() == [[0] * len(HOSTILE), [1] * len(HOSTILE)]
+
+
+def test_real_consep_loads_whole(shared_data):
+    dataset = folder.load(shared_data / "consep")
+    table = pd.read_csv(shared_data / "consep/labels.csv")
+    assert len(dataset) == 656
+    assert len(np.unique(dataset.groups)) == 41
+    assert dataset.labels.tolist() == table[dataset.classes].to_numpy().tolist()
+    check_images(dataset, progress=False)
+    for index in range(0, len(dataset), 41):
+        shown = np.isin(np.arange(1, len(dataset.classes) + 1), dataset.mask(index))
+        assert (shown >= dataset.labels[index].astype(bool)).all()  # a class that is present is in the mask
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_missing_folder_or_table_says_what_was_looked_for_and_what_it_should_hold(tmp_path, exists):
+    data_dir = tmp_path if exists else tmp_path / "nowhere"
+    message = refusal(data_dir)
+    assert f"{data_dir / 'labels.csv'} was not found" in message
+    assert "data_dir" in message
+    assert "one 0/1 column for each class" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        ("file,krebs\ngr\u00fcn.png,1\n".encode("latin-1"), "line 2: the byte 0xfc is no UTF-8"),
+        (b"file,tumor\n000.png,1\n001.png,0,1\n", "line 3: 3 cells"),
+        (b"file,tumor\n000.png,1\n001.png\n", "line 3: 1 cells"),
+        (b"image,tumor\n000.png,1\n", r"has the columns \['image', 'tumor'\]"),
+        (b"file,tumor\n", "has no rows"),
+        (b"file,group\n000.png,a\n", "has no class column"),
+        (b"file,tumor,stroma,tumor\n000.png,1,0,1\n", "'tumor' stands there 2 times"),
+    ],
+)
+def test_a_table_of_another_form_is_refused_with_the_form_that_is_expected(root, content, reason):
+    (root / "labels.csv").write_bytes(content)
+    message = refusal(root)
+    assert str(root / "labels.csv") in message
+    assert re.search(reason, message)
+    assert "labels.csv needs a column `file`" in message or "each column needs" in message
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_table_of_any_spreadsheet_gives_the_same(root, separator, end):
+    expected = folder.load(root).labels.tolist()
+    text = (root / "labels.csv").read_text().replace(",", separator).replace("\n", end)
+    (root / "labels.csv").write_bytes(text.encode())
+    assert folder.load(root).labels.tolist() == expected
+
+
+def test_columns_called_almost_like_those_with_a_meaning_are_all_listed(root):
+    rewrite(root, lambda table: table.insert(1, "Group", "a"))
+    rewrite(root, lambda table: table.insert(1, "SPLIT", "train"))
+    message = refusal(root)
+    assert "write 'group' for 'Group'" in message
+    assert "write 'split' for 'SPLIT'" in message
+
+
+@pytest.mark.parametrize(
+    "ones_and_zeros", [("1", "0"), ("1.0", "0.0"), ("True", "False"), ("TRUE", "FALSE"), ("yes", "no"), (" 1", "0 ")]
+)
+def test_labels_are_understood_however_they_are_written(root, ones_and_zeros):
+    one, zero = ones_and_zeros
+    expected = folder.load(root).labels.tolist()
+
+    def change(table):
+        table["tumor"] = table["tumor"].map({"1": one, "0": zero})
+
+    rewrite(root, change)
+    dataset = folder.load(root)
+    assert dataset.labels.tolist() == expected
+    assert dataset.labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("value", ["2", "-1", "0.5", "y", "", "nan", "NA", "ja", "01", "1e0", "\u0661", "<b>"])
+def test_every_label_that_is_none_is_listed_with_its_place(root, value):
+    def change(table):
+        table.loc[1, "tumor"] = value
+        table.loc[3, "stroma"] = value
+
+    rewrite(root, change)
+    message = refusal(root)
+    assert f"line 3, column tumor: {value!r}" in message
+    assert f"line 5, column stroma: {value!r}" in message
+    assert message.count("  - ") == 2
+
+
+def test_a_column_that_holds_no_label_at_all_is_named_once(root):
+    rewrite(root, lambda table: table.insert(1, "note", [f"see page {n}" for n in range(4)]))
+    message = refusal(root)
+    assert "column note: no cell is 0 or 1, the first is 'see page 0'; remove the column" in message
+    assert message.count("  - ") == 1
+
+
+def test_lines_are_those_of_the_file_though_some_are_empty(root):
+    (root / "labels.csv").write_text("file,tumor\n\n000.png,1\n\n001.png,x\n002.png,0\n")
+    assert "line 5, column tumor: 'x'" in refusal(root)
+
+
+def test_a_name_of_any_length_is_no_class_and_no_group(root):
+    rewrite(root, lambda table: table.insert(1, "group", ["a", "x" * 100_000, "b", "b"]))
+    message = refusal(root)
+    assert re.search(r"column group: expected a name of at most 255 characters.*\n  - line 3: 'xxx", message)
+    assert len(message) < 600
+    (root / "labels.csv").write_text(f"file,{'y' * 1000}\n000.png,1\n")
+    assert "a class has at most 255 characters" in refusal(root)
+
+
+def test_more_classes_than_a_mask_can_tell_apart_are_refused(root):
+    names = ",".join(f"c{n}" for n in range(255))
+    (root / "labels.csv").write_text(f"file,{names}\n000.png{',1' * 255}\n")
+    assert "255 columns are taken for classes, more than 254" in refusal(root)
+
+
+def test_spaces_around_a_group_make_no_other_patient(root):
+    rewrite(root, lambda table: table.insert(1, "group", ["a", "a ", " a", "b"]))
+    assert folder.load(root).groups.tolist() == ["a", "a", "a", "b"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.png"])
+def test_what_can_be_no_file_name_is_refused(root, name):
+    rewrite(root, lambda table: table.__setitem__("file", ["000.png", name, "002.png", "003.png"]))
+    assert "line 3: " in refusal(root)
+
+
+def test_every_file_that_is_not_there_is_listed(root):
+    (root / "001.png").unlink()
+    (root / "003.png").unlink()
+    message = refusal(root)
+    assert "2 files cannot be used" in message
+    assert "line 3: '001.png' is not there" in message
+    assert "line 5: '003.png' is not there" in message
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "/etc/hostname", "link.png"])
+def test_a_file_outside_the_folder_is_refused(root, name):
+    (root.parent / "outside.png").write_bytes((root / "000.png").read_bytes())
+    (root / "sub").mkdir()
+    (root / "link.png").symlink_to(root.parent / "outside.png")
+    rewrite(root, lambda table: table.__setitem__("file", ["000.png", name, "002.png", "003.png"]))
+    assert f"line 3: {name!r} leads out of the folder" in refusal(root)
+
+
+def test_a_link_within_the_folder_and_a_linked_folder_are_followed(root):
+    (root / "link.png").symlink_to("001.png")
+    rewrite(root, lambda table: table.__setitem__("file", ["000.png", "link.png", "002.png", "003.png"]))
+    (root.parent / "elsewhere").symlink_to(root)
+    for data_dir in (root, root.parent / "elsewhere"):
+        assert folder.load(data_dir).files[1] == "link.png"
+
+
+def test_a_folder_of_links_that_leads_out_is_refused(root):
+    (root.parent / "outside").mkdir()
+    (root.parent / "outside/x.png").write_bytes((root / "000.png").read_bytes())
+    (root / "sub").symlink_to(root.parent / "outside")
+    rewrite(root, lambda table: table.__setitem__("file", ["000.png", "sub/x.png", "002.png", "003.png"]))
+    assert "line 3: 'sub/x.png' leads out of the folder" in refusal(root)
+
+
+def test_what_is_no_regular_file_is_refused_and_a_backslash_explained(root):
+    (root / "sub").mkdir()
+    os.mkfifo(root / "pipe.png")
+    rewrite(root, lambda table: table.__setitem__("file", ["sub", "pipe.png", "sub\\\\a.png", "."]))
+    message = refusal(root)
+    assert "4 files cannot be used" in message
+    assert "line 2: 'sub' is no file" in message
+    assert "line 3: 'pipe.png' is no file" in message
+    assert "folders are parted by /" in message
+
+
+def test_a_name_with_a_line_break_or_markup_is_taken_and_inert(root):
+    odd = "a\n<script>alert(1)</script>.png"
+    (root / "000.png").rename(root / odd.replace("/", "_"))
+    rewrite(root, lambda table: table.__setitem__("file", [odd.replace("/", "_"), "001.png", "002.png", "003.png"]))
+    dataset = folder.load(root)
+    assert dataset.files[0] == odd.replace("/", "_")
+    check_images(dataset, progress=False)
+
+
+def test_100_000_files_are_looked_up_once_each(tmp_path, monkeypatch):
+    n_files, looked = 100_000, 0
+    (tmp_path / "labels.csv").write_text("file,a\n" + "".join(f"images/{n}.png,1\n" for n in range(n_files)))
+
+    def count(path, *_, **__):
+        nonlocal looked
+        looked += 1
+        return os.lstat(tmp_path / "labels.csv")
+
+    followed, realpath = [], os.path.realpath
+    monkeypatch.setattr(os, "stat", count)
+    monkeypatch.setattr(os.path, "islink", lambda path: False)
+    monkeypatch.setattr(os.path, "realpath", lambda path: followed.append(path) or realpath(path))
+    dataset = folder.load(tmp_path)
+    assert len(dataset) == n_files
+    assert n_files <= looked <= n_files + 100
+    assert len(followed) == 2  # the folder of the data, and the one that holds all images
+
+
+@pytest.mark.parametrize("other", ["000.png", "./000.png", "sub/../000.png"])
+def test_a_file_that_two_lines_name_is_refused_however_it_is_spelled(root, other):
+    (root / "sub").mkdir()
+    rewrite(root, lambda table: table.__setitem__("file", ["000.png", "001.png", other, "003.png"]))
+    assert "000.png: lines 2, 4" in refusal(root)
+
+
+def test_an_image_without_mask_is_refused_where_the_table_has_masks(root):
+    Image.new("L", (48, 48)).save(root / "mask.png")
+    rewrite(root, lambda table: table.insert(1, "mask", ["mask.png", "", "mask.png", "gone.png"]))
+    message = refusal(root)
+    assert "column mask: 2 files cannot be used" in message
+    assert "line 3: '' is empty" in message
+    assert "line 5: 'gone.png' is not there" in message
+
+
+def test_an_empty_group_is_refused(root):
+    rewrite(root, lambda table: table.insert(1, "group", ["a", "b", "", "b"]))
+    assert re.search("(?s)column group: expected a name.* on every line.*line 4: ''", refusal(root))
+
+
+def test_a_part_other_than_train_and_val_is_refused(root):
+    rewrite(root, lambda table: table.insert(1, "split", ["train", "val", "Train", "test"]))
+    message = refusal(root)
+    assert "column split: expected train or val" in message
+    assert "line 4: 'Train'" in message
+    assert "line 5: 'test'" in message
+
+
+@given(st.text(max_size=60) | st.lists(st.text('file,01"\n\r;tumor.png', max_size=12)).map("\n".join))
+@settings(max_examples=150, deadline=None)
+def test_no_text_ends_in_another_exception(tmp_path_factory, text):
+    root = tmp_path_factory.mktemp("any")
+    (root / "labels.csv").write_text("file,tumor\n" * (len(text) % 2) + text, encoding="utf-8", newline="")
+    with pytest.raises(HistoCLIPError):  # no image is there, so nothing can load
+        folder.load(root)

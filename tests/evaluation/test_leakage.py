@@ -1,0 +1,364 @@
+"""Copies across the split: planted ones are found, however turned; patches that only look alike are not."""
+
+import hashlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from drawing import HOSTILE, draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics.pairwise import cosine_similarity
+
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.synthetic.patches import load_synthetic
+from histoclip_lib.evaluation import leakage
+from histoclip_lib.evaluation.leakage import (
+    SAME_PIXELS,
+    find_near_duplicates,
+    near_duplicate_note,
+    near_duplicate_table,
+    nearest_training_patches,
+    pixel_correlation,
+)
+from histoclip_lib.features.reader import view_of
+from histoclip_lib.features.store import SHARD_SIZE, Shards
+from histoclip_lib.report import figures
+from histoclip_lib.report.figures import patches as galleries
+
+
+def jpeg(image, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def shifted(image, by):
+    return np.pad(image, ((by, 0), (by, 0), (0, 0)), mode="reflect")[: image.shape[0], : image.shape[1]]
+
+
+COPIES = {
+    "itself": lambda image: image,
+    "flipped": lambda image: image[:, ::-1],
+    "turned": lambda image: np.rot90(image, 3),
+    "transposed": lambda image: image.transpose(1, 0, 2),
+    "flipped and compressed": lambda image: jpeg(image[::-1], 60),
+    "shifted by 3": lambda image: shifted(image, 3),
+    "shifted by 30": lambda image: shifted(image, 30),
+    "darker": lambda image: (image * 0.85).astype(np.uint8),
+    "of half the size": lambda image: np.asarray(Image.fromarray(image).resize((128, 128))),
+}
+
+
+def shards(pooled):
+    pooled = np.asarray(pooled, dtype=np.float32)
+    return Shards([pooled[start : start + SHARD_SIZE] for start in range(0, len(pooled), SHARD_SIZE)])
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    """Twenty synthetic patches, of as many patients as there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patches = load_synthetic(20)
+        return [patches.image(row) for row in range(len(patches))]
+
+
+class Pictures:
+    def __init__(self, images):
+        self.images = images
+
+    def image(self, index):
+        return self.images[index]
+
+    def mask(self, index):
+        return None
+
+    def digest(self, index):
+        return hashlib.sha256(self.images[index].tobytes()).hexdigest()
+
+
+def dataset(images, groups=None, labels=None, files=None, classes=("a", "b")):
+    labels = np.zeros((len(images), len(classes)), dtype=np.uint8) if labels is None else labels
+    files = files or [f"{row}.png" for row in range(len(images))]
+    return PatchDataset("made", list(classes), files, labels, Pictures(images), groups)
+
+
+def small_features(images, views=8):
+    """Features in the place of an encoder's: 16 x 16 grey values of each view."""
+    small = [np.asarray(Image.fromarray(image).convert("L").resize((16, 16)), dtype=np.float32) for image in images]
+    stacked = torch.from_numpy(np.stack(small))
+    return shards(torch.stack([view_of(stacked, view).flatten(1) for view in range(views)], dim=1).numpy())
+
+
+# Nearest by features
+
+
+def brute(pooled, queries, train, groups):
+    """Nearest and its cosine, for one pair and one view at a time."""
+    centre = pooled[train, 0].mean(axis=0)
+    found = []
+    for query in queries:
+        best = (-1, -np.inf)
+        for other in train:
+            same = other == query if groups is None else groups[other] == groups[query]
+            if not same:
+                cosine = cosine_similarity(pooled[[query], 0] - centre, pooled[other] - centre).max()
+                best = max(best, (other, cosine), key=lambda pair: pair[1])
+        found.append(best)
+    return zip(*found, strict=True)
+
+
+@pytest.mark.parametrize("with_groups", [False, True])
+@pytest.mark.parametrize("views", [1, 3])
+def test_nearest_is_its_brute_force(views, with_groups):
+    generator = np.random.default_rng(0)
+    pooled = (generator.normal(size=(30, views, 5)) + 4).astype(np.float32)
+    groups = generator.choice(["p", "q", "r"], 30) if with_groups else None
+    order = generator.permutation(30)
+    queries, train = order[:12], order[5:]  # some queries are training patches
+    nearest, similarity = nearest_training_patches(shards(pooled), queries, train, groups)
+    expected_nearest, expected_similarity = brute(pooled, queries, train, groups)
+    np.testing.assert_array_equal(nearest, expected_nearest)
+    np.testing.assert_allclose(similarity, expected_similarity, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 400), st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_chunks_do_not_change_what_is_found(chunk, seed):
+    generator = np.random.default_rng(seed)
+    pooled, groups = shards(generator.normal(size=(300, 2, 4))), generator.integers(0, 9, 300).astype(str)
+    queries, train = np.arange(0, 40), np.arange(20, 300)
+    whole = nearest_training_patches(pooled, queries, train, groups, chunk=10**6)
+    pieces = nearest_training_patches(pooled, queries, train, groups, chunk=chunk)
+    np.testing.assert_array_equal(whole[0], pieces[0])
+    np.testing.assert_allclose(whole[1], pieces[1], rtol=1e-5)
+
+
+def test_common_component_of_all_features_does_not_matter():
+    pooled = np.random.default_rng(0).normal(size=(40, 1, 6))
+    near, far = (nearest_training_patches(shards(pooled + c), np.arange(8), np.arange(8, 40)) for c in (0, 50))
+    np.testing.assert_array_equal(near[0], far[0])
+    np.testing.assert_allclose(near[1], far[1], atol=1e-3)
+
+
+def test_one_group_has_no_neighbour_in_another():
+    pooled = shards(np.random.default_rng(0).normal(size=(6, 1, 3)))
+    nearest, similarity = nearest_training_patches(pooled, np.arange(6), np.arange(6), np.full(6, "p"))
+    assert (nearest == -1).all()
+    assert (similarity == -np.inf).all()
+
+
+def test_features_that_are_all_the_same_have_a_cosine_of_zero():
+    _, similarity = nearest_training_patches(shards(np.ones((5, 2, 3))), np.arange(2), np.arange(2, 5))
+    np.testing.assert_array_equal(similarity, 0)
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_have_the_same_pixels(tissue, kind):
+    for image in tissue[:6]:
+        copy = np.ascontiguousarray(COPIES[kind](image))
+        assert pixel_correlation(image, copy) >= SAME_PIXELS
+        assert pixel_correlation(copy, image) >= SAME_PIXELS
+
+
+def test_each_of_the_eight_flips_and_rotations_is_tried(tissue):
+    for view in range(8):
+        turned = view_of(torch.from_numpy(tissue[0].copy()).permute(2, 0, 1), view).permute(1, 2, 0).numpy()
+        assert pixel_correlation(np.ascontiguousarray(turned), tissue[0]) > 0.99
+
+
+def test_other_patches_do_not(tissue):
+    highest = [pixel_correlation(first, second) for k, first in enumerate(tissue) for second in tissue[:k:5]]
+    assert len(highest) > 30
+    assert np.nanmax(highest) < SAME_PIXELS - 0.1
+
+
+def test_real_patches_are_told_from_their_copies(shared_data):
+    table = pd.read_csv(shared_data / "consep" / "labels.csv")
+    rows = table[~table["group"].duplicated()].head(8)  # one patch of each of eight images
+    images = [np.asarray(Image.open(shared_data / "consep" / file).convert("RGB")) for file in rows["file"]]
+    for kind in ("flipped", "flipped and compressed", "shifted by 3"):
+        assert all(
+            pixel_correlation(image, np.ascontiguousarray(COPIES[kind](image))) > SAME_PIXELS for image in images
+        )
+    assert all(pixel_correlation(one, other) < 0.8 for k, one in enumerate(images) for other in images[:k])
+
+
+def test_plain_patches_cannot_be_compared():
+    generator = np.random.default_rng(0)
+    blank = (240 + generator.normal(0, 3, (100, 100, 3))).astype(np.uint8)
+    nearly = blank.copy()
+    nearly[:4] = 90  # a stain at the border, which the middle does not see
+    assert np.isnan(pixel_correlation(blank, blank))
+    assert np.isnan(pixel_correlation(np.full_like(blank, 7), blank))
+    assert np.isnan(pixel_correlation(blank, nearly))
+
+
+def test_correlation_is_never_above_one(tissue):
+    mostly_blank = np.full_like(tissue[0], 245)
+    mostly_blank[:120, :120] = tissue[0][:120, :120]
+    for image in (mostly_blank, tissue[0]):
+        assert pixel_correlation(image, image) == pytest.approx(1, abs=1e-6)
+        assert pixel_correlation(image, image) <= 1
+    assert pixel_correlation(tissue[1], mostly_blank) <= 1
+
+
+# Both together
+
+
+@pytest.fixture(scope="module")
+def leaky(tissue):
+    """Training patches 0 to 9; validation patches: 4 others, then copies of 3 (flipped), 5 (the same bytes), 7."""
+    images = [*tissue[:14], np.ascontiguousarray(tissue[3][:, ::-1]), tissue[5].copy(), jpeg(tissue[7], 50)]
+    labels = np.zeros((17, 2), dtype=np.uint8)
+    labels[[3, 14, 5], 0] = 1
+    groups = np.array([f"p{row // 2}" for row in range(14)] + ["p1", "p2", "other"])
+    patches = dataset(images, groups, labels)
+    found = find_near_duplicates(small_features(images), patches, np.arange(10), np.arange(10, 17), progress=False)
+    return patches, found
+
+
+def test_planted_copies_are_found_and_no_others(leaky):
+    _, found = leaky
+    assert found.flagged.tolist() == [False] * 4 + [True] * 3
+    assert found.same_bytes.tolist() == [False] * 5 + [True, False]
+    assert found.nearest[4:].tolist() == [3, 5, 7]
+    assert found.similarity[4] > 0.99
+    assert (found.similarity[:4] < 0.9).all()
+
+
+def test_a_flipped_copy_is_found_thanks_to_the_views(leaky):
+    patches, _ = leaky
+    features = small_features(patches.source.images, views=1)
+    found = find_near_duplicates(features, patches, np.arange(10), np.arange(10, 17), progress=False)
+    assert found.similarity[4] < 0.9  # so the test above says something
+
+
+def test_the_reference_is_of_other_groups_and_raises_no_alarm(leaky):
+    _, found = leaky
+    assert len(found.reference_similarity) == len(found.reference_correlation) == 10
+    assert np.nanmax(found.reference_correlation) < SAME_PIXELS
+
+
+def test_the_reference_leaves_copies_within_a_group_out(tissue):
+    images = [*tissue[:6], np.ascontiguousarray(tissue[0][::-1])]
+    features, train, val = small_features(images), np.array([0, 1, 2, 3, 6]), np.array([4, 5])
+    groups = np.array(["p", "q", "r", "s", "t", "u", "p"])
+    known = find_near_duplicates(features, dataset(images, groups), train, val, progress=False)
+    assert (known.reference_correlation >= SAME_PIXELS).sum() == 0
+    unknown = find_near_duplicates(features, dataset(images), train, val, progress=False)
+    assert (unknown.reference_correlation >= SAME_PIXELS).sum() == 2
+    assert "nearest training patch (groups are not known): the same rule flags 2" in near_duplicate_note(
+        dataset(images), unknown
+    )
+
+
+def test_one_group_in_train_leaves_no_reference(tissue):
+    images = tissue[:6]
+    patches = dataset(images, np.array(["p"] * 4 + ["q"] * 2))
+    found = find_near_duplicates(small_features(images), patches, np.arange(4), np.arange(4, 6), progress=False)
+    assert len(found.reference_similarity) == 0
+    assert "For comparison" not in near_duplicate_note(patches, found)
+    draw(figures.similarity_histogram(found))
+
+
+def test_the_reference_is_a_sample_that_the_seed_decides(leaky, monkeypatch):
+    patches, _ = leaky
+    monkeypatch.setattr(leakage, "REFERENCE", 4)
+    features = small_features(patches.source.images)
+    first, again, other = (
+        find_near_duplicates(
+            features, patches, np.arange(10), np.arange(10, 17), seed, progress=False
+        ).reference_similarity
+        for seed in (0, 0, 1)
+    )
+    assert len(first) == 4
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+
+
+def test_plain_patches_with_the_same_bytes_are_flagged():
+    generator = np.random.default_rng(0)
+    textured = [generator.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
+    plain = np.full((64, 64, 3), 240, dtype=np.uint8)
+    patches = dataset([*textured, plain, plain])
+    features = shards(generator.normal(size=(5, 1, 4)))  # which see no likeness
+    found = find_near_duplicates(features, patches, np.arange(4), np.array([4]), progress=False)
+    assert found.nearest.tolist() == [3]
+    assert found.flagged.all()
+    assert np.isnan(found.correlation).all()
+    assert "1 validation patches or their nearest are too plain to compare" in near_duplicate_note(patches, found)
+    assert near_duplicate_table(patches, found).loc[1, "correlation of pixels"] == "too plain"
+
+
+# Words and pictures
+
+
+def test_note_counts_copies_and_groups(leaky):
+    patches, found = leaky
+    groups = patches.groups.copy()
+    groups[10] = groups[found.nearest[0]]  # of one group, but no copy
+    note = near_duplicate_note(replace(patches, groups=groups), found)
+    assert f"{3 / 7:.1%} are of the validation patch's own group" in note
+    assert "**3 of 7 validation patches (42.9%) have a near-duplicate in the training part**" in note
+    assert "1 with the same bytes, 2 whose pixels" in note
+    assert "2 of these pairs are of one group" in note
+    assert "the same rule flags 0" in note
+
+
+def test_note_without_copies_or_groups(tissue):
+    patches = dataset(tissue[:8])
+    found = find_near_duplicates(small_features(tissue[:8]), patches, np.arange(6), np.arange(6, 8), progress=False)
+    note = near_duplicate_note(patches, found)
+    assert "**0 of 2 validation patches (0.0%)" in note
+    assert "of one group" not in note
+    assert "own group" not in note
+
+
+def test_table_lists_the_worst_pairs_first(leaky):
+    table = near_duplicate_table(*leaky, count=4)
+    assert list(table["validation patch"][:3]) == ["15.png", "14.png", "16.png"]
+    assert list(table["training patch"][:3]) == ["5.png", "3.png", "7.png"]
+    assert list(table["same bytes"]) == ["yes", "no", "no", "no"]
+    assert list(table["near-duplicate"]) == ["yes", "yes", "yes", "no"]
+    assert list(table["same labels"][:3]) == ["no", "yes", "yes"]
+    assert list(table["same group"][:3]) == ["yes", "yes", "no"]
+    assert list(table.index) == [1, 2, 3, 4]
+
+
+def test_histogram_says_the_quartiles_and_marks_the_threshold(leaky):
+    _, found = leaky
+    figure = figures.similarity_histogram(found)
+    [line] = figure.axes[1].lines
+    assert set(line.get_xdata()) == {SAME_PIXELS}
+    alternative = draw(figure)
+    assert f"median {np.median(found.similarity):.2f}" in alternative
+    assert f"median {np.nanmedian(found.reference_correlation):.2f}" in alternative
+    assert "3 validation patches have a near-duplicate" in alternative
+
+
+def test_gallery_shows_pairs_side_by_side_and_draws_any_name(leaky):
+    patches, found = leaky
+    named = dataset(
+        patches.source.images,
+        np.array([HOSTILE[row % 4] for row in range(17)]),
+        files=[f"{row}{HOSTILE[row % 4]}" for row in range(17)],
+        classes=HOSTILE[:2],
+    )
+    figure = galleries.near_duplicate_pairs(named, found, 3)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert len(shown) == 6
+    np.testing.assert_array_equal(shown[0], patches.image(15))
+    np.testing.assert_array_equal(shown[1], patches.image(5))
+    np.testing.assert_array_equal(shown[3], patches.image(3))
+    assert "near-duplicate: pixels 1.000" in draw(figure)
+    unknown = galleries.near_duplicate_pairs(dataset(patches.source.images), found, 50)
+    assert "group" not in draw(unknown)

@@ -1,0 +1,398 @@
+"""Intervals and tests: equal to scikit-learn and scipy on each sample, and right as often as they say."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import permutation_test, rankdata
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.evaluation import uncertainty
+from histoclip_lib.evaluation.uncertainty import (
+    bootstrap_interval,
+    compare,
+    draw_units,
+    evaluate,
+    holm,
+    mean_gap_p,
+    resampled_metrics,
+)
+
+
+def ranked(labels, noise, seed, level=0.0):
+    """A row whose scores hold the labels, noise of its own, and a `level` (B, N) that patches may share."""
+    scores = labels + level + noise * np.random.default_rng(seed).normal(size=labels.shape)
+    return Predictions(scores, scores > 0.5)
+
+
+@st.composite
+def rows(draw):
+    """Labels, predictions with ties, and units; some classes may be always or never present."""
+    n_patches, n_classes = draw(st.integers(1, 25)), draw(st.integers(1, 4))
+    random = np.random.default_rng(draw(st.integers(0, 10**6)))
+    prevalence = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    labels = (random.random((n_patches, n_classes)) < prevalence).astype(np.uint8)
+    scores = np.round(random.normal(size=labels.shape), draw(st.sampled_from([0, 3])))
+    return labels, Predictions(scores, random.random(labels.shape) < 0.5), random.integers(0, 6, n_patches)
+
+
+# Draws
+
+
+def test_every_sample_draws_as_many_units_as_there_are_and_all_their_patches():
+    units = np.array(["b", "a", "b", "c", "c"])
+    draws = draw_units(units, 50, 0)
+    assert draws.counts.shape == (50, 3)
+    assert (draws.counts.sum(axis=1) == 3).all()
+    assert (draws.unit[units == "b"] == draws.unit[0]).all()
+    assert len(np.unique(draws.unit)) == 3
+
+
+def test_the_draws_depend_on_the_seed_alone():
+    units = np.arange(50) % 7
+    assert (draw_units(units, 20, 4).counts == draw_units(units, 20, 4).counts).all()
+    assert (draw_units(units, 20, 4).counts != draw_units(units, 20, 5).counts).any()
+    values = np.random.default_rng(0).random(50)
+    assert bootstrap_interval(values, units, seed=4) == bootstrap_interval(values, units, seed=4)
+    assert bootstrap_interval(values, units, seed=4) != bootstrap_interval(values, units, seed=5)
+
+
+# The interval of a mean
+
+
+def test_interval_of_identical_values_is_a_point():
+    assert bootstrap_interval(np.full(20, 0.3), np.arange(20)) == pytest.approx((0.3, 0.3))
+
+
+def test_interval_equals_the_normal_one_for_many_independent_patches():
+    values = np.random.default_rng(0).random(4000)
+    low, high = bootstrap_interval(values, np.arange(4000), 2000, 1)
+    half = 1.96 * values.std() / np.sqrt(4000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+
+
+def test_interval_resamples_groups_with_their_sizes():
+    """Against a plain loop that draws groups and pools their patches."""
+    random = np.random.default_rng(3)
+    groups = np.repeat(np.arange(8), [1, 2, 3, 4, 5, 6, 7, 30])
+    values = random.random(len(groups)) + groups / 8
+    means = []
+    for _ in range(4000):
+        drawn = random.integers(0, 8, 8)
+        means.append(np.concatenate([values[groups == g] for g in drawn]).mean())
+    expected = np.quantile(means, [0.025, 0.975])
+    assert bootstrap_interval(values, groups, 4000, 0) == pytest.approx(expected, abs=0.03)
+
+
+# Every metric in every sample
+
+
+@given(rows())
+@settings(max_examples=40, deadline=None)
+def test_each_sample_has_the_metrics_that_scikit_learn_gives_its_patches(case):
+    labels, predictions, units = case
+    decisions, n_classes = predictions.decisions.astype(int), labels.shape[1]
+    draws = draw_units(units, 4, 1)
+    found = resampled_metrics(labels, predictions, draws)
+    for r in range(4):
+        weight = draws.counts[r, draws.unit]
+
+        def per_class(metric, against, weight=weight):
+            return [metric(labels[:, k], against[:, k], sample_weight=weight) for k in range(n_classes)]
+
+        positives, total = weight @ labels, weight.sum()
+        f1 = [f1_score(labels[:, k], decisions[:, k], sample_weight=weight, zero_division=0) for k in range(n_classes)]
+        flat = f1_score(labels.ravel(), decisions.ravel(), sample_weight=np.repeat(weight, n_classes), zero_division=0)
+        exact = accuracy_score((labels == decisions).all(axis=1), np.ones(len(labels)), sample_weight=weight)
+        assert found["accuracy"][r] == pytest.approx(per_class(accuracy_score, decisions))
+        assert found["mAcc"][r] == pytest.approx(np.mean(per_class(accuracy_score, decisions)))
+        assert found["macro_f1"][r] == pytest.approx(np.mean(f1))
+        assert found["micro_f1"][r] == pytest.approx(flat)
+        assert found["exact_match"][r] == pytest.approx(exact)
+        for key, metric, defined in (
+            ("mAP", average_precision_score, positives > 0),
+            ("auroc", roc_auc_score, (positives > 0) & (positives < total)),
+        ):
+            values = [
+                metric(labels[:, k], predictions.scores[:, k], sample_weight=weight) for k in np.flatnonzero(defined)
+            ]
+            assert found[key][r] == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
+            if key == "mAP":
+                assert found["ap"][r, defined] == pytest.approx(values)
+                assert np.isnan(found["ap"][r, ~defined]).all()
+
+
+def test_samples_are_the_same_whatever_is_worked_on_at_once(monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 2, (60, 3), dtype=np.uint8)
+    one, other, units = ranked(labels, 1, 1), ranked(labels, 2, 2), np.arange(60) // 4
+    draws = draw_units(units, 50, 0)
+    whole, compared = resampled_metrics(labels, one, draws), compare(labels, one, other, units, 99, 0)
+    monkeypatch.setattr(uncertainty, "BLOCK_CELLS", 7 * 60)
+    by_seven = resampled_metrics(labels, one, draws)
+    for key, values in whole.items():
+        assert by_seven[key] == pytest.approx(values, nan_ok=True)
+    again = compare(labels, one, other, units, 99, 0)
+    assert vars(again.macc) == pytest.approx(vars(compared.macc))
+    assert vars(again.map) == pytest.approx(vars(compared.map))
+
+
+# Rows of metrics.json
+
+
+def test_intervals_stand_beside_their_metrics():
+    random = np.random.default_rng(0)
+    labels, units = random.integers(0, 2, (200, 3), dtype=np.uint8), np.arange(200) // 5
+    row = evaluate(labels, ranked(labels, 0.8, 1), ["a", "b", "c"], units, 400, 0)
+    for key in uncertainty.HEADLINES:
+        low, high = row[f"{key}_ci"]
+        assert 0 < low < row[key] < high < 1, key
+    right = labels == ranked(labels, 0.8, 1).decisions
+    for k, values in enumerate(row["per_class"].values()):
+        for key in ("accuracy", "ap"):
+            assert 0 < values[f"{key}_ci"][0] < values[key] < values[f"{key}_ci"][1] < 1
+        assert values["accuracy_ci"] == pytest.approx(bootstrap_interval(right[:, k], units, 400, 0))
+    correct = right.mean(axis=1)
+    assert row["mAcc_ci"] == pytest.approx(bootstrap_interval(correct, units, 400, 0))
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+@pytest.mark.parametrize("present", [0, 1])
+def test_what_is_undefined_has_no_interval(present):
+    labels = np.full((20, 2), present)
+    row = evaluate(labels, ranked(labels, 1, 0), ["a", "b"], np.arange(20), 30, 0)
+    json.dumps(row, allow_nan=False)
+    assert row["auroc_ci"] is None
+    assert (row["mAP_ci"] is None) == (row["per_class"]["a"]["ap_ci"] is None) == (present == 0)
+    assert row["mAcc_ci"] is not None
+
+
+def test_a_class_that_few_samples_hold_counts_where_it_is_there():
+    """One positive patch in forty is left out of more than a third of the samples."""
+    labels = np.zeros((40, 2), dtype=int)
+    labels[0, 0], labels[::2, 1] = 1, 1
+    row = evaluate(labels, ranked(labels, 0.5, 0), ["rare", "common"], np.arange(40), 200, 0)
+    assert row["per_class"]["rare"]["ap_ci"][0] > 0
+    assert np.isnan(resampled_metrics(labels, ranked(labels, 0.5, 0), draw_units(np.arange(40), 200, 0))["ap"]).any()
+
+
+# Coverage
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says_and_less_when_patches_are_drawn():
+    """Groups with their own level, 300 data sets: 95 % intervals should hold the true mean in about 95 of 100."""
+    random, by_group, by_patch = np.random.default_rng(0), 0, 0
+    groups = np.repeat(np.arange(40), 10)
+    for seed in range(300):
+        values = (random.normal(size=(40, 1)) + random.normal(size=(40, 10))).ravel()
+        low, high = bootstrap_interval(values, groups, 400, seed)
+        by_group += low <= 0 <= high
+        low, high = bootstrap_interval(values, np.arange(400), 200, seed)
+        by_patch += low <= 0 <= high
+    assert 0.90 < by_group / 300 < 0.98
+    assert by_patch / 300 < 0.70
+
+
+def patients(n, per_patient, random, noise=1.0):
+    """Labels and scores of n patients, each with its own prevalence and its own shift of the scores, one class."""
+    prevalence = np.repeat(random.beta(1, 2, n), per_patient)
+    labels = (random.random(n * per_patient) < prevalence).astype(int)[:, None]
+    shift = np.repeat(random.normal(size=n), per_patient)[:, None]
+    scores = 1.5 * labels + shift + noise * random.normal(size=labels.shape)
+    return labels, Predictions(scores, scores > 0.75)
+
+
+def test_intervals_of_map_and_f1_cover_the_value_in_a_large_population():
+    random = np.random.default_rng(0)
+    labels, row = patients(100_000, 4, random)
+    truth = {
+        "mAP": average_precision_score(labels, row.scores),
+        "macro_f1": f1_score(labels, row.decisions),
+        "auroc": roc_auc_score(labels, row.scores),
+    }
+    by_group, by_patch = dict.fromkeys(truth, 0), dict.fromkeys(truth, 0)
+    groups = np.repeat(np.arange(60), 10)
+    for seed in range(200):
+        labels, row = patients(60, 10, random)
+        for units, hits in ((groups, by_group), (np.arange(600), by_patch)):
+            found = resampled_metrics(labels, row, draw_units(units, 200, seed))
+            for key, value in truth.items():
+                low, high = np.nanquantile(found[key], [0.025, 0.975])
+                hits[key] += low <= value <= high
+    for key in truth:
+        assert 0.89 < by_group[key] / 200 < 0.985, key
+        assert by_patch[key] < by_group[key] - 10, key
+    assert by_patch["mAP"] / 200 < 0.80
+
+
+# Two rows
+
+
+def few_units(seed=0, n=8):
+    labels = np.random.default_rng(seed).integers(0, 2, (30, 2), dtype=np.uint8)
+    return labels, ranked(labels, 0.7, seed + 1), ranked(labels, 1.2, seed + 2), np.arange(30) % n
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_few_units_the_p_of_macc_is_scipy_s_exact_one(seed):
+    labels, one, other, units = few_units(seed)
+    sums = [
+        np.bincount(units, weights=(labels == row.decisions).mean(axis=1)) for row in (one, other)
+    ]  # units differ in size: their sums, not their means, make up mAcc
+    expected = permutation_test(sums, lambda x, y: np.sum(x - y), permutation_type="samples", n_resamples=np.inf)
+    assert compare(labels, one, other, units, 50, 0).macc.p == pytest.approx(expected.pvalue)
+
+
+def test_with_few_units_the_p_of_map_is_that_of_swapping_ranks_by_hand():
+    labels, one, other, units = few_units(n=6)
+    ranks = [rankdata(row.scores, axis=0) for row in (one, other)]
+    gaps = []
+    for pattern in range(2**6):
+        swap = (pattern >> units & 1).astype(bool)[:, None]
+        mine, theirs = np.where(swap, ranks[1], ranks[0]), np.where(swap, ranks[0], ranks[1])
+        gaps.append(
+            average_precision_score(labels, mine, average="macro")
+            - average_precision_score(labels, theirs, average="macro")
+        )
+    found = compare(labels, one, other, units, 50, 0).map
+    assert found.value == pytest.approx(gaps[0])
+    assert found.p == pytest.approx(np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-12))
+    assert found.p < 1
+
+
+def test_drawn_permutations_come_close_to_all_of_them(monkeypatch):
+    labels, one, other, units = few_units(n=10)
+    exact = compare(labels, one, other, units, 50, 0)
+    monkeypatch.setattr(uncertainty, "EXACT_UNITS", 0)
+    drawn = compare(labels, one, other, units, 4000, 0)
+    assert drawn.macc.p == pytest.approx(exact.macc.p, abs=0.03)
+    assert drawn.map.p == pytest.approx(exact.map.p, abs=0.04)
+    assert drawn.macc.p != exact.macc.p
+
+
+def test_the_difference_is_that_of_the_two_rows_and_changes_sign_with_them():
+    labels, one, other, _ = few_units()
+    units = np.arange(30)
+    forth, back = compare(labels, one, other, units, 300, 0), compare(labels, other, one, units, 300, 0)
+    classes = ["a", "b"]
+    scored = [evaluate(labels, row, classes, units, 10, 0) for row in (one, other)]
+    for gap, reverse, key in ((forth.macc, back.macc, "mAcc"), (forth.map, back.map, "mAP")):
+        assert gap.value == pytest.approx(scored[0][key] - scored[1][key])
+        assert gap.low <= gap.value <= gap.high
+        assert (reverse.value, reverse.low, reverse.high) == pytest.approx((-gap.value, -gap.high, -gap.low))
+        assert reverse.p == gap.p
+
+
+def test_the_interval_of_a_difference_pairs_the_samples():
+    """Two rows that differ a little on hard and easy patients alike: paired, the difference is sure."""
+    labels = np.random.default_rng(0).integers(0, 2, (400, 2), dtype=np.uint8)
+    units = np.arange(400) // 10
+    hard = np.repeat(np.random.default_rng(1).normal(size=40), 10)[:, None] * (1 - 2.0 * labels)
+    one = ranked(labels, 0.1, 2, hard)
+    worse = Predictions(one.scores - 0.3 * (2.0 * labels - 1), one.decisions)
+    gap = compare(labels, one, worse, units, 300, 0).map
+    alone = evaluate(labels, one, ["a", "b"], units, 300, 0)["mAP_ci"]
+    assert gap.low > 0
+    assert gap.high - gap.low < (alone[1] - alone[0]) / 2
+    draws = draw_units(units, 300, 0)
+    by_hand = resampled_metrics(labels, one, draws)["mAP"] - resampled_metrics(labels, worse, draws)["mAP"]
+    assert (gap.low, gap.high) == pytest.approx(np.quantile(by_hand, [0.025, 0.975]))
+
+
+def test_the_scale_of_a_row_s_scores_means_nothing():
+    labels, one, other, _ = few_units()
+    stretched = Predictions(1000 * np.exp(one.scores), one.decisions)
+    units = np.arange(30)
+    assert compare(labels, stretched, other, units, 100, 0) == compare(labels, one, other, units, 100, 0)
+
+
+def test_a_row_is_equal_to_itself():
+    labels, one, _, _ = few_units()
+    for gap in vars(compare(labels, one, one, np.arange(30), 100, 0)).values():
+        assert (gap.value, gap.low, gap.high, gap.p) == (0, 0, 0, 1)
+
+
+def test_absent_classes_are_left_out_of_the_difference():
+    labels, one, other, units = few_units()
+    wide = [Predictions(np.hstack([r.scores, r.scores]), np.hstack([r.decisions, r.decisions])) for r in (one, other)]
+    with_absent = compare(np.hstack([labels, np.zeros_like(labels)]), *wide, units, 100, 0)
+    assert with_absent.map == compare(labels, one, other, units, 100, 0).map
+    nothing = compare(np.zeros_like(labels), one, other, units, 100, 0)
+    assert np.isnan([nothing.map.value, nothing.map.low, nothing.map.high, nothing.map.p]).all()
+    assert 0 < nothing.macc.p <= 1
+
+
+def test_a_row_that_ranks_nothing_can_be_compared():
+    labels = np.random.default_rng(0).integers(0, 2, (100, 3), dtype=np.uint8)
+    constant = Predictions(np.zeros(labels.shape), np.zeros(labels.shape, bool))
+    gap = compare(labels, ranked(labels, 0.5, 1), constant, np.arange(100), 200, 0).map
+    assert gap.value == pytest.approx(average_precision_score(labels, ranked(labels, 0.5, 1).scores) - labels.mean())
+    assert gap.p == pytest.approx(1 / 201)
+
+
+# How often the test says what is not so
+
+
+def row_of_its_own_errors(labels, noise, random):
+    """Twenty patients: each row finds some of them hard, whichever."""
+    hard = np.repeat(random.normal(0, 0.5, (20, 1)), len(labels) // 20, axis=0)
+    return ranked(labels, noise, random.integers(2**32), (1 - 2.0 * labels) * hard)
+
+
+def test_p_of_macc_is_uniform_where_two_rows_are_alike_if_whole_groups_are_swapped():
+    random, by_group, by_patch = np.random.default_rng(1), [], []
+    for seed in range(600):
+        labels = (random.random((200, 1)) < 0.4).astype(int)
+        rows = [row_of_its_own_errors(labels, 0.4, random).decisions for _ in range(2)]
+        gaps = (1.0 * (labels == rows[0])) - (labels == rows[1])
+        by_group.append(mean_gap_p(gaps, np.arange(200) // 10, seed)[0])
+        if seed % 4 == 0:
+            by_patch.append(mean_gap_p(gaps, np.arange(200), seed)[0])
+    by_group, by_patch = np.array(by_group), np.array(by_patch)
+    assert 0.025 < (by_group <= 0.05).mean() < 0.075
+    assert 0.42 < (by_group <= 0.5).mean() < 0.54  # ties make it a little too large
+    assert (by_patch <= 0.05).mean() > 0.15
+
+
+def test_p_of_map_is_uniform_where_two_rows_are_alike_and_small_where_they_differ():
+    random, alike, different = np.random.default_rng(1), [], []
+    for seed in range(200):
+        labels = (random.random((200, 1)) < 0.4).astype(int)
+        one, other, blurred = (row_of_its_own_errors(labels, noise, random) for noise in (0.4, 0.4, 30))
+        alike.append(compare(labels, one, other, np.arange(200) // 10, 99, seed).map.p)
+        different.append(compare(labels, one, blurred, np.arange(200) // 10, 99, seed))
+    assert 0.01 < np.mean(np.array(alike) <= 0.05) < 0.10
+    assert 0.40 < np.mean(np.array(alike) <= 0.5) < 0.60
+    for key in ("macc", "map"):
+        assert np.mean([getattr(comparison, key).p <= 0.05 for comparison in different]) > 0.9, key
+
+
+def test_many_gaps_at_once_are_tested_like_each_alone():
+    gaps = np.random.default_rng(0).normal(0.1, 1, (60, 4))
+    units = np.arange(60) // 3
+    together = mean_gap_p(gaps, units, 0)
+    assert together.tolist() == [mean_gap_p(gaps[:, [k]], units, 0)[0] for k in range(4)]
+    assert (together >= 1 / (1 + uncertainty.PERMUTATIONS)).all()
+
+
+# Holm
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.04, 0.01, 0.03, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm(np.array([0.9, 0.6])) == pytest.approx([1, 1])
+    assert holm(np.array([np.nan, 0.01, 0.03])) == pytest.approx([np.nan, 0.02, 0.03], nan_ok=True)
+    assert holm(np.array([])).shape == (0,)
+
+
+@given(st.lists(st.floats(0.0001, 1), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni(values):
+    p = np.array(values)
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(len(p) * p, 1)).all()
+    assert adjusted[p.argmin()] == pytest.approx(min(len(p) * p.min(), 1))
+    assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()

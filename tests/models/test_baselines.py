@@ -1,0 +1,279 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler, normalize
+
+from histoclip_lib.common.predictions import mean_accuracy
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.features.encode import ImageFeatures
+from histoclip_lib.features.store import Shards
+from histoclip_lib.models.baselines import (
+    DEFAULT_STRENGTH,
+    FURTHER_STRENGTHS,
+    NEIGHBOURS,
+    PROBE_STRENGTHS,
+    fit_knn,
+    fit_linear_probe,
+    tissue_prior,
+    tissue_rows,
+    trivial_rows,
+)
+
+
+def make_patches(labels, groups=None, tissue=None):
+    files = [f"{i}.png" for i in range(len(labels))]
+    return PatchDataset("made", ["a", "b", "c"], files, labels, None, groups=groups, tissue=tissue)
+
+
+@pytest.fixture(scope="module")
+def probe_case():
+    """300 patches of 30 groups in two views; three classes that are nearly linear in the features."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(300, 2, 12)).astype(np.float32)
+    weights = generator.normal(size=(12, 3))
+    noise = generator.normal(size=(300, 3))
+    labels = (features[:, 0] @ weights + 0.5 * noise > 0).astype(np.uint8)
+    features[:, 1] = features[:, 0] + 0.05 * generator.normal(size=(300, 12))
+    pooled = Shards([features[:256], features[256:]])
+    groups = np.array([f"g{i % 30}" for i in range(300)])
+    return ImageFeatures(pooled, pooled, 0), make_patches(labels, groups), np.arange(200), np.arange(200, 300)
+
+
+def test_majority_equals_scikit_learn_most_frequent():
+    labels = (np.random.default_rng(0).random((51, 3)) < [0.2, 0.5, 0.8]).astype(np.uint8)
+    rows = trivial_rows(labels, 4)
+    for k in range(3):
+        expected = DummyClassifier(strategy="most_frequent").fit(labels, labels[:, k]).predict(np.zeros((4, 1)))
+        assert rows["majority"].decisions[:, k].tolist() == expected.astype(bool).tolist()
+    assert not rows["all_negative"].decisions.any()
+    assert rows["all_positive"].decisions.all()
+
+
+def test_trivial_rows_sum_to_one():
+    labels = (np.random.default_rng(0).random((51, 3)) < 0.3).astype(np.uint8)
+    rows = trivial_rows(labels, 51)
+    negative, positive = (mean_accuracy(labels, rows[name].decisions) for name in ("all_negative", "all_positive"))
+    assert negative + positive == pytest.approx(1)
+    assert positive == pytest.approx(labels.mean())
+
+
+def test_tissue_prior_is_the_prevalence_of_the_tissue():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]], dtype=np.uint8)
+    tissue = np.array(["skin", "skin", "lung", "lung"])
+    prior = tissue_prior(labels, tissue, np.array(["lung", "skin", "liver"]))
+    assert prior.scores.tolist() == [[0, 0.5, 0.5], [1, 0.5, 0], [0.5, 0.5, 0.25]]
+    assert prior.decisions.tolist() == [[False, True, True], [True, True, False], [True, True, False]]
+
+
+def test_tissue_row_stands_only_where_tissues_are_known():
+    labels, rows = np.eye(3, dtype=np.uint8), np.arange(3)
+    assert tissue_rows(make_patches(labels), rows, rows) == {}
+    known = make_patches(labels, tissue=np.array(["skin", "lung", "skin"]))
+    assert tissue_rows(known, rows, rows)["tissue_prior"].decisions.shape == (3, 3)
+
+
+def test_probe_equals_one_logistic_regression_for_each_class(probe_case):
+    features, patches, train, val = probe_case
+    probe = fit_linear_probe(features, patches, train, seed=0)
+    views = [features.pooled.take(train, view) for view in (0, 1)]
+    scaler = StandardScaler().fit(np.concatenate(views))
+    found = probe.predict(features, val)
+    for k in range(3):
+        labels = np.tile(patches.labels[train, k], 2)
+        model = LogisticRegression(C=probe.strength / 2, max_iter=2000)
+        model.fit(scaler.transform(np.concatenate(views)), labels)
+        expected = np.mean(
+            [model.predict_proba(scaler.transform(features.pooled.take(val, v)))[:, 1] for v in (0, 1)], axis=0
+        )
+        np.testing.assert_allclose(found.scores[:, k], expected, atol=1e-6)
+    assert mean_accuracy(patches.labels[val], found.decisions) > 0.85
+
+
+def test_out_of_fold_is_what_regressions_of_the_other_folds_say(probe_case):
+    features, patches, train, _ = probe_case
+    probe = fit_linear_probe(features, patches, train, seed=0)
+    views = [features.pooled.take(train, view) for view in (0, 1)]
+    labels = patches.labels[train]
+    expected = np.empty(labels.shape)
+    for inside, outside in GroupKFold(5, shuffle=True, random_state=0).split(train, groups=patches.groups[train]):
+        scaler = StandardScaler().fit(np.concatenate([view[inside] for view in views]))
+        examples = scaler.transform(np.concatenate([view[inside] for view in views]))
+        for k in range(3):
+            model = LogisticRegression(C=probe.strength / 2, max_iter=2000).fit(examples, np.tile(labels[inside, k], 2))
+            said = [model.predict_proba(scaler.transform(view[outside]))[:, 1] for view in views]
+            expected[outside, k] = np.mean(said, axis=0)
+    np.testing.assert_allclose(probe.out_of_fold, expected, atol=2e-5)  # as near as the solver comes
+    loss = np.mean([log_loss(labels[:, k], probe.out_of_fold[:, k]) for k in range(3)])
+    assert probe.losses[probe.strength] == pytest.approx(loss)
+
+
+def test_probe_chooses_the_strength_with_the_lowest_loss(probe_case):
+    features, patches, train, _ = probe_case
+    probe = fit_linear_probe(features, patches, train, seed=0)
+    assert set(probe.losses) >= set(PROBE_STRENGTHS)
+    assert list(probe.losses) == sorted(probe.losses)
+    assert probe.losses[probe.strength] == min(probe.losses.values())
+
+
+@pytest.mark.parametrize(("edge", "signs"), [(min, [1, 1, -1, -1]), (max, [1, 1, 1, 1])])
+def test_probe_looks_further_where_the_best_strength_is_at_the_edge(edge, signs):
+    """Where each group contradicts most of the others the weakest probe is best, where all agree the strongest."""
+    groups = np.arange(120) % 4
+    labels = np.random.default_rng(0).integers(0, 2, (120, 3)).astype(np.uint8)
+    features = ((2.0 * labels - 1) * np.array(signs)[groups, None]).astype(np.float32)[:, None]
+    shards = Shards([features])
+    patches = make_patches(labels, groups.astype(str))
+    probe = fit_linear_probe(ImageFeatures(shards, shards, 0), patches, np.arange(120), seed=0)
+    assert probe.strength in FURTHER_STRENGTHS[edge]
+    assert list(probe.losses) == sorted({*PROBE_STRENGTHS, *FURTHER_STRENGTHS[edge]})
+
+
+def test_out_of_fold_stays_off_zero_and_one():
+    """A patch far out on its side is certain to the last digit; its logarithm is finite all the same."""
+    labels = np.tile(np.uint8([[0], [1]]), (60, 3))
+    features = np.random.default_rng(0).normal(2.0 * labels - 1, 1).astype(np.float32)[:, None]
+    features[1] = 1e4
+    shards = Shards([features])
+    probe = fit_linear_probe(ImageFeatures(shards, shards, 0), make_patches(labels), np.arange(120), seed=0)
+    assert probe.out_of_fold[1].max() == 1 - 1e-6
+    assert all(np.isfinite(loss) for loss in probe.losses.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_probe_bears_a_class_with_a_single_positive(probe_case):
+    features, patches, train, val = probe_case
+    labels = patches.labels.copy()
+    labels[:, 0] = 0
+    labels[5, 0] = 1
+    probe = fit_linear_probe(features, make_patches(labels, patches.groups), train, seed=0)
+    assert np.isfinite(probe.predict(features, val).scores).all()
+    assert f"C = {probe.strength:g}" in probe.about()
+
+
+FITS = pytest.mark.parametrize("fit", [fit_linear_probe, fit_knn])
+
+
+@FITS
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n_patches", [1, 2, 3, 5, 19, 20, 25])
+def test_few_training_patches_are_enough(probe_case, fit, n_patches):
+    features, patches, _, val = probe_case
+    for seed in range(3):
+        train = np.random.default_rng(seed).permutation(200)[:n_patches]
+        model = fit(features, patches, train, seed=0)
+        probabilities = model.predict(features, val).scores
+        assert ((probabilities > 0) & (probabilities < 1)).all()
+        if not model.losses:
+            assert "is the default" in model.about()
+
+
+@FITS
+@pytest.mark.filterwarnings("error")
+def test_one_group_or_classes_of_one_value_leave_the_default(probe_case, fit):
+    features, patches, train, val = probe_case
+    one_group = make_patches(patches.labels, np.full(300, "g"))
+    one_value = make_patches(np.broadcast_to(np.uint8([0, 1, 1]), (300, 3)), patches.groups)
+    for odd in (one_group, one_value):
+        model = fit(features, odd, train, seed=0)
+        assert model.losses == {}
+        assert (model.strength if fit is fit_linear_probe else model.k) == (
+            DEFAULT_STRENGTH if fit is fit_linear_probe else 11
+        )
+    expected = np.array([1, 201, 201]) / 202 if fit is fit_linear_probe else np.array([1, 12, 12]) / 13
+    np.testing.assert_allclose(model.predict(features, val).scores, np.tile(expected, (100, 1)), rtol=1e-6)
+    if fit is fit_linear_probe:
+        assert model.out_of_fold is None
+
+
+def test_a_class_of_one_value_does_not_disturb_the_others(probe_case):
+    features, patches, train, val = probe_case
+    labels = patches.labels.copy()
+    labels[:, 0] = 1
+    probe, usual = (fit_linear_probe(features, p, train, 0) for p in (make_patches(labels, patches.groups), patches))
+    assert probe.strength == usual.strength
+    np.testing.assert_allclose(probe.predict(features, val).scores[:, 1:], usual.predict(features, val).scores[:, 1:])
+    np.testing.assert_allclose(probe.out_of_fold[:, 0], 161 / 162, atol=0.001)
+
+
+def single_view(features):
+    pooled = Shards([piece[:, :1] for piece in features.pooled.pieces])
+    return ImageFeatures(pooled, pooled, 0)
+
+
+def test_neighbours_of_a_single_view_are_scikit_learn_s(probe_case):
+    features, patches, train, val = probe_case
+    features = single_view(features)
+    knn = fit_knn(features, patches, train, seed=0)
+    inside, outside = features.pooled.take(train), features.pooled.take(val)
+    model = KNeighborsClassifier(knn.k).fit(normalize(inside - inside.mean(axis=0)), patches.labels[train])
+    found = knn.predict(features, val)
+    positives = np.stack([p[:, 1] for p in model.predict_proba(normalize(outside - inside.mean(axis=0)))], axis=1)
+    np.testing.assert_allclose(found.scores, (positives * knn.k + 1) / (knn.k + 2))
+    assert np.array_equal(found.decisions, positives >= 0.5)
+
+
+def test_k_is_chosen_by_the_cross_entropy_of_the_other_folds(probe_case):
+    features, patches, train, _ = probe_case
+    features = single_view(features)
+    knn = fit_knn(features, patches, train, seed=0)
+    pooled, labels = features.pooled.take(train), patches.labels[train]
+    pooled = normalize(pooled - pooled.mean(axis=0))
+    for k in (1, 7, knn.k):
+        said = np.empty(labels.shape)
+        for inside, outside in GroupKFold(5, shuffle=True, random_state=0).split(train, groups=patches.groups[train]):
+            model = KNeighborsClassifier(k).fit(pooled[inside], labels[inside])
+            said[outside] = np.stack([p[:, 1] for p in model.predict_proba(pooled[outside])], axis=1)
+        said = (said * k + 1) / (k + 2)
+        assert knn.losses[k] == pytest.approx(np.mean([log_loss(labels[:, c], said[:, c]) for c in range(3)]))
+    assert knn.losses[knn.k] == min(knn.losses.values())
+    assert tuple(knn.losses) == NEIGHBOURS  # all fit into a fold of 160
+    assert f"k = {knn.k}, was chosen" in knn.about()
+
+
+def test_a_patch_votes_once_by_its_nearest_view():
+    """Patch 0 stands near the question in both views, 1 and 2 in one view, 3 half near in both, 4 opposite."""
+    here, near, middle, far = [1, 0, 0], [0.9, 0.1, 0], [0.5, 0.5, 0], [-0.9, 0.1, 0.1]
+    views = np.array([[here, near], [near, far], [far, near], [middle, middle]])
+    views = np.concatenate([views, [[-views.sum(axis=(0, 1)) / 2] * 2], [[here, here]]]).astype(np.float32)
+    labels = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 0]], dtype=np.uint8)
+    shards = Shards([views])
+    features = ImageFeatures(shards, shards, 0)
+    knn = fit_knn(features, make_patches(labels), np.arange(5), seed=0)
+    np.testing.assert_allclose(knn.mean, 0, atol=1e-6)
+    three = dataclasses.replace(knn, k=3).predict(features, np.array([5])).scores
+    np.testing.assert_allclose(three[0], np.array([1 + 1, 2 + 1, 0 + 1]) / 5)
+
+
+def test_neighbours_answer_for_many_patches_as_for_each(probe_case, monkeypatch):
+    features, patches, train, val = probe_case
+    knn = fit_knn(features, patches, train, seed=0)
+    expected = np.concatenate([knn.predict(features, val[[i]]).scores for i in range(len(val))])
+    monkeypatch.setattr("histoclip_lib.models.baselines.CHUNK", 7)
+    np.testing.assert_allclose(knn.predict(features, val).scores, expected)
+    assert mean_accuracy(patches.labels[val], knn.predict(features, val).decisions) > 0.7
+
+
+def test_k_is_chosen_on_some_of_many_patches(probe_case, monkeypatch):
+    features, patches, train, _ = probe_case
+    whole = fit_knn(features, patches, train, seed=0)
+    monkeypatch.setattr("histoclip_lib.models.baselines.CHOOSING", 150)
+    part = fit_knn(features, patches, train, seed=0)
+    assert part.losses.keys() == whole.losses.keys()
+    assert part.losses != whole.losses
+    assert part.losses[7] == pytest.approx(whole.losses[7], rel=0.1)
+
+
+@FITS
+def test_validation_labels_are_never_seen(probe_case, fit):
+    features, patches, train, val = probe_case
+    labels = patches.labels.copy()
+    labels[val] = 1 - labels[val]
+    other = make_patches(labels, patches.groups)
+    first, second = (fit(features, p, train, seed=0).predict(features, val) for p in (patches, other))
+    assert np.array_equal(first.scores, second.scores)

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from histoclip_lib.features.reader import FeatureReader, view_of
+from histoclip_lib.features.store import Shards
+from histoclip_lib.models.attention import MAP_LABELS, attention_maps, maps_to_compare, similarity_maps
+from histoclip_lib.models.cmm import CMM
+
+
+def reader_of(grids):
+    """A reader for token grids (B, V, d, g, g)."""
+    tokens = grids.flatten(3).transpose(2, 3).numpy()
+    return FeatureReader(Shards([np.ascontiguousarray(tokens)]), torch.device("cpu"))
+
+
+def fresh(seed=3):
+    generator = torch.Generator().manual_seed(1)
+    embeddings = functional.normalize(torch.randn(2, 16, generator=generator), dim=-1)
+    torch.manual_seed(seed)
+    return CMM(embeddings, heads=2, hidden=32)
+
+
+@pytest.fixture(scope="module")
+def grids():
+    return torch.randn(5, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def compared(grids):
+    """A head whose weights were changed, and what `maps_to_compare` makes of it."""
+    head, before = fresh(), fresh()
+    for module in (head, before):
+        module.fit_scale(grids.movedim(2, -1))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    rows = np.array([4, 0, 2])
+    state = torch.get_rng_state()
+    maps = maps_to_compare(head, reader_of(grids), rows, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)  # drawing the untrained head leaves no trace
+    return head, before, rows, maps
+
+
+def test_every_map_is_a_distribution_over_the_patch(compared):
+    *_, maps = compared
+    assert list(maps) == list(MAP_LABELS)
+    for values in maps.values():
+        assert values.shape == (3, 2, 4, 4)
+        assert values.dtype == np.float32
+        assert values.min() >= 0
+        np.testing.assert_allclose(values.sum(axis=(2, 3)), 1, rtol=1e-5)
+
+
+def test_trained_and_untrained_are_the_attention_of_the_head_now_and_at_its_start(compared, grids):
+    head, before, rows, maps = compared
+    np.testing.assert_allclose(maps["trained"], attention_maps(head, reader_of(grids), rows), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(maps["untrained"], attention_maps(before, reader_of(grids), rows), rtol=1e-4, atol=1e-7)
+    assert np.abs(maps["trained"] - maps["untrained"]).max() > 0.01
+
+
+def test_the_centre_prior_is_a_gaussian_of_a_quarter_of_the_side(compared):
+    *_, maps = compared
+    offsets = (np.arange(4) + 0.5) / 4 - 0.5
+    expected = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 0.25**2))
+    np.testing.assert_allclose(maps["centre"][1, 0], expected / expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(maps["uniform"], 1 / 16, rtol=1e-6)
+
+
+def test_similarity_is_the_cosine_of_token_and_class(grids):
+    classes = fresh().class_embeddings
+    maps = similarity_maps(classes, reader_of(grids[:, :1]), np.array([3, 1]))
+    for position, row in enumerate((3, 1)):
+        for k in range(2):
+            cosines = functional.cosine_similarity(grids[row, 0], classes[k][:, None, None], dim=0).numpy()
+            above = cosines - cosines.min()
+            np.testing.assert_allclose(maps[position, k], above / above.sum(), atol=1e-6)
+
+
+def test_similarity_of_turned_views_is_turned_back():
+    upright = torch.randn(3, 16, 4, 4)
+    turned = torch.stack([view_of(upright, view) for view in range(8)], dim=1)
+    classes = fresh().class_embeddings
+    one, every = (similarity_maps(classes, reader_of(grids), np.arange(3)) for grids in (turned[:, :1], turned))
+    np.testing.assert_allclose(every, one, atol=1e-5)
+
+
+def test_similarity_of_equal_tokens_is_uniform():
+    grids = torch.ones(1, 1, 16, 1, 1).expand(1, 1, 16, 4, 4)
+    np.testing.assert_allclose(
+        similarity_maps(fresh().class_embeddings, reader_of(grids), np.array([0])), 1 / 16, rtol=1e-5
+    )

@@ -1,0 +1,373 @@
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.features.store import Shards
+from histoclip_lib.models import training
+from histoclip_lib.models.cmm import CMM
+from histoclip_lib.models.training import TrainingOptions, TrainingStep, predict_probabilities, some_tokens, train_head
+
+CPU = torch.device("cpu")
+WIDTH, LENGTH, VIEWS, PATCHES = 16, 4, 3, 60
+
+
+@pytest.fixture(scope="module")
+def features():
+    """Tokens (B, V, L, d) in which the labels can be found, and the labels."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (PATCHES, 2)).astype(np.uint8)
+    tokens = generator.normal(size=(PATCHES, VIEWS, LENGTH, WIDTH))
+    tokens[..., 0, 0] += 3 * labels[:, None, 0]
+    tokens[..., 0, 1] += 3 * labels[:, None, 1]
+    return Shards([tokens.astype(np.float16)]), labels
+
+
+def new_head(dropout=0.1):
+    torch.manual_seed(0)
+    return CMM(nn.functional.normalize(torch.randn(2, WIDTH), dim=-1), heads=2, hidden=8, dropout=dropout)
+
+
+def fit(features, options, checkpoint=None, head=None, **reader_options):
+    shards, labels = features
+    head = head or new_head()
+    train, val = np.arange(45), np.arange(45, PATCHES)
+    reader = FeatureReader(shards, CPU, **reader_options)
+    history = train_head(head, reader, labels, train, val, options, checkpoint, progress=False)
+    return head, history
+
+
+def weights(head):
+    return torch.cat([value.flatten() for value in head.state_dict().values()])
+
+
+def test_training_learns(features):
+    head, history = fit(
+        features, TrainingOptions(60, 2, learning_rate=3e-2, batch_size=16, token_dropout=0.0, mixup=0.0)
+    )
+    assert history["loss"].iloc[-1] < 0.3 < history["loss"].iloc[0]
+    assert history["val_mAcc"].iloc[-1] > 0.75
+    assert not head.training
+    assert list(history["epoch"]) == list(range(1, 61))
+
+
+def test_same_seed_same_weights_other_seed_other_weights(features):
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    first, second = fit(features, options)[0], fit(features, options)[0]
+    other = fit(features, TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16, seed=1))[0]
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+def test_resumed_training_ends_with_the_same_weights(features, tmp_path, monkeypatch, stop_after):
+    options = TrainingOptions(epochs=6, warmup_epochs=1, batch_size=16)
+    whole, whole_history = fit(features, options)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    checkpoint = tmp_path / "state.safetensors"
+    save = training.save_checkpoint
+
+    def stop(path, identity, head, optimizer, scaler, history):
+        save(path, identity, head, optimizer, scaler, history)
+        if len(history) == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(features, options, checkpoint)
+    monkeypatch.setattr(training, "save_checkpoint", save)
+    assert checkpoint.is_file()
+    torch.manual_seed(123)  # whatever happened in between must not matter
+    resumed, history = fit(features, options, checkpoint)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert history.equals(whole_history)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["options", "labels", "classes", "features"])
+def test_checkpoint_of_another_training_is_not_resumed(features, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    checkpoint = tmp_path / "state.safetensors"
+    shards, labels = features
+    save = training.save_checkpoint
+
+    def stop(*state):
+        save(*state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_checkpoint", stop)
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        fit(features, options, checkpoint)
+    monkeypatch.setattr(training, "save_checkpoint", save)
+
+    def head():
+        new = new_head()
+        if change == "classes":
+            new.class_embeddings += 0.1
+        if change == "features":
+            new.token_mean += 0.1
+        return new
+
+    if change == "options":
+        options = TrainingOptions(epochs=4, warmup_epochs=1, batch_size=16)
+    if change == "labels":
+        labels = 1 - labels
+    resumed, _ = fit((shards, labels), options, checkpoint, head())
+    assert torch.equal(weights(resumed), weights(fit((shards, labels), options, head=head())[0]))
+
+
+def test_damaged_checkpoint_is_passed_over(features, tmp_path):
+    checkpoint = tmp_path / "state.safetensors"
+    checkpoint.write_bytes(b"half a file")
+    options = TrainingOptions(epochs=2, warmup_epochs=1, batch_size=16)
+    assert torch.equal(weights(fit(features, options, checkpoint)[0]), weights(fit(features, options)[0]))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_head_is_the_one_that_a_plain_loop_over_torch_modules_trains(features, layers):
+    """What makes it fast (folded projections, one row of queries, tokens never normalised) changes nothing."""
+    shards, labels = features
+    options = TrainingOptions(8, 1, batch_size=16, learning_rate=1e-2, weight_decay=3.0, token_dropout=0.0, mixup=0.0)
+    torch.manual_seed(0)
+    head = CMM(nn.functional.normalize(torch.randn(2, WIDTH), dim=-1), heads=2, layers=layers, hidden=8, dropout=0.0)
+    tokens = torch.from_numpy(np.concatenate(shards.pieces)).float()
+    head.fit_scale(tokens[:45])
+    decoder = nn.TransformerDecoder(
+        nn.TransformerDecoderLayer(WIDTH, 2, 8, 0.0, "gelu", batch_first=True, norm_first=True), layers
+    )
+    for plain, ours in zip(decoder.layers, head.layers, strict=True):
+        plain.load_state_dict(ours.state_dict())
+    queries, mean, scale = head.queries().clone(), head.token_mean.clone(), head.token_scale.clone()
+    fit((shards, labels), options, head=head)
+
+    decay = options.weight_decay * math.sqrt(16 / (45 * 8))
+    matrices = [p for p in decoder.parameters() if p.ndim > 1]
+    vectors = [p for p in decoder.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}], lr=1.0
+    )
+    for epoch in range(8):
+        draw = np.random.default_rng([0, epoch])
+        order, views = draw.permutation(45), draw.integers(VIEWS, size=45)
+        for step, part in enumerate(np.array_split(np.arange(45), 3)):
+            for group in optimizer.param_groups:
+                group["lr"] = options.rate(epoch + (step + 1) / 3)
+            images = (tokens[order[part], views[part]] - mean) / scale
+            logits = decoder(queries.expand(len(part), -1, -1), images).mean(dim=-1)
+            truth = torch.from_numpy(labels[order[part]].astype(np.float32))
+            optimizer.zero_grad()
+            nn.functional.binary_cross_entropy_with_logits(logits, truth).backward()
+            optimizer.step()
+    for name, expected in decoder.named_parameters():
+        found = head.get_parameter(name)
+        if name.endswith("in_proj_bias"):  # the key bias changes nothing: Adam lets its rounding errors walk
+            found, expected = (torch.cat([bias[:WIDTH], bias[2 * WIDTH :]]) for bias in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_train_the_same_head(features):
+    """The captured step of a GPU, as far as a CPU can go it; without dropout, which is drawn otherwise."""
+    shards, labels = features
+    options = TrainingOptions(4, 1, batch_size=16, learning_rate=1e-2, token_dropout=0.0)
+    heads = [new_head(0.0), new_head(0.0)]
+    for head, compiled in zip(heads, (True, False), strict=True):
+        reader = FeatureReader(shards, CPU)
+        train_head(head, reader, labels, np.arange(45), np.arange(0), options, progress=False, compiled=compiled)
+    logits = [head(reader.take(np.arange(45)))[0] for head in heads]
+    assert not torch.equal(*logits)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
+def test_streamed_features_train_the_same_head(features):
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    resident, streamed = fit(features, options)[0], fit(features, options, resident_limit=0)[0]
+    assert torch.equal(weights(resident), weights(streamed))
+
+
+def test_learning_rate_rises_linearly_then_falls_along_a_cosine():
+    options = TrainingOptions(epochs=105, warmup_epochs=5, learning_rate=2e-3)
+    assert options.rate(0) == 0
+    assert options.rate(2.5) == pytest.approx(1e-3)
+    assert options.rate(5) == pytest.approx(2e-3)
+    assert options.rate(55) == pytest.approx(1e-3)
+    assert options.rate(30) == pytest.approx(2e-3 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert options.rate(105) == pytest.approx(0, abs=1e-12)
+
+
+def test_history_holds_the_scheduled_rate(features):
+    _, history = fit(features, TrainingOptions(epochs=4, warmup_epochs=2, learning_rate=1e-2, batch_size=100))
+    assert history["learning_rate"].tolist() == pytest.approx([5e-3, 1e-2, 5e-3, 0])
+
+
+def test_loss_is_torch_binary_cross_entropy(features):
+    shards, labels = features
+    head = new_head(dropout=0.0)
+    with torch.no_grad():
+        logits = head(FeatureReader(shards, CPU).take(np.arange(45)))[0]
+    expected = nn.functional.binary_cross_entropy(logits.sigmoid(), torch.from_numpy(labels[:45]).float()).item()
+    one_view = Shards([shards.pieces[0][:, :1]])
+    _, history = fit((one_view, labels), TrainingOptions(1, 0, batch_size=45, token_dropout=0.0, mixup=0.0), head=head)
+    assert history["loss"].iloc[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_do_not_depend_on_how_often_validation_is_scored(features, monkeypatch):
+    options = TrainingOptions(epochs=4, warmup_epochs=1, batch_size=16)
+    often = fit(features, options)[0]
+    monkeypatch.setattr(training, "EVALUATIONS", 1)
+    assert torch.equal(weights(often), weights(fit(features, options)[0]))
+
+
+def test_biases_and_norms_do_not_decay():
+    head = new_head()
+    options = TrainingOptions(epochs=100, batch_size=64, weight_decay=25.0)
+    decaying, free = training._optimizer(head, options, 400).param_groups
+    assert decaying["weight_decay"] == pytest.approx(25 * 0.04)  # sqrt(64 / (400 * 100))
+    assert {parameter.ndim for parameter in decaying["params"]} == {2}
+    assert {parameter.ndim for parameter in free["params"]} == {1}
+    assert free["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 8), (0.5, 4), (0.75, 2), (0.99, 1)])
+def test_token_dropout_keeps_a_random_part_of_each_patch(dropout, kept):
+    torch.manual_seed(0)
+    tokens = torch.arange(200 * 8 * 3).reshape(200, 8, 3).float()
+    found = some_tokens(tokens, dropout)
+    assert found.shape == (200, kept, 3)
+    numbers = (found[..., 0] - tokens[:, :1, 0]) / 3  # which tokens of its patch
+    assert torch.equal(found, tokens.gather(1, numbers.long()[..., None].expand(-1, -1, 3)))
+    assert all(len(set(row.tolist())) == kept for row in numbers)
+    counts = torch.bincount(numbers.long().flatten(), minlength=8) / 200
+    assert (counts - kept / 8).abs().max() < 0.15
+
+
+def test_training_sees_a_part_of_the_tokens_and_prediction_all(features, monkeypatch):
+    lengths = {True: set(), False: set()}
+    forward = CMM.forward
+
+    def counted(self, tokens):
+        lengths[self.training].add(tokens.shape[1])
+        return forward(self, tokens)
+
+    monkeypatch.setattr(CMM, "forward", counted)
+    fit(features, TrainingOptions(epochs=2, warmup_epochs=1, token_dropout=0.5))
+    assert lengths == {True: {LENGTH // 2}, False: {LENGTH}}
+
+
+def test_mixup_mixes_tokens_and_labels_alike(features, monkeypatch):
+    """Labels that are written into the tokens stay there when both are mixed."""
+    labels = features[1]
+    tokens = np.zeros((PATCHES, 1, LENGTH, WIDTH), dtype=np.float16)
+    tokens[..., :2] = labels[:, None, None]
+    seen, losses = [], []
+    forward, loss = CMM.forward, nn.functional.binary_cross_entropy_with_logits
+    monkeypatch.setattr(CMM, "forward", lambda self, batch: seen.append(batch) or forward(self, batch))
+    monkeypatch.setattr(
+        nn.functional,
+        "binary_cross_entropy_with_logits",
+        lambda logits, truth: losses.append(truth) or loss(logits, truth),
+    )
+    fit((Shards([tokens]), labels), TrainingOptions(4, 0, batch_size=15, mixup=1.0))
+    mixed = [batch for batch in seen if batch.shape[1] == 1]  # training steps, the others see all tokens
+    for batch, truth in zip(mixed, losses, strict=True):
+        torch.testing.assert_close(batch[:, 0, :2], truth)
+    assert any(((truth > 0.1) & (truth < 0.9)).any() for truth in losses)
+
+
+def test_training_without_a_validation_part(features):
+    shards, labels = features
+    options = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
+    head, nothing = new_head(), np.arange(0)
+    history = train_head(head, FeatureReader(shards, CPU), labels, np.arange(45), nothing, options, progress=False)
+    assert history["val_mAcc"].isna().all()
+    assert torch.equal(weights(head), weights(fit(features, options)[0]))
+
+
+def test_prediction_is_the_mean_over_the_views(features):
+    shards, _ = features
+    head, reader, rows = new_head().eval(), FeatureReader(shards, CPU), np.array([5, 2, 9])
+    with torch.no_grad():
+        expected = sum(head(reader.take(rows, view))[0].sigmoid() for view in range(VIEWS)) / VIEWS
+    np.testing.assert_allclose(predict_probabilities(head, reader, rows), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prediction_leaves_the_mode_of_the_head(features):
+    head = new_head().train()
+    predict_probabilities(head, FeatureReader(features[0], CPU), np.arange(4))
+    assert head.training
+
+
+def test_loss_that_is_not_finite_stops_with_epoch_batch_and_parameters_named(features):
+    shards, labels = features
+    broken = shards.pieces[0].copy()
+    broken[7] = np.nan
+    options = TrainingOptions(epochs=2, warmup_epochs=1, batch_size=15)
+    batches = np.array_split(np.random.default_rng([options.seed, 0]).permutation(45), 3)
+    number = next(n for n, rows in enumerate(batches, 1) if 7 in rows)
+    message = rf"epoch 1, batch {number} of 3: the loss is nan, .* layers\.0\.\S+weight.*learning_rate \(0\.001\)"
+    with pytest.raises(HistoCLIPError, match=message):
+        fit((Shards([broken]), labels), replace(options, mixup=0.0))
+
+
+def test_training_that_runs_away_keeps_the_last_good_checkpoint(features, tmp_path, monkeypatch):
+    checkpoint, options = tmp_path / "state.safetensors", TrainingOptions(6, 1, batch_size=16)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+    step, calls = TrainingStep.__call__, []
+
+    def spoiled(self, tokens, truth):
+        loss = step(self, tokens, truth)
+        calls.append(loss)
+        if len(calls) == 15:  # the last batch of epoch 5: its loss is fine, what it leaves is not
+            with torch.no_grad():
+                self.head.layers[0].linear1.bias[0] = np.inf
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "__call__", spoiled)
+    message = r"epoch 5, batch 3 of 3: .* not finite are layers\.0\.linear1\.bias\. .*after epoch 4 is kept in .*state"
+    with pytest.raises(HistoCLIPError, match=message):
+        fit(features, options, checkpoint)
+    monkeypatch.setattr(TrainingStep, "__call__", step)
+    resumed, history = fit(features, options, checkpoint)
+    assert len(history) == 6
+    assert torch.equal(weights(resumed), weights(fit(features, options)[0]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs: 0 must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate: -1.0"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs: 5 must be at least 0 and below epochs"),
+        ({"warmup_epochs": -1}, "warmup_epochs: -1"),
+        ({"token_dropout": 1.0}, "token_dropout: 1.0 must be at least 0 and below 1"),
+        ({"token_dropout": -0.1}, "token_dropout: -0.1"),
+        ({"mixup": -1.0}, "mixup: -1.0 must be at least 0"),
+    ],
+)
+def test_impossible_options_are_refused(values, message):
+    with pytest.raises(HistoCLIPError, match=message):
+        TrainingOptions(**values)
+
+
+@pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_nearly_the_same_head(features, amp_dtype):
+    """The path of a GPU, as far as a CPU can go it; float16 brings the loss scaler."""
+    shards, labels = features
+    options = TrainingOptions(20, 1, learning_rate=3e-2, batch_size=16, token_dropout=0.0, mixup=0.0)
+    train, val = np.arange(45), np.arange(45, PATCHES)
+    losses = []
+    for dtype in (None, amp_dtype):
+        history = train_head(
+            new_head(0.0), FeatureReader(shards, CPU), labels, train, val, options, amp_dtype=dtype, progress=False
+        )
+        losses.append(history["loss"].to_numpy())
+    assert losses[1][-1] < 0.8 * losses[1][0]
+    np.testing.assert_allclose(losses[1][:3], losses[0][:3], rtol=0.05)
