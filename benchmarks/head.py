@@ -70,12 +70,12 @@ def torch_epochs(
 
 def products(batch: int, length: int, width: int, n_classes: int) -> list[tuple[int, int, int, int]]:
     """Return the matrix products of a step in the folded form: how many at once, and their three sizes."""
-    queries, rows, per_head = HEADS * n_classes, batch * n_classes, width // HEADS
+    queries, pairs, per_head = HEADS * n_classes, batch * n_classes, width // HEADS
     scores = [(1, batch * length, width, queries), (1, queries, batch * length, width)]  # tokens need no gradient
     averages = [(batch, queries, length, width), (batch, queries, width, length)]
-    values = [(HEADS, rows, width, per_head), (HEADS, rows, per_head, width), (HEADS, per_head, rows, width)]
-    output = [(1, rows, width, width)] * 2 + [(1, width, rows, width)]
-    feed_forward = [(1, rows, width, HIDDEN), (1, rows, HIDDEN, width), (1, width, rows, HIDDEN)] * 2
+    values = [(HEADS, pairs, width, per_head), (HEADS, pairs, per_head, width), (HEADS, per_head, pairs, width)]
+    output = [(1, pairs, width, width)] * 2 + [(1, width, pairs, width)]
+    feed_forward = [(1, pairs, width, HIDDEN), (1, pairs, HIDDEN, width), (1, width, pairs, HIDDEN)] * 2
     return scores + averages + values + output + feed_forward
 
 
@@ -107,14 +107,14 @@ def compare(size: tuple[int, ...], rounds: int, device: torch.device, folder: Pa
     tokens = np.load(path, mmap_mode="r+")
     labels = draw.integers(0, 2, (patches, n_classes)).astype(np.uint8)
     reader = FeatureReader(Shards([tokens[i : i + SHARD_SIZE] for i in range(0, patches, SHARD_SIZE)]), device)
-    rows, none = np.arange(patches), np.arange(0)
+    index, none = np.arange(patches), np.arange(0)
     embeddings = functional.normalize(torch.randn(n_classes, width), dim=-1)
-    head = new_head(embeddings, {"heads": HEADS, "hidden": HIDDEN, "dropout": DROPOUT}, reader, rows, seed=0)
+    head = new_head(embeddings, {"heads": HEADS, "hidden": HIDDEN, "dropout": DROPOUT}, reader.features, index, seed=0)
     other = TorchHead(head).to(device)
 
     def ours(**changes: float) -> None:
         options = TrainingOptions(epochs=epochs, warmup_epochs=0, batch_size=batch, **changes)
-        train_head(head, reader, labels, rows, none, options, progress=False)
+        train_head(head, reader, labels, index, none, options, progress=False)
 
     contenders = {
         "torch": lambda: torch_epochs(other, tokens[:, 0], labels, batch, epochs, device),

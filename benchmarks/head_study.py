@@ -40,7 +40,7 @@ FOLDS = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing made otherwise: options of the head or the training, a constant, or a part of the start left out."""
+    """One change: options of the head or the training, a constant, or a part of the initialisation left out."""
 
     name: str
     head: dict[str, object] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Choice:
 
 CHOICES = (
     Choice("as chosen"),
-    Choice("hidden units not dealt out to the classes", left_out=("deal_out_units",)),
+    Choice("hidden units not assigned to classes", left_out=("assign_units",)),
     Choice("projections start at random, not as the identity", left_out=("start_from_similarity",)),
     Choice("query scale 5", constants={"QUERY_SCALE": 5.0}),
     Choice("all tokens in every step", training={"token_dropout": 0.0}),
@@ -67,7 +67,7 @@ CHOICES = (
         "none of it: 100 epochs at 3e-4, plain head",
         training={"learning_rate": 3e-4, "token_dropout": 0.0, "mixup": 0.0, "weight_decay": 1.0},
         constants={"QUERY_SCALE": 1.0},
-        left_out=("deal_out_units", "start_from_similarity"),
+        left_out=("assign_units", "start_from_similarity"),
     ),
 )
 
@@ -82,7 +82,7 @@ def predict_fold(choice, embeddings, features, labels, fit, held_out):
             changes.enter_context(patch.object(cmm.CMMLayer, method, lambda *arguments: None))
         reader = FeatureReader(features.of_kind(choice.kind), torch.device("cpu"), share=8)
         options = replace(TrainingOptions(), **choice.training)
-        head = new_head(embeddings, {"heads": 8, **choice.head}, reader, fit, options.seed)
+        head = new_head(embeddings, {"heads": 8, **choice.head}, reader.features, fit, options.seed)
         train_head(head, reader, labels, fit, fit[:0], options, progress=False)
         return predict_probabilities(head, reader, held_out)
 

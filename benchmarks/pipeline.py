@@ -48,7 +48,7 @@ def main() -> None:
     clip, plain = build(arguments.backbone, arguments.device), build(arguments.backbone, arguments.device)
     plain.model.to(memory_format=torch.contiguous_format)
     patches = many_patches(arguments.patches)
-    rows, none = np.arange(len(patches)), np.arange(0)
+    index, none = np.arange(len(patches)), np.arange(0)
     clip.encode_images(clip.resize(Image.fromarray(patches.image(0)))[None])  # exports the tower
     with tempfile.TemporaryDirectory() as cache, PeakMemory() as ours:
         encode = seconds(
@@ -58,10 +58,11 @@ def main() -> None:
         reader = FeatureReader(features.tokens, clip.device)
         width = features.tokens.shape[-1]
         classes = functional.normalize(torch.randn(len(patches.classes), width), dim=-1)
-        head = new_head(classes, {"heads": HEADS, "hidden": HIDDEN, "dropout": DROPOUT}, reader, rows, seed=0)
+        head = new_head(classes, {"heads": HEADS, "hidden": HIDDEN, "dropout": DROPOUT}, features.tokens, index, seed=0)
         options = TrainingOptions(epochs=arguments.epochs, warmup_epochs=0, batch_size=BATCH)
         train = seconds(
-            lambda: train_head(head, reader, patches.labels, rows, none, options, amp_dtype=clip.amp_dtype), clip.device
+            lambda: train_head(head, reader, patches.labels, index, none, options, amp_dtype=clip.amp_dtype),
+            clip.device,
         )
     few = many_patches(min(arguments.as_written, len(patches)))
     with PeakMemory() as theirs:
@@ -72,7 +73,7 @@ def main() -> None:
     }
     print_table(
         f"{len(patches)} patches, {EPOCHS} epochs, extrapolated",
-        rows := {
+        lines := {
             name: {
                 "hours": taken / 3600,
                 "as written / this": whole["as written"] / taken,
@@ -83,7 +84,7 @@ def main() -> None:
             for (name, taken), memory in zip(whole.items(), (theirs, ours), strict=True)
         },
     )
-    write_json(arguments.json, rows)
+    write_json(arguments.json, lines)
 
 
 def epoch_as_written(clip: CLIP, head: TorchHead, patches: PatchDataset) -> None:

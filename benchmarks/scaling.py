@@ -30,7 +30,7 @@ from histoclip_lib.evaluation.uncertainty import evaluate
 from histoclip_lib.features.encode import encode_dataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.models.training import TrainingOptions, new_head, train_head
-from histoclip_lib.prompting.strategies import score_all
+from histoclip_lib.prompting.strategies import StrategyContext, score_zero_shot
 from histoclip_lib.prompting.vocabulary import TextEncoder, load_vocabulary
 
 BATCH, RESAMPLES, PER_GROUP = 256, 1000, 25
@@ -61,11 +61,13 @@ def measure(count: int, device: str, cache: Path) -> dict[str, tuple[float, floa
     vocabulary = load_vocabulary("synthetic", patches.classes)
     zero_shot = timed(
         "four zero-shot rows",
-        lambda: score_all(features.pooled.take(rows), TextEncoder(clip), vocabulary, patches.prevalence),
+        lambda: score_zero_shot(
+            features.pooled.take(rows), TextEncoder(clip), vocabulary, StrategyContext(patches.prevalence)
+        ),
     )
     reader = FeatureReader(features.tokens, clip.device, resident_limit=0)
     classes = functional.normalize(torch.randn(len(patches.classes), features.tokens.shape[-1]), dim=-1)
-    head = new_head(classes, {}, reader, rows, seed=0)
+    head = new_head(classes, {}, features.tokens, rows, seed=0)
     options = TrainingOptions(epochs=1, warmup_epochs=0, batch_size=BATCH)
     timed(
         "training epoch, patch tokens",

@@ -14,7 +14,7 @@
 # ---
 
 # %% [markdown]
-# # Zero-shot: four ways to ask a frozen CLIP
+# # Zero-shot: what a frozen CLIP says without training
 #
 # No label is used here except to score. An image embedding $z$ is compared with the embeddings of prompts.
 #
@@ -26,15 +26,7 @@
 #    every $k$, and the empty set.
 
 # %% tags=["parameters"]
-name: str = "demo"  # name of the run, and of its folder
-dataset: str = "synthetic"  # synthetic, folder, bcss_wsss, luad_histoseg or pannuke
-data_dir: str = ""  # folder of the data; synthetic needs none
-n_patches: int = 600  # synthetic: patches to paint
-mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask
-min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei
-split: str = "grouped"  # random (the paper's), grouped (no patient on both sides) or given
-val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped
-seed: int = 0  # of the split, the training and the bootstrap
+name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER
 pretrained: str = ""  # open_clip tag or weights file; empty for the others
 device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
@@ -48,27 +40,17 @@ baseline_rule: str = "sigmoid"  # how the Baseline decides: sigmoid (the paper's
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
-from IPython.display import Markdown
+from histoclip_lib import open_run
 
-from histoclip_lib.clip.encoder import load_clip
-from histoclip_lib.common.files import run_folder
-from histoclip_lib.data.registry import load_dataset
-from histoclip_lib.data.splits import split_dataset
-from histoclip_lib.evaluation import artifacts, methods
-from histoclip_lib.features.encode import encode_dataset
-from histoclip_lib.prompting import sensitivity as prompt_sensitivity
-from histoclip_lib.prompting import strategies as zero_shot
-from histoclip_lib.prompting.vocabulary import TextEncoder, class_embeddings, load_vocabulary
-from histoclip_lib.report import explore, figures, tables
-
-patches = load_dataset(dataset, data_dir, split, n_patches, mask_coverage, min_nuclei)
-train, val = split_dataset(patches, split, seed, val_fraction)
-clip = load_clip(backbone, pretrained, device, precision, compiled)
-features = encode_dataset(clip, patches, views, encode_batch_size)
-Markdown(clip.about())
+run = open_run(name, reports_dir, globals())
+zero_shot = run.score_zero_shot()
+zero_shot.finding()
 
 # %%
-features
+zero_shot.about_encoder()
+
+# %%
+run.features
 
 # %% [markdown]
 # ## Words
@@ -77,76 +59,55 @@ features
 # $c = \mathrm{Norm}\left(\frac{1}{M} \sum_{i=1}^{M} e_i^c\right)$.
 
 # %%
-vocabulary = load_vocabulary(dataset, patches.classes, prompts_file)
-encode = TextEncoder(clip)
-class_matrix = class_embeddings(encode, vocabulary)
-Markdown(vocabulary.about(patches.classes))
+zero_shot.words()
 
 # %% [markdown]
-# How alike the class embeddings are: where two are nearly the same, no zero-shot strategy can tell the classes apart.
+# Look for pairs of classes whose embeddings are nearly the same: no zero-shot strategy can separate them.
 
 # %%
-figures.show(figures.similarity_map((class_matrix @ class_matrix.T).cpu().numpy(), vocabulary.names))
+zero_shot.class_similarity()
 
 # %% [markdown]
-# ## What the four strategies say
+# ## Predictions of the strategies
 #
-# mAcc on the validation part, which every row of the later table uses, and on all patches; and, under the name of each
-# class, how often it is predicted, beside the truth.
+# mAcc on the validation part, which every later table uses, and on all patches; and, under the name of each class, how
+# often it is predicted, with the true prevalence in the last line.
 
 # %%
-pooled = features.pooled.take(range(len(patches)))
-rows = zero_shot.score_all(pooled, encode, vocabulary, patches.labels[train].mean(axis=0), baseline_rule)
-folder = run_folder(name, reports_dir)
-artifacts.save_predictions(folder / "zero_shot.parquet", rows, patches, range(len(patches)))
-tables.whole_set_table(rows, patches, val)
+zero_shot.table()
 
 # %%
-Markdown(zero_shot.baseline_note(rows["baseline"], patches.labels, baseline_rule))
+zero_shot.baseline_note()
 
 # %% [markdown]
 # ## Do the scores separate present from absent?
 #
-# Each strategy's score for patches in which the class is present and in which it is absent. A strategy can rank well
-# and still decide badly, when its threshold (the dashed line) lies in the wrong place.
+# Look for boxes that overlap: there the score does not separate the class. A strategy can rank well and still decide
+# badly, when its threshold (the dashed line) lies in the wrong place.
 
 # %%
-named = {methods.strategy_name(row): predictions for row, predictions in rows.items()}
-figures.show(figures.score_distributions(named, patches.labels, patches.classes))
+zero_shot.score_distributions()
 
 # %% [markdown]
-# ## How much hangs on the words
+# ## Sensitivity to words
 #
-# Every strategy asked again with each template alone and, where synonyms are known, with each class under another of
-# its names. Eq. (2) averages over the templates; what that gains is said below.
+# Every strategy with each template alone and, where synonyms are known, with each class under another of its names. Look at
+# how far the dots spread around the diamond, which is the result as reported.
 
 # %%
-variants = prompt_sensitivity.score_variants(
-    pooled[val],
-    encode,
-    vocabulary,
-    patches.labels[val],
-    patches.labels[train].mean(axis=0),
-    baseline_rule,
-    draws=wordings,
-    seed=seed,
-)
-figures.show(figures.prompt_spread(variants.table))
+zero_shot.prompt_spread()
 
 # %%
-Markdown(prompt_sensitivity.ensembling_note(variants) + "\n\n" + prompt_sensitivity.spread_note(variants))
+zero_shot.prompt_notes()
 
 # %%
-prompt_sensitivity.extremes_table(variants)
+zero_shot.prompt_extremes()
 
 # %% [markdown]
 # ## Other words
 #
-# A validation patch, and its cosines with the words for the classes. In JupyterLab the words can be changed, and the
-# strategies answer again. Words picked here would be picked on the validation part: no row of the table uses them.
+# A validation patch, and its cosines with the words for the classes. In JupyterLab the words can be changed. Words chosen
+# here would be chosen on the validation part: no table uses them.
 
 # %%
-explore.prompts(encode, vocabulary, features, patches, val, patches.labels[train].mean(axis=0), baseline_rule)
-
-# %%
-Markdown(f"{len(encode.encoded)} distinct prompts were encoded, each once, for {len(patches)} patches.")
+zero_shot.explorer()

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
-ROWS = {
+METHODS = {
     "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe", "knn",
     "mlp", "histoclip_text_free", "histoclip_global", "histoclip_patch",
 }  # fmt: skip

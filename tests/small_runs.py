@@ -10,12 +10,12 @@ from PIL import Image
 
 from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.artifacts import evaluate_rows, save_predictions, write_metrics
+from histoclip_lib.evaluation.artifacts import evaluate_methods, save_predictions, write_metrics
 from histoclip_lib.report.executed import stamp
 from histoclip_lib.report.navigation import PAGE_LABELS
 
 CLASSES = ["tumor", "stroma", "lymphocyte"]
-ROWS = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", "histoclip_patch")
+METHODS = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", "histoclip_patch")
 N_PATCHES = 24
 
 
@@ -66,7 +66,7 @@ def make_run(
 ):
     """Write the folder of a run, without its pages, and return it.
 
-    `val` are the patches it validates on, `same` the rows that do not depend on the seed, `steps` how many notebooks
+    `val` are the patches it validates on, `same` the methods that do not depend on the seed, `steps` how many notebooks
     were executed; the results come with the fourth.
     """
     path, patches = reports / folder, patches or make_patches()
@@ -80,11 +80,11 @@ def make_run(
     if steps < 4:
         return path
     labels = patches.labels[val]
-    rows = {row: predict(labels, k if row in same else 100 * seed + k, noise) for k, row in enumerate(ROWS)}
-    save_predictions(path / "predictions.parquet", rows, patches, val)
+    methods = {name: predict(labels, k if name in same else 100 * seed + k, noise) for k, name in enumerate(METHODS)}
+    save_predictions(path / "predictions.parquet", methods, patches, val)
     facts = {"dataset": values["dataset"], "backbone": "ViT-L-14-quickgelu", "pretrained": "openai"}
     facts |= {"split": values["split"], "seed": seed, "n_train": 96, "n_val": len(val)} | (about or {})
-    scored = evaluate_rows(rows, patches, val, 50, 0)
+    scored = evaluate_methods(methods, patches, val, 50, 0)
     write_metrics(path / "metrics.json", patches, scored, name=values["name"], **facts)
     (path / "model_card.md").write_text("# Model card")
     return path

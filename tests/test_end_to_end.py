@@ -14,12 +14,13 @@ import yaml
 from local_cluster import Cluster, wait_for
 from PIL import Image
 from safetensors.torch import load_file
-from small_demo import REPOSITORY, ROWS, SMALL, environment, histoclip, small_demo
+from small_demo import METHODS, REPOSITORY, SMALL, environment, histoclip, small_demo
 
 from histoclip_lib.common.predictions import mean_accuracy
-from histoclip_lib.runs.pipeline import PRODUCTS, STEPS
+from histoclip_lib.report.notebooks import run_notebooks
 
 pytestmark = pytest.mark.slow
+STEPS = tuple(run_notebooks())
 
 
 @pytest.fixture(scope="module")
@@ -50,49 +51,48 @@ def test_run_ends_with_the_address_of_the_page(workplace, finished):
 
 
 def test_every_product_is_there(run_folder):
-    products = {name for names in PRODUCTS.values() for name in names}
-    expected = products | {f"{step}.{kind}" for step in STEPS for kind in ("html", "ipynb")}
-    expected |= {"steps.json", "index.html"}
+    products = {name for notebook in run_notebooks().values() for name in notebook.products}
+    expected = products | {f"{step}.{kind}" for step in STEPS for kind in ("html", "ipynb")} | {"run.json"}
     assert {path.name for path in run_folder.iterdir()} == expected
     assert Image.open(run_folder / "thumbnail.png").format == "PNG"
 
 
-def test_metrics_hold_every_row(run_folder):
+def test_metrics_hold_every_method(run_folder):
     metrics = json.loads((run_folder / "metrics.json").read_text())
-    assert set(metrics["rows"]) == ROWS
+    assert set(metrics["methods"]) == METHODS
     assert metrics["n_train"] + metrics["n_val"] == SMALL["n_patches"]
-    for row in metrics["rows"].values():
-        assert row["mAcc_ci"][0] <= row["mAcc"] <= row["mAcc_ci"][1]
-        assert set(row["per_class"]) == set(metrics["classes"])
-    assert metrics["rows"]["all_negative"]["mAcc"] + metrics["rows"]["all_positive"]["mAcc"] == pytest.approx(1)
+    for method in metrics["methods"].values():
+        assert method["mAcc_ci"][0] <= method["mAcc"] <= method["mAcc_ci"][1]
+        assert set(method["per_class"]) == set(metrics["classes"])
+    assert metrics["methods"]["all_negative"]["mAcc"] + metrics["methods"]["all_positive"]["mAcc"] == pytest.approx(1)
 
 
 def test_metrics_can_be_computed_again_from_the_predictions(run_folder):
-    rows = json.loads((run_folder / "metrics.json").read_text())["rows"]
+    methods = json.loads((run_folder / "metrics.json").read_text())["methods"]
     table = pd.read_parquet(run_folder / "predictions.parquet")
-    for name, part in table.groupby("row", observed=True):
+    for name, part in table.groupby("method", observed=True):
         wide = part.pivot(index="file", columns="class", values=["label", "predicted"])
         assert mean_accuracy(wide["label"].to_numpy(), wide["predicted"].to_numpy()) == pytest.approx(
-            rows[name]["mAcc"]
+            methods[name]["mAcc"]
         )
 
 
 def test_every_headline_has_its_interval(run_folder):
-    rows = json.loads((run_folder / "metrics.json").read_text())["rows"]
-    for row in rows.values():
+    methods = json.loads((run_folder / "metrics.json").read_text())["methods"]
+    for method in methods.values():
         for metric in ("mAP", "macro_f1", "micro_f1", "auroc", "exact_match"):
-            low, high = row[f"{metric}_ci"]
+            low, high = method[f"{metric}_ci"]
             assert low <= high
 
 
 def test_studies_hold_every_question_and_each_predicts_whole_patches(run_folder):
     studies = pd.read_parquet(run_folder / "studies.parquet")
-    assert set(studies["purpose"]) == {"row", "seed", "fold", "split", "design", "size"}
+    assert set(studies["purpose"]) == {"method", "seed", "fold", "split", "design", "size"}
     assert studies["score"].between(0, 1).all()
     split = pd.read_csv(run_folder / "split.csv", index_col="file")["split"]
     by_purpose = {purpose: set(part["file"]) for purpose, part in studies.groupby("purpose", observed=True)}
     assert by_purpose["fold"] == set(split.index[split == "train"])
-    assert by_purpose["row"] == by_purpose["design"] == by_purpose["size"] == set(split.index[split == "val"])
+    assert by_purpose["method"] == by_purpose["design"] == by_purpose["size"] == set(split.index[split == "val"])
 
 
 def test_model_card_says_what_a_user_must_know(run_folder):
@@ -102,24 +102,24 @@ def test_model_card_says_what_a_user_must_know(run_folder):
 
 
 def test_pages_answer_whether_it_is_better_and_leave_no_warning(run_folder):
-    text = (run_folder / "04_evaluate.html").read_text()
-    for words in ("the linear probe on the same features", "permutation", "near-duplicate", "Model details"):
+    text = (run_folder / "04_results.html").read_text()
+    for words in ("linear probe on the same features", "permutation", "near-duplicate", "Model details"):
         assert words in text
     for step in STEPS:
         assert "Warning" not in (run_folder / f"{step}.html").read_text(), step
         assert (run_folder / f"{step}.html").stat().st_size < 4_000_000
 
 
-def test_no_patient_is_on_both_sides(run_folder):
+def test_no_patient_is_in_both_parts(run_folder):
     split = pd.read_csv(run_folder / "split.csv")
     assert (split.groupby("group")["split"].nunique() == 1).all()
     assert split["split"].value_counts(normalize=True)["val"] == pytest.approx(0.2, abs=0.06)
 
 
 def test_head_learns_more_than_the_majority(run_folder):
-    rows = json.loads((run_folder / "metrics.json").read_text())["rows"]
-    assert rows["histoclip_patch"]["mAcc"] > rows["majority"]["mAcc"] + 0.03
-    assert rows["histoclip_patch"]["mAP"] > rows["baseline"]["mAP"] + 0.1
+    methods = json.loads((run_folder / "metrics.json").read_text())["methods"]
+    assert methods["histoclip_patch"]["mAcc"] > methods["majority"]["mAcc"] + 0.03
+    assert methods["histoclip_patch"]["mAP"] > methods["baseline"]["mAP"] + 0.1
 
 
 def test_second_run_executes_nothing_again(workplace, run_folder):
@@ -131,13 +131,15 @@ def test_second_run_executes_nothing_again(workplace, run_folder):
 
 
 def test_notebook_runs_alone_under_papermill(workplace, run_folder):
-    """03_train with the same parameters in another reports folder ends with the very same head."""
+    """03_train after a copy of the earlier steps' files, in another reports folder, ends with the very same head."""
     (workplace / "alone" / "demo").mkdir(parents=True)
-    shutil.copyfile(run_folder / "zero_shot.parquet", workplace / "alone" / "demo" / "zero_shot.parquet")
+    for name in ("run.json", "zero_shot.parquet", "class_matrix.npy"):
+        shutil.copyfile(run_folder / name, workplace / "alone" / "demo" / name)
+    given = {"name": "demo", "reports_dir": "alone", "epochs": SMALL["epochs"], "resamples": 100, "studies": False}
     subprocess.run(
         [
             *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
-            *("-f", "small.yaml", "-p", "reports_dir", "alone", "-p", "studies", "False", "--no-progress-bar"),
+            *(part for name, value in given.items() for part in ("-p", name, str(value))), "--no-progress-bar",
         ],
         cwd=workplace, env=environment(workplace / "cache"), capture_output=True, check=True,
     )  # fmt: skip
@@ -148,10 +150,20 @@ def test_notebook_runs_alone_under_papermill(workplace, run_folder):
         assert all(torch.equal(alone[key], in_run[key]) for key in in_run)
 
 
+def test_a_run_that_was_overwritten_by_hand_is_mended_without_training_again(workplace, run_folder):
+    """As by a notebook that was executed in JupyterLab with other parameters: the products do not belong together."""
+    history, metrics = (run_folder / "history.csv").read_bytes(), (run_folder / "metrics.json").read_bytes()
+    (run_folder / "history.csv").write_bytes(history + b"200,0,0,0,0,patch\n")
+    result = histoclip(workplace, "run", "small.yaml")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("skipped") == len(STEPS) - 1
+    assert (run_folder / "history.csv").read_bytes() == history
+    assert (run_folder / "metrics.json").read_bytes() == metrics
+
+
 @pytest.mark.browser
 def test_pages_open_without_request_or_error(workplace, run_folder, visit):
-    pages = [workplace / "reports" / name for name in ("index.html", "06_table.html")]
-    for path in [*pages, *(run_folder / f"{step}.html" for step in STEPS)]:
+    for path in [workplace / "reports" / "index.html", *(run_folder / f"{step}.html" for step in STEPS)]:
         page = visit(path)
         assert page.locator("h1").count() == 1
         images = page.locator("img[src]").evaluate_all("all => all.map(i => [i.complete && i.naturalWidth > 0, i.alt])")

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 import websocket
 
-from histoclip_lib.report.export import WIDGET
+from histoclip_lib.report.export import EXPLORER_TYPE, WIDGET
 
 ROOT = Path(__file__).parents[1]
 TOKEN = uuid4().hex
@@ -133,18 +133,14 @@ class Kernel:
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         return self.request("execute_request", content | {"stop_on_error": True})
 
-    def move(self, description, **state):
-        """Send what the browser sends when a reader moves a control; return the values of the models that follow."""
-        [model] = [key for key, own in self.models.items() if own.get("description") == description]
-        data = {"method": "update", "state": state, "buffer_paths": []}
+    def ask(self, question, given=None):
+        """Send what the script of an explorer sends, and return what it hears."""
+        [model] = [key for key, own in self.models.items() if "_esm" in own]
+        data = {"method": "custom", "content": {"id": "1", "question": question, "given": given}}
         answer = self.request("comm_msg", {"comm_id": model, "data": data})
         assert answer.of_type("error") == []
-        updates = [content for content in answer.of_type("comm_msg") if content["data"]["method"] == "update"]
-        return {
-            content["comm_id"]: content["data"]["state"]["value"]
-            for content in updates
-            if content["comm_id"] != model and "value" in content["data"]["state"]
-        }
+        [told] = [own["data"]["content"] for own in answer.of_type("comm_msg") if own["data"]["method"] == "custom"]
+        return told
 
     def close(self):
         self.socket.close()
@@ -153,17 +149,24 @@ class Kernel:
 
 @dataclass
 class Played:
-    """A notebook that was run to its end: what each cell gave, and what followed each movement."""
+    """A notebook that was run to its end: what each cell gave, the explorer's data, and what it answered."""
 
     answers: list
-    moved: list = field(default_factory=list)
+    data: dict = field(default_factory=dict)
+    told: list = field(default_factory=list)
 
 
-MOVES = {
-    "01_data": [("Class", {"index": 2}), ("Patch", {"value": 2})],
-    "02_zero_shot": [("tumor", {"value": "carcinoma"}), ("One template", {"value": "a photo"})],
-    "04_evaluate": [("stroma", {"value": 0.97})],
-    "05_attention": [("Opacity", {"value": 0.9})],
+def renamed(data, **changed):
+    words = data["words"]
+    return ("words", words | {"names": ["carcinoma", *words["names"][1:]], "place": 0} | changed)
+
+
+QUESTIONS = {
+    "01_data": lambda data: [("find", [1, 1, -1]), ("patch", 59)],
+    "02_zero_shot": lambda data: [renamed(data), renamed(data, template="a photo")],
+    "04_results": lambda data: [],
+    "05_errors": lambda data: [],
+    "06_attention": lambda data: [("patch", data["total"]), ("patch", 0)],
 }
 
 
@@ -184,7 +187,9 @@ def played(lab):
             if run.answers[-1].status != "ok":
                 break
         else:
-            run.moved = [kernel.move(control, **state) for control, state in MOVES.get(path.stem, ())]
+            if path.stem in QUESTIONS:
+                run.data = kernel.ask("data")["answer"]
+                run.told = [kernel.ask(*question) for question in QUESTIONS[path.stem](run.data)]
         kernel.close()
     return done
 
@@ -199,7 +204,7 @@ def test_the_server_serves_the_repository_and_opens_the_first_notebook(lab):
     page = lab.ask("/lab/tree/notebooks/01_data.ipynb")
     config = json.loads(re.search(r'id="jupyter-config-data" type="application/json">(.*?)</script>', page, re.S)[1])
     extensions = {extension["name"] for extension in config["federated_extensions"]}
-    assert extensions >= {"@jupyter-widgets/jupyterlab-manager", "jupyterlab-jupytext"}
+    assert extensions >= {"@jupyter-widgets/jupyterlab-manager", "anywidget", "jupyterlab-jupytext"}
     opened = [path.read_text() for path in lab_runtime(lab).glob("*file-to-run*.html")]
     assert len(opened) == 1 and "/lab/tree/notebooks/01_data.ipynb" in opened[0]
 
@@ -218,10 +223,10 @@ def test_the_kernel_is_the_interpreter_of_the_library_and_runs_beside_the_notebo
 
 
 def test_what_is_saved_is_saved_in_both_files_of_the_pair(lab):
-    model = lab.json("/api/contents/notebooks/06_table.ipynb?content=1")
+    model = lab.json("/api/contents/notebooks/01_data.ipynb?content=1")
     model["content"]["cells"].append(nbformat.v4.new_markdown_cell("A line from JupyterLab."))
-    lab.ask("/api/contents/notebooks/06_table.ipynb", method="PUT", body={**model, "type": "notebook"})
-    assert "# A line from JupyterLab." in (lab.folder / "notebooks" / "06_table.py").read_text()
+    lab.ask("/api/contents/notebooks/01_data.ipynb", method="PUT", body={**model, "type": "notebook"})
+    assert "# A line from JupyterLab." in (lab.folder / "notebooks" / "01_data.py").read_text()
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -238,37 +243,32 @@ def test_a_run_in_the_lab_is_found_in_the_repository_s_reports(lab, played):
     assert not (lab.folder / "notebooks" / "reports").exists()
 
 
-@pytest.mark.parametrize("stem", sorted(MOVES))
-def test_an_explorer_is_shown_with_its_picture_and_small(played, stem):
+@pytest.mark.parametrize("stem", sorted(QUESTIONS))
+def test_an_explorer_is_shown_with_its_figure_and_keeps_its_data_once(played, stem):
     answers = [content for answer in played[stem].answers for content in answer.of_type("execute_result")]
     [shown] = [content for content in answers if WIDGET in content["data"]]
     opened = [content for answer in played[stem].answers for content in answer.of_type("comm_open")]
     assert shown["data"][WIDGET]["model_id"] in {content["comm_id"] for content in opened}
-    assert set(shown["data"]) & {"image/png", "image/jpeg", "text/html"}
-    assert len(json.dumps([content["data"] for content in opened])) < 700_000  # what an executed notebook keeps
+    assert set(shown["data"]) & {"image/png", "image/jpeg"}
+    assert (EXPLORER_TYPE in shown["data"]) == (stem != "02_zero_shot")
+    states = [content["data"]["state"] for content in opened]
+    assert len(json.dumps([{k: v for k, v in own.items() if k not in ("_esm", "_css")} for own in states])) < 10_000
 
 
-def test_a_class_and_a_patch_are_chosen_by_messages(played):
-    by_class, by_place = played["01_data"].moved
-    assert any("stroma" in value and "present" in value for value in by_class.values() if isinstance(value, str))
-    assert any("<td>2 of " in value for value in by_place.values())
-    assert any("data:image/jpeg" in value for value in by_place.values())
+def test_patches_are_found_by_the_kernel(played):
+    found, patch = (told["answer"] for told in played["01_data"].told)
+    assert 0 < len(found) < 60 and played["01_data"].data["total"] == 60
+    assert patch["image"].startswith("data:image/webp") and len(patch["labels"]) == len(patch["areas"])
 
 
-def test_other_words_are_asked_by_messages(played):
-    renamed, refused = played["02_zero_shot"].moved
-    assert any("carcinoma" in value for value in renamed.values())
-    assert any("Power-set" in value and "mAP" in value for value in renamed.values())
-    assert any("each template needs one {}" in value for value in refused.values())
-    assert not any("mAP" in value for value in refused.values())
+def test_other_words_are_scored_by_the_kernel(played):
+    changed, refused = played["02_zero_shot"].told
+    assert changed["answer"]["cosines"][0][1] == "carcinoma"
+    assert "Power-set" in [line[0] for line in changed["answer"]["methods"]]
+    assert "each template needs one {}" in refused["error"]
 
 
-def test_counts_follow_a_threshold_that_a_message_moves(played):
-    [moved] = played["04_evaluate"].moved
-    counts = {value for value in moved.values() if "present and found" in value}
-    assert len(counts) == 1 and any("macro F1" in value for value in moved.values())
-
-
-def test_attention_follows_an_opacity_that_a_message_moves(played):
-    [moved] = played["05_attention"].moved
-    assert any("attention of tumor" in value and "data:image/jpeg" in value for value in moved.values())
+def test_attention_over_any_patch_is_drawn_by_the_kernel(played):
+    last, refused = played["06_attention"].told
+    assert len(last["answer"]["maps"]) == len(last["answer"]["labels"])
+    assert "There is no patch at place 0" in refused["error"]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from small_demo import ROWS, SMALL, histoclip
+from small_demo import METHODS, SMALL, histoclip
 
 pytestmark = pytest.mark.slow
 
 
 def test_real_patches_in_the_folder_format(tmp_path, shared_data):
-    """A part of CoNSeP, by a parameter file: every row is filled and the head is above the majority."""
+    """A part of CoNSeP, by a parameter file: every method is filled and the head is above the majority."""
     data = tmp_path / "consep"
     table = pd.read_csv(shared_data / "consep" / "labels.csv")
     table = table.groupby("split").sample(90, random_state=0)
@@ -27,6 +27,6 @@ def test_real_patches_in_the_folder_format(tmp_path, shared_data):
     result = histoclip(tmp_path, "run", "consep.yaml")
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "reports" / "consep" / "metrics.json").read_text())
-    assert set(metrics["rows"]) == ROWS
+    assert set(metrics["methods"]) == METHODS
     assert metrics["n_train"] == metrics["n_val"] == 90
-    assert metrics["rows"]["histoclip_patch"]["mAP"] > metrics["rows"]["majority"]["mAP"] + 0.05
+    assert metrics["methods"]["histoclip_patch"]["mAP"] > metrics["methods"]["majority"]["mAP"] + 0.05

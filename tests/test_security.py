@@ -194,7 +194,7 @@ def test_a_script_in_torchs_archive_is_not_run(tmp_path, monkeypatch):
 
 LOAD = """
 from histoclip_lib import results
-from histoclip_lib.data.registry import check_images, load_dataset, split_dataset
+from histoclip_lib.data import check_images, load_dataset, split_dataset
 from histoclip_lib.common.files import run_folder
 patches = load_dataset("folder", "data")
 train, val = split_dataset(patches, "grouped", 0, 0.5)

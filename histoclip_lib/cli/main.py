@@ -208,13 +208,13 @@ def check(params: ParamFiles, reports: Reports = Path("reports"), debug: Debug =
 
 def _check_run(path: Path, values: dict, schema: dict, reports: Path) -> None:
     from histoclip_lib.data.checks import check_images
-    from histoclip_lib.data.registry import LOADED_BY, load_dataset
+    from histoclip_lib.data.registry import load_dataset_from
     from histoclip_lib.data.splits import split_dataset
     from histoclip_lib.runs.pipeline import STEPS, finished_steps
 
     quiet = is_plain(messages())
     with redirect_stderr(io.StringIO()) if quiet else nullcontext():  # bars are for terminals
-        patches = load_dataset(*(values[name] for name in LOADED_BY))
+        patches = load_dataset_from(values)
     train, val = split_dataset(patches, values["split"], values["seed"], values["val_fraction"])
     check_images(patches, not quiet)
     classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))

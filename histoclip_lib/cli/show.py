@@ -12,8 +12,9 @@ from rich.console import Console
 
 from histoclip_lib.cli.console import aligned, say, visible
 from histoclip_lib.common.html import as_typed
-from histoclip_lib.evaluation.artifacts import RunSummary, Score, read_metrics, table_one
-from histoclip_lib.evaluation.methods import PAPER_ROWS, ROW_LABELS
+from histoclip_lib.evaluation.artifacts import RunMetrics, Score, read_metrics
+from histoclip_lib.evaluation.methods import label_of, methods
+from histoclip_lib.report.tables import table_one
 from histoclip_lib.runs.papermill import executed_values
 from histoclip_lib.runs.parameters import Parameter
 from histoclip_lib.runs.pipeline import STEPS, finished_steps
@@ -94,20 +95,20 @@ def print_headline(console: Console, folder: Path) -> None:
     path = folder / "metrics.json"
     summary, metrics = read_metrics(path), json.loads(path.read_text(encoding="utf-8"))
     say(console, f"{visible(summary.name)}: {metrics.get('n_val', '?')} validation patches")
-    console.print(aligned(["", "row", "mAcc", "95 % interval", "mAP"], headline_lines(metrics["rows"]), 2))
+    console.print(aligned(["", "row", "mAcc", "95 % interval", "mAP"], headline_lines(metrics["methods"]), 2))
     for note in headline_notes(summary):
         say(console, note)
 
 
 def headline_lines(rows: dict[str, dict]) -> list[list[str]]:
     """Return mark, label, mAcc, its interval and mAP of each row of `metrics.json`; `*` marks the highest mAcc."""
-    order = dict.fromkeys([*FIRST_ROWS, *reversed(ROW_LABELS), *rows])
+    order = dict.fromkeys([*FIRST_ROWS, *reversed(methods()), *rows])
     scored = {name: rows[name] for name in order if isinstance(rows.get(name), dict) and _is_number(rows[name], "mAcc")}
     best = max((round(row["mAcc"], 6) for row in scored.values()), default=None)
     return [
         [
             "*" if round(row["mAcc"], 6) == best else "",
-            ROW_LABELS.get(name, name),
+            label_of(name),
             f"{row['mAcc']:.3f}",
             " to ".join(f"{end:.3f}" for end in row.get("mAcc_ci") or ()),
             f"{row['mAP']:.3f}" if _is_number(row, "mAP") else "",
@@ -116,13 +117,13 @@ def headline_lines(rows: dict[str, dict]) -> list[list[str]]:
     ]
 
 
-def headline_notes(summary: RunSummary) -> list[str]:
+def headline_notes(summary: RunMetrics) -> list[str]:
     """Return what must be said beside the rows: the mark, a probe that is not beaten, a backbone that is not CLIP."""
     notes = ["* the highest mAcc"]
     if summary.probe_is_ahead:
         probe, head = (summary.scores[row].value for row in ("linear_probe", "histoclip_patch"))
         notes.append(f"HistoCLIP with patch keys does not beat the linear probe: {head:.3f} and {probe:.3f}.")
-    if summary.is_offline_default:
+    if not summary.is_clip:
         notes.append(f"{summary.backbone} is not CLIP: these numbers say nothing of the paper's.")
     return notes
 
@@ -131,7 +132,7 @@ def _is_number(row: dict, key: str) -> bool:
     return isinstance(row.get(key), int | float)
 
 
-def print_table_one(console: Console, runs: list[RunSummary]) -> None:
+def print_table_one(console: Console, runs: list[RunMetrics]) -> None:
     """Print Table I with a line for each row: a block for each data set with runs, then the paper's other data sets.
 
     As many runs stand side by side as the console is wide.
@@ -155,11 +156,10 @@ def _score_text(score: Score) -> str:
     return f"{score.value:.4f}{interval}"
 
 
-def _paper_columns(paper: dict[str, tuple[float, ...]]) -> list[tuple[str, dict[str, str]]]:
+def _paper_columns(paper: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, str]]]:
     columns = []
     for name, scores in paper.items():
-        texts = dict(zip(PAPER_ROWS, (f"{score:.4f}" for score in scores), strict=True))
-        columns.append((name, texts | {row: texts["histoclip"] for row in ("histoclip_global", "histoclip_patch")}))
+        columns.append((name, {method: f"{score:.4f}" for method, score in scores.items()}))
     return columns
 
 

@@ -7,20 +7,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import open_clip
 import torch
 from torch import nn
 from torchvision.transforms import Compose, PILToTensor
 
-from histoclip_lib.clip import lite0_minilm
+from histoclip_lib.clip.registry import EncoderEntry, encoder_entry
 from histoclip_lib.clip.towers import ImageTower, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
+OFFLINE_DEFAULT = "lite0-minilm"
 PRECISIONS = ("auto", "fp32", "amp")
-SCHEMAS = ("hf-hub:", "local-dir:")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,21 +64,19 @@ class CLIP:
         return Compose([*self.preprocess.transforms[:-2], PILToTensor()])
 
     @property
+    def entry(self) -> EncoderEntry:
+        """What is registered of the encoder."""
+        return encoder_entry(self.backbone, self.pretrained)
+
+    @property
     def is_clip(self) -> bool:
         """Whether the backbone was trained on image-text pairs (the offline default was not)."""
-        return self.backbone != lite0_minilm.NAME
+        return self.entry.is_clip
 
     def about(self) -> str:
         """Return a paragraph of Markdown that says what the backbone is."""
-        if not self.is_clip:
-            return (
-                f"**Backbone: `{self.backbone}`, which is not CLIP.** An ImageNet EfficientNet-Lite0 and the sentence "
-                "encoder all-MiniLM-L6-v2, joined by a ridge regression from ImageNet class weights to embeddings of "
-                "the class names. It has seen no image with its caption and no tissue. It stands in where no CLIP "
-                "weights can be downloaded; its numbers say nothing of the paper's."
-            )
         weights = f" with the weights `{self.pretrained}`" if self.pretrained else ""
-        return f"**Backbone: `{self.backbone}`**{weights}, frozen."
+        return self.entry.about or f"**Backbone: `{self.backbone}`**{weights}, frozen."
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context that belongs to the chosen precision."""
@@ -168,7 +165,7 @@ class CLIP:
 
 
 def load_clip(
-    backbone: str = lite0_minilm.NAME,
+    backbone: str = OFFLINE_DEFAULT,
     pretrained: str = "",
     device: str = "auto",
     precision: str = "auto",
@@ -197,21 +194,30 @@ def load_clip(
         For an unknown name, tag, device or precision, for `pretrained` beside a backbone that takes none, and for
         weights that cannot be had; that message names the model, the file looked for and the offline default.
     """
-    torch_device, amp_dtype = _device(device), None
-    if precision not in PRECISIONS:
-        raise HistoCLIPError(f"precision: {precision!r} is not known. Use one of {', '.join(PRECISIONS)}.")
-    if precision == "amp" or (precision == "auto" and torch_device.type == "cuda"):
-        has_bfloat16 = torch_device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        amp_dtype = torch.bfloat16 if has_bfloat16 else torch.float16
-    if pretrained and (backbone == lite0_minilm.NAME or backbone.startswith(SCHEMAS)):
+    torch_device, amp_dtype = choose_compute(device, precision)
+    entry = encoder_entry(backbone, pretrained)
+    if pretrained and not entry.takes_weights:
         raise HistoCLIPError(f"pretrained: {pretrained!r} has no meaning for {backbone}, which has its own weights.")
-    if backbone == lite0_minilm.NAME:
-        model, tokenizer, preprocess_cfg = lite0_minilm.build()
-    else:
-        model, tokenizer = _load_open_clip(backbone, pretrained)
-        preprocess_cfg = open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    model, tokenizer, preprocess_cfg = entry.load(backbone, pretrained)
     model.to(torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return CLIP(model, tokenizer, preprocess_cfg, backbone, pretrained, torch_device, amp_dtype, compiled)
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> tuple[torch.device, torch.dtype | None]:
+    """Return the device and the autocast type (None for float32) that `load_clip` would choose.
+
+    Raises
+    ------
+    HistoCLIPError
+        For an unknown device or precision.
+    """
+    torch_device = _device(device)
+    if precision not in PRECISIONS:
+        raise HistoCLIPError(f"precision: {precision!r} is not known. Use one of {', '.join(PRECISIONS)}.")
+    if precision == "fp32" or (precision == "auto" and torch_device.type != "cuda"):
+        return torch_device, None
+    has_bfloat16 = torch_device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch_device, torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def _device(device: str) -> torch.device:
@@ -226,64 +232,3 @@ def _device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # no such GPU, or a torch built without this kind of device
         raise HistoCLIPError(f"device: torch sees no {device!r} on this machine. Use auto or cpu.") from error
     return chosen
-
-
-def _load_open_clip(backbone: str, pretrained: str) -> tuple[nn.Module, Callable]:
-    if not backbone.startswith(SCHEMAS):
-        check_open_clip_name(backbone, pretrained)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said by check_open_clip_name
-            model = open_clip.create_model(backbone, pretrained=pretrained or None, require_pretrained=True)
-        return model, open_clip.get_tokenizer(backbone)
-    except Exception as error:  # open_clip and its hub client raise many kinds; each means that a file is missing
-        raise HistoCLIPError(
-            f"backbone {backbone}, pretrained {pretrained or '(none)'}: the model could not be loaded. Looked for "
-            f"{_files_needed(backbone, pretrained)}. Reason: {type(error).__name__}: {str(error).strip()[:300]}\n"
-            "Run once with network access, set `pretrained` to a local weights file, or use the offline default "
-            f"`backbone: {lite0_minilm.NAME}`."
-        ) from error
-
-
-def check_open_clip_name(backbone: str, pretrained: str) -> None:
-    """Hold that open_clip knows a model and its weights, and warn of a QuickGELU mismatch; nothing is loaded.
-
-    Raises
-    ------
-    HistoCLIPError
-        If it does not.
-    """
-    if backbone not in open_clip.list_models():
-        raise HistoCLIPError(
-            f"backbone: {backbone!r} is not known. Use {lite0_minilm.NAME}, an open_clip name (such as "
-            "ViT-L-14-quickgelu), hf-hub:OWNER/NAME or local-dir:FOLDER."
-        )
-    if not pretrained:
-        raise HistoCLIPError(
-            f"pretrained: {backbone} needs a tag ({', '.join(open_clip.list_pretrained_tags_by_model(backbone))}) "
-            "or the path of a weights file."
-        )
-    tag = open_clip.get_pretrained_cfg(backbone, pretrained)
-    if not tag and not Path(pretrained).is_file():
-        raise HistoCLIPError(
-            f"pretrained: {pretrained!r} is neither a file nor a tag of {backbone}. Its tags: "
-            f"{', '.join(open_clip.list_pretrained_tags_by_model(backbone)) or 'none'}."
-        )
-    has_quick_gelu = bool(open_clip.get_model_config(backbone).get("quick_gelu", False))
-    if tag and bool(tag.get("quick_gelu", False)) != has_quick_gelu:
-        better = backbone.removesuffix("-quickgelu") if has_quick_gelu else f"{backbone}-quickgelu"
-        remedy = f" Use {better}." if better != backbone and better in open_clip.list_models() else ""
-        warnings.warn(
-            f"backbone {backbone} with pretrained {pretrained}: these weights were trained "
-            f"{'without' if has_quick_gelu else 'with'} QuickGELU, so the features will be off.{remedy}",
-            stacklevel=3,
-        )
-
-
-def _files_needed(backbone: str, pretrained: str) -> str:
-    if backbone.startswith(SCHEMAS):
-        return f"open_clip_config.json and the weights of {backbone}"
-    tag = open_clip.get_pretrained_cfg(backbone, pretrained)
-    weights = (tag.get("hf_hub") or tag.get("url")) if tag else pretrained
-    tokenizer = open_clip.get_model_config(backbone)["text_cfg"].get("hf_tokenizer_name")
-    return f"{weights} and the tokenizer of {tokenizer}" if tokenizer else weights

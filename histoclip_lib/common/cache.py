@@ -1,4 +1,4 @@
-"""Where HistoCLIP keeps what it can make again: features, exported image towers, painted data, nucleus counts."""
+"""The cache folder: features, exported image towers, painted data, nucleus counts; all of it can be made again."""
 
 from __future__ import annotations
 
@@ -139,17 +139,17 @@ def cached_items(cache: Path) -> list[CachedItem]:
 
 
 def sweep_cache(cache: Path) -> list[Path]:
-    """Remove from the whole cache what killed processes left, as `files.sweep` does; return what was removed."""
+    """Remove what killed processes left anywhere in the cache, as `files.sweep` does; return what was removed."""
     folders = [cache, *(cache / name for name in ("onnx", "synthetic", "pannuke")), *cache.glob("features/*")]
     return [path for folder in folders for path in sweep(folder)]
 
 
 def _without_marker(folder: Path) -> list[Path]:
-    """Return the arrays and locks of shards that were begun and not finished."""
+    """Return the arrays and locks of unfinished shards."""
     files = [*folder.glob("[!.]*.npy"), *folder.glob("[!.]*.lock")]
     return [file for file in files if not (folder / f"{file.name.split('.')[0]}.json").exists()]
 
 
 def _days_since(moment: float) -> float:
-    """Return days; 0 for a time that this machine's clock has not reached."""
+    """Return days since a time; 0 for one that this machine's clock has not reached."""
     return max(0.0, time.time() - moment) / DAY

@@ -1,4 +1,7 @@
-"""Reading a CSV table as people and spreadsheets save it, and saying exactly where it cannot be read."""
+"""CSV tables as people and spreadsheets save them; errors name the lines.
+
+pandas knows neither the line in which a row begins nor lists all faulty lines at once, so the rows are read here.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,9 @@ class Table:
 def read_table(path: Path, key: str) -> Table:
     """Read a table with a header.
 
-    Cells are parted by commas, semicolons or tabs, whichever makes `key` a column, or by what a first line `sep=;`
-    says. A byte-order mark, any kind of line end, empty lines, empty cells behind the last column and spaces around
-    cells are taken as they are meant.
+    The separator is a comma, semicolon or tab, whichever makes `key` a column, or what a first line `sep=;` names. A
+    byte-order mark, any kind of line end, empty lines, empty cells after the last column and spaces around cells are
+    accepted.
 
     Parameters
     ----------
@@ -51,8 +54,8 @@ def read_table(path: Path, key: str) -> Table:
     Raises
     ------
     HistoCLIPError
-        For a file that is too large, no UTF-8 or no CSV; a table without `key`; listing every column that has no name
-        or whose name stands there twice; and listing every line that has more or fewer cells than the header.
+        For a file that is too large, not UTF-8 or not CSV, and a table without `key`; listing every column without a
+        name or with a repeated one, and every line that has more or fewer cells than the header.
     """
     text = _read_text(path)
     separator, skipped = _separator(text, key)
@@ -60,7 +63,7 @@ def read_table(path: Path, key: str) -> Table:
     if not rows:
         raise HistoCLIPError(f"{path} is empty. Its first line must name the columns, {key} among them.")
     header, body = rows[0][1], rows[1:]
-    width = min(len(header), max(_filled(cells) for _, cells in rows))  # empty columns behind the last are nothing
+    width = min(len(header), max(_filled(cells) for _, cells in rows))  # empty columns after the last do not count
     _check_header(path, header[:width], key)
     ragged = [
         f"line {line}: {len(cells)} cells" for line, cells in body if len(cells) < width or _filled(cells) > width
@@ -80,16 +83,16 @@ def _filled(cells: list[str]) -> int:
 
 
 def _read_text(path: Path) -> str:
-    """Return the text of a file, or say what kind of file it is instead and how to save it."""
+    """Return the text of a file; an error says what kind of file it is instead and how to save it."""
     remedy = "In a spreadsheet program save it as `CSV UTF-8`."
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise HistoCLIPError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Is it the table?")
+            raise HistoCLIPError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Is it the right file?")
         content = path.read_bytes()
     except OSError as error:
         raise HistoCLIPError(f"{path} cannot be read ({error}).") from error
     if content.startswith(ZIP):
-        raise HistoCLIPError(f"{path} is a zip archive, such as a spreadsheet (.xlsx), and no CSV. {remedy}")
+        raise HistoCLIPError(f"{path} is a zip archive, such as a spreadsheet (.xlsx), not CSV. {remedy}")
     if content.startswith(UTF_16):
         raise HistoCLIPError(f"{path} is UTF-16 (`Unicode text`), not UTF-8. {remedy}")
     try:
@@ -97,17 +100,17 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise HistoCLIPError(
-            f"{path}, line {line}: the byte {content[error.start]:#04x} is no UTF-8; the file may be Latin-1 or "
+            f"{path}, line {line}: the byte {content[error.start]:#04x} is not UTF-8; the file may be Latin-1 or "
             f"Windows-1252. {remedy}"
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise HistoCLIPError(f"{path}, line {line}: a null character stands there, so this is no text. {remedy}")
+        raise HistoCLIPError(f"{path}, line {line}: a null character: this is not a text file. {remedy}")
     return text
 
 
 def _separator(text: str, key: str) -> tuple[str, int]:
-    """Return what parts the cells, and how many lines come before the header."""
+    """Return the separator, and how many lines come before the header."""
     first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0].strip()
     if match := SEPARATOR_LINE.fullmatch(first):
         return match["separator"], 1
@@ -129,8 +132,8 @@ def _rows(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
             start = reader.line_num + 1
     except (csv.Error, TypeError, ValueError) as error:  # the latter two: a separator that csv does not take
         raise HistoCLIPError(
-            f"{path}, line {start}: is no CSV ({error}). A double quote within a cell is written twice, and the cell "
-            "is put in double quotes."
+            f"{path}, line {start}: is not CSV ({error}). Double each quote within a cell, and put the cell in double "
+            "quotes."
         ) from error
     return rows
 
@@ -141,6 +144,6 @@ def _check_header(path: Path, header: list[str], key: str) -> None:
         hint = f"Write {key!r} for {alike[0]!r}." if alike else f"One of them must be {key!r}."
         raise HistoCLIPError(f"{path} has the columns {shown(header, 300)}. {hint}")
     problems = [f"column {place} has no name" for place, name in enumerate(header, 1) if not name]
-    problems += [f"{name!r} stands there {n} times" for name, n in Counter(header).items() if name and n > 1]
+    problems += [f"{name!r} appears {n} times" for name, n in Counter(header).items() if name and n > 1]
     if problems:
-        raise HistoCLIPError(f"{path}: each column needs a name of its own. Not so:\n{bullet_list(problems)}")
+        raise HistoCLIPError(f"{path}: each column needs a name of its own, but:\n{bullet_list(problems)}")

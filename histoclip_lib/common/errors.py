@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class HistoCLIPError(ValueError):
-    """Bad input, named: the value, the place where it stands and what to do about it.
+    """Bad input: the message names the value, the place and the remedy.
 
-    The message may hold names of files, which can hold anything: what steers a terminal, turns the direction of text or
-    is no text at all is escaped, line breaks excepted.
+    Names of files can contain anything, so what controls a terminal, reverses the direction of text or is not valid
+    Unicode is escaped in messages; line breaks are kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,7 +15,7 @@ class HistoCLIPError(ValueError):
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text with each character that cannot be seen as an escape, such as `\n` or `\x1b`; spaces are kept.
+    r"""Return text with each character that is not printable as an escape, such as `\n` or `\x1b`.
 
     Examples
     --------
@@ -28,16 +28,16 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shown(value: object, limit: int = 100) -> str:
-    """Return a value as Python writes it, cut where it is long: an error must fit on a screen."""
+    """Return the repr of a value, truncated to `limit` characters: an error must fit on a screen."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no integer of more than some thousand digits
+    except (ValueError, RecursionError):  # Python refuses integers of more than some thousand digits
         return f"one {type(value).__name__} too large to show"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def bullet_list(offenders: list[str], limit: int = 20) -> str:
-    """Return offenders one a line, the first `limit` of them and a count of the rest."""
+    """Return offenders one per line: the first `limit` of them, and a count of the rest."""
     lines = [f"  - {printable(offender)}" for offender in offenders[:limit]]
     if len(offenders) > limit:
         lines.append(f"  - ... and {len(offenders) - limit} more")

@@ -1,8 +1,7 @@
-"""Writing files whole or not at all, sweeping what killed processes left, and one process at a time in a folder."""
+"""Atomic writes, cleaning up after killed processes, and a lock for a folder."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import platform
@@ -20,16 +19,16 @@ from filelock import FileLock, Timeout
 
 from histoclip_lib.common.errors import HistoCLIPError
 
-ABANDONED = 24 * 3600.0  # seconds after which a temporary file is nobody's, wherever it was begun
+ABANDONED = 24 * 3600.0  # seconds after which a temporary file is abandoned, whatever machine wrote it
 FULL, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 TEMPORARY = re.compile(r"\..+\.(?P<place>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}\.(tmp(\.[^.]+)?|partial)", re.DOTALL)
 MIB = 2**20
 
 
 def temporary_beside(path: Path, ending: str) -> Path:
-    """Return a new hidden name beside `path` that says which process of which machine it belongs to.
+    """Return a new hidden name beside `path` that identifies the machine and the process it belongs to.
 
-    `sweep` removes what bears such a name once its process is gone.
+    `sweep` removes files with such a name once their process is gone.
 
     Parameters
     ----------
@@ -44,17 +43,18 @@ def temporary_beside(path: Path, ending: str) -> Path:
 
 @contextmanager
 def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there when the block ends well, remove it otherwise.
+    """Yield a temporary path beside `path`; move it there when the block succeeds, remove it otherwise.
 
-    The temporary name keeps the suffix of `path`, since some writers go by it.
+    The temporary name keeps the suffix of `path`, since some writers depend on it. The file gets the mode of any new
+    file there, also from a writer that creates it for its owner alone, as safetensors does.
 
     Parameters
     ----------
     path : str or Path
         What to write; its folder is made.
     durable : bool
-        Whether the content must be on the disk before the name is: after a power failure the file is then the old
-        one or the new one. Without it the file may hold zeros, which only a reader with a checksum notices.
+        Whether the content must be on disk before the name is: after a power failure the file is then the old one or
+        the new one. Without it the file may hold zeros, which only a reader with a checksum notices.
 
     Raises
     ------
@@ -66,6 +66,8 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if not temporary.stat().st_mode & 0o077 and (new := _new_file_in(path.parent)):
+            temporary.chmod(stat.S_IMODE(new.st_mode))
         if durable:
             _to_disk(temporary)
         os.replace(temporary, path)
@@ -79,17 +81,7 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
 
 
 def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> HistoCLIPError:
-    """Return the error that says why a folder cannot be written, how much is free there, and what to do.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the file should have gone.
-    error : OSError
-        What the system said.
-    needed : int, optional
-        Bytes that were to be written.
-    """
+    """Return the error for a folder that cannot be written: the reason, the free bytes, those needed, the remedy."""
     wanted = "" if needed is None else f" {needed / MIB:,.1f} MiB ({needed:,} bytes) are to be written there."
     with suppress(OSError):
         wanted += f" {free_bytes(folder) / MIB:,.1f} MiB are free."
@@ -106,33 +98,17 @@ def free_bytes(folder: Path) -> int:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Find out before the work, and not after, that a folder has no room for its result.
-
-    Raises
-    ------
-    HistoCLIPError
-        If fewer than `needed` bytes are free on the disk of `folder`.
-    """
+    """Raise HistoCLIPError if fewer than `needed` bytes are free on the disk of a folder."""
     if shutil.disk_usage(folder).free < needed:
         raise cannot_write(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed)
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove from a folder the temporary files and folders that killed processes left there.
+    """Remove the temporary files and folders that killed processes left in a folder; return what was removed.
 
-    A process of this machine that is gone has left what bears its number. What others began, on another machine or in
-    another container, is removed when it has not changed for a day. Both times come from the clock of the folder's own
-    file system, so that machines whose clocks differ may share it.
-
-    Parameters
-    ----------
-    folder : Path
-        Its direct entries are looked at. It may be missing or belong to others: then nothing happens.
-
-    Returns
-    -------
-    list of Path
-        What was removed.
+    What a process of this machine left is removed once the process is gone; what another machine or container left,
+    when it has not changed for a day. Both times come from the clock of the folder's own file system, so that machines
+    whose clocks differ may share it. The folder may be missing or belong to others: then nothing happens.
     """
     try:
         with os.scandir(folder) as entries:
@@ -140,18 +116,18 @@ def sweep(folder: Path) -> list[Path]:
     except OSError:
         return []
     removed = []
-    now = _clock_of(folder) if found else None
+    probe = _new_file_in(folder) if found else None
     for path, match in found:
         with suppress(OSError):  # another sweep was faster, or it belongs to others
             gone = match["place"] == _place() and not _is_alive(int(match["process"]))
-            if gone or (now is not None and now - _last_change(path) > ABANDONED):
+            if gone or (probe and probe.st_mtime - _last_change(path) > ABANDONED):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                 removed.append(path)
     return removed
 
 
 def _place() -> str:
-    """Return what makes a process number unique: the machine, and the container's own count of processes."""
+    """Return what makes a process number unique: the machine, and the container's namespace of processes."""
     host = re.sub(r"\W", "-", socket.gethostname())[:40] or "host"
     with suppress(OSError):
         host += f"-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -159,23 +135,23 @@ def _place() -> str:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # where the question below would end it
+    if os.name == "nt":  # where signal 0 would end it
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):  # it belongs to somebody else
-        return True
+        pass
     return True
 
 
-def _clock_of(folder: Path) -> float | None:
-    """Return the time that the folder's file system gives a new file; None where none can be made."""
-    probe = temporary_beside(folder / "clock", ".tmp")
+def _new_file_in(folder: Path) -> os.stat_result | None:
+    """Return the time and mode that a new file gets in a folder; None where none can be made."""
+    probe = temporary_beside(folder / "probe", ".tmp")
     try:
         probe.touch()
-        return probe.stat().st_mtime
+        return probe.stat()
     except OSError:
         return None
     finally:
@@ -195,14 +171,14 @@ def _to_disk(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no fsync
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without fsync
             raise
     finally:
         os.close(descriptor)
 
 
 def _about_writing(error: OSError, temporary: Path) -> bool:
-    """Whether an error says that the disk is full, or that this very file may not be made."""
+    """Whether an error means that the disk is full, or that this very file may not be created."""
     named = [str(name) for name in (error.filename, error.filename2) if name is not None]
     ours = any(Path(name) == temporary or Path(name) in temporary.parents for name in named)
     return error.errno in FULL or (error.errno in FORBIDDEN and ours)
@@ -215,10 +191,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def resolve(path: str | Path) -> Path:
-    """Return a path of a parameter file as it is meant.
+    """Return a path of a parameter file as seen from the current folder.
 
-    A relative one is taken from the current folder, except in a notebook that JupyterLab started in `notebooks/`: there
-    it is taken from the folder above, from which `histoclip run` would have been called.
+    A relative path starts there, except in a notebook that JupyterLab started in `notebooks/`: there it starts in the
+    folder above, where `histoclip run` would have been called.
     """
     here = Path.cwd()
     in_notebooks = here.name == "notebooks" and (here.parent / "params").is_dir()
@@ -236,7 +212,7 @@ def run_folder(name: str, reports_dir: str = "reports") -> Path:
 def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder for the length of a block; nothing is left there.
 
-    The operating system gives the lock back when its process ends, however it ends.
+    The operating system releases the lock when its process ends, however it ends.
 
     Parameters
     ----------
@@ -255,7 +231,7 @@ def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
         lock = FileLock(path).acquire(timeout=patience)
     except Timeout as error:
         raise HistoCLIPError(
-            f"{folder}: {_read(owner)} is at work here.\n"
+            f"{folder}: {_owner_in(owner)} is at work here.\n"
             "Wait until it ends, or work elsewhere: another `name`, or --reports DIR."
         ) from error
     with lock:
@@ -264,11 +240,11 @@ def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
             yield
         finally:
             for file in (owner, path):  # while it is held: whoever comes next makes a new one
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     file.unlink()
 
 
-def _read(owner: Path) -> str:
-    with contextlib.suppress(OSError):
+def _owner_in(owner: Path) -> str:
+    with suppress(OSError):
         return owner.read_text(encoding="utf-8")
     return "another process"

@@ -1,4 +1,4 @@
-"""HTML and Markdown made from text that users wrote; every text in it is escaped."""
+"""HTML and Markdown from untrusted text, which is always escaped."""
 
 from __future__ import annotations
 
@@ -19,14 +19,7 @@ Node = ElementTree.Element | str
 def element(tag: str, *children: Node, **attributes: object) -> ElementTree.Element:
     """Return an element of HTML; texts among the children and attributes are escaped when it is written.
 
-    Parameters
-    ----------
-    tag : str
-        Its name.
-    children : Element or str
-        In their order.
-    attributes : object
-        A trailing underscore is taken off (`class_`), others become hyphens.
+    In names of attributes a trailing underscore is dropped (`class_`) and others become hyphens.
     """
     named = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
     node = ElementTree.Element(tag, named)
@@ -44,31 +37,21 @@ def element(tag: str, *children: Node, **attributes: object) -> ElementTree.Elem
 
 def html(*nodes: Node) -> str:
     """Write elements and texts as HTML, in their order."""
-    # As XML, since the HTML writer leaves `<` in attributes alone. HTML has no end tag for an image.
+    # As XML, since the HTML writer does not escape `<` in attributes. HTML has no end tag for an image.
     written = ElementTree.tostring(element("div", *nodes), encoding="unicode", short_empty_elements=False)
     return written.removeprefix("<div>").removesuffix("</div>").replace("></img>", ">")
 
 
 def table(header: Sequence[Node], lines: Sequence[Sequence[Node]], caption: str = "") -> ElementTree.Element:
-    """Return a table; the first cell of each line is its heading.
-
-    Parameters
-    ----------
-    header : sequence of Node
-        Headings of the columns, or none.
-    lines : sequence of sequences of Node
-        The cells.
-    caption : str
-        What the table says.
-    """
+    """Return a table; the first cell of each line is its heading, and the header may be empty."""
     parts = [element("caption", caption)] if caption else []
     if header:
         parts.append(element("thead", element("tr", *(element("th", cell, scope="col") for cell in header))))
-    rows = [
+    body = [
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
         for first, *rest in lines
     ]
-    return element("table", *parts, element("tbody", *rows))
+    return element("table", *parts, element("tbody", *body))
 
 
 def picture(image: np.ndarray, alternative: str, width: int | None = None) -> ElementTree.Element:
@@ -80,7 +63,7 @@ def picture(image: np.ndarray, alternative: str, width: int | None = None) -> El
 
 
 def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
-    """Return an image (H, W, 3), uint8, made smaller so that it fits into a square of `side` pixels."""
+    """Return an image (H, W, 3), uint8, shrunk to fit a square of `side` pixels."""
     small = Image.fromarray(image)
     small.thumbnail((side, side))
     return np.asarray(small)
@@ -98,7 +81,7 @@ def bar(fraction: float, alternative: str, width: int = 120) -> ElementTree.Elem
 
 
 def histogram(values: np.ndarray, alternative: str, bins: int = 24, width: int = 120) -> ElementTree.Element:
-    """Return the histogram of values of any shape; what is not finite is left out."""
+    """Return a small histogram of values of any shape; those that are not finite are left out."""
     finite = np.asarray(values, dtype=float).ravel()
     finite = finite[np.isfinite(finite)]
     counts = np.histogram(finite, bins)[0] if len(finite) else np.zeros(bins, dtype=int)

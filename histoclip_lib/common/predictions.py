@@ -1,4 +1,4 @@
-"""What a method says about patches, and what decides on it: eqs. (5) and (6)."""
+"""Predictions of a method for patches, and the loss and metric that judge them: eqs. (5) and (6)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ THRESHOLD = 0.5  # sigma >= 0.5, eq. (6)
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one row of the table says about B patches and N classes.
+    """What a method predicts for B patches and N classes.
 
     Attributes
     ----------
     scores : ndarray of shape (B, N), float
         Higher means more likely; only their order counts, within a class.
     decisions : ndarray of shape (B, N), bool
-        The labels that the row assigns.
+        The labels that the method assigns.
     """
 
     scores: np.ndarray
@@ -50,19 +50,20 @@ def mean_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float:
     return float((labels == decisions).mean(axis=0).mean())
 
 
-FINEST = 2.0**-24  # the step of float32 below 1: what a sigmoid rounds to 0 or 1 is taken to be this far from it
+FINEST = 2.0**-24  # the step of float32 below 1: a sigmoid rounded to 0 or 1 counts as this far from it
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean binary cross-entropy over patches and classes; both arguments of shape (B, N)."""
-    logits = _logits(probabilities)
+    logits = logits_of(probabilities)
     return float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
 
 
-def _logits(probabilities: np.ndarray) -> np.ndarray:
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
+    """Return the logits of probabilities, float64; 0 and 1 are taken as FINEST away from it."""
     low, high = float(probabilities.min()), float(probabilities.max())
     if not (low >= 0 and high <= 1):  # NaN too
         raise HistoCLIPError(
-            f"Values from {low:g} to {high:g} are no probabilities. Calibrate sigmoid outputs; cosines cannot be."
+            f"Values from {low:g} to {high:g} are not probabilities. Calibrate sigmoid outputs, not cosines."
         )
     return logit(np.clip(probabilities.astype(np.float64), FINEST, 1 - FINEST))

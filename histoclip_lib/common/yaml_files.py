@@ -1,4 +1,8 @@
-"""YAML from users, read as plain data: no tags, no aliases, and no more of it than a person writes."""
+"""YAML from users, read as plain data: no tags, no aliases, and of limited size.
+
+What is not plain is found in the parser's events, before any value is built, and listed with its lines; a stricter
+loader, such as that of ruamel.yaml, stops at the first fault.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,15 @@ MAX_DEPTH = 10
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 MERGE = "tag:yaml.org,2002:merge"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-# Beside YAMLError: a date, a number or a character that does not exist, or `!!int` before what is none.
+# Besides YAMLError: a date, a number or a character that does not exist, or `!!int` before something else.
 NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, LookupError, RecursionError)
 
 
 def read_yaml(path: Path) -> tuple[object, list[str]]:
     """Read a YAML file whose author need not be trusted.
 
-    Only mappings, lists, texts, numbers, truth values and nothing are built (`yaml.SafeLoader`), so no file can run
-    code. What a small file could blow up with is refused before any value is built.
+    Only mappings, lists, texts, numbers, booleans and nulls are built (`yaml.SafeLoader`), so no file can run code.
+    Whatever lets a small file become large is refused before any value is built.
 
     Parameters
     ----------
@@ -36,14 +40,14 @@ def read_yaml(path: Path) -> tuple[object, list[str]]:
     value : object
         What the file holds.
     repeated : list of str
-        A line for each key that stands in one mapping several times: YAML keeps the last and says nothing.
+        A line for each key that is repeated in a mapping: YAML silently keeps the last.
 
     Raises
     ------
     HistoCLIPError
-        For a file that cannot be read, is larger than `MAX_BYTES`, no UTF-8 or no YAML; and listing every tag, anchor,
-        alias and merge key, every text that no path or page could hold, and the place where it becomes too deep or too
-        long.
+        For a file that cannot be read, is larger than `MAX_BYTES`, not UTF-8 or not YAML; and listing every tag,
+        anchor, alias and merge key, every text with characters that cannot be written, and the place where it becomes
+        too deep or too long.
     """
     text = _read_text(path)
     try:
@@ -68,7 +72,7 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise HistoCLIPError(f"{str(path)[:300]} cannot be read ({error}).") from error
     if len(content) > MAX_BYTES:
-        raise HistoCLIPError(f"{path} has more than {MAX_BYTES:,} bytes. Is it the file that was meant?")
+        raise HistoCLIPError(f"{path} has more than {MAX_BYTES:,} bytes. Is it the right file?")
     if content.startswith(UTF_16):
         raise HistoCLIPError(f"{path} cannot be read: it is UTF-16. Save it as UTF-8.")
     try:
@@ -76,13 +80,13 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise HistoCLIPError(
-            f"{path} cannot be read: the byte {content[error.start]:#04x} in line {line} is no UTF-8. Save the file as "
-            "UTF-8."
+            f"{path} cannot be read: the byte {content[error.start]:#04x} in line {line} is not UTF-8. Save the file "
+            "as UTF-8."
         ) from error
 
 
 def _problems(text: str) -> Iterator[str]:
-    """Yield what plain data does not have, a line each; stop where it becomes too deep or too long."""
+    """Yield a line for whatever is not plain data; stop where it becomes too deep or too long."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = f"line {event.start_mark.line + 1}"
@@ -95,7 +99,7 @@ def _problems(text: str) -> Iterator[str]:
             if event.tag is not None and event.tag not in PLAIN_TAGS:
                 yield f"{line}: the tag {event.tag}"
             if isinstance(event, yaml.ScalarEvent) and not _can_be_written(event.value):
-                yield f"{line}: a text with a null character or half a character: {shown(event.value)}"
+                yield f"{line}: a text with a null character or invalid Unicode: {shown(event.value)}"
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH or nodes > MAX_NODES:
             yield f"{line}: more than {MAX_DEPTH} levels or {MAX_NODES:,} keys and values"
@@ -103,12 +107,12 @@ def _problems(text: str) -> Iterator[str]:
 
 
 def _repeated(node: yaml.Node | None) -> Iterator[str]:
-    """Yield a line for each key that a mapping has several times, and for each merge key."""
+    """Yield a line for each repeated key of a mapping, and for each merge key."""
     if isinstance(node, yaml.MappingNode):
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        yield from (f"{key[:100]}: stands there {count} times" for key, count in keys.items() if count > 1)
+        yield from (f"{key[:100]}: appears {count} times" for key, count in keys.items() if count > 1)
         if any(key.tag == MERGE for key, _ in node.value):
-            yield "<<: merges mappings, which is not plain; write the values out"
+            yield "<<: merges mappings; write the values out"
         for pair in node.value:
             yield from (line for part in pair for line in _repeated(part))
     elif isinstance(node, yaml.SequenceNode):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
-from xml.etree.ElementTree import Element
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.html import bar, element, html, picture, table, thumbnail
 
-SHOWN_PATCHES, THUMBNAIL_SIDE = 6, 72  # in a notebook, the side in pixels
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+SHOWN_PATCHES, THUMBNAIL_SIDE = 6, 72  # in a notebook; pixels
 
 
 class PatchSource(Protocol):
@@ -43,16 +45,21 @@ class PatchDataset:
     labels : ndarray of shape (B, N), uint8
         1 where the class is present.
     source : PatchSource
-        Reads images and masks lazily, by position in `files`.
+        Reads images and masks lazily, by their index in `files`.
     groups : ndarray of shape (B,), str, or None
-        Patient or source image; patches of one group look alike and must not be on both sides of a
-        grouped split.
+        Patient or source image; patches of one group look alike and must not be on both sides of a grouped split.
     parts : ndarray of shape (B,), str, or None
         The official part of each patch: `train`, `val` or `test`.
     tissue : ndarray of shape (B,), str, or None
         Organ, where the data set knows it.
     has_masks : bool
         Whether `source.mask` gives masks.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there are no patches, labels are of another shape or not 0 or 1, a file is listed twice, or a name is not
+        valid Unicode.
     """
 
     name: str
@@ -66,34 +73,32 @@ class PatchDataset:
     has_masks: bool = False
 
     def __post_init__(self) -> None:
-        """Hold the shapes, the 0/1 labels and the distinct names that everything else relies on."""
+        """Refuse what the rest of the library could not work with."""
         shape = (len(self.files), len(self.classes))
         if self.labels.shape != shape:
             raise HistoCLIPError(f"{self.name}: labels have shape {self.labels.shape}, expected {shape}.")
-        if not len(self.files):
+        if not self.files:
             raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
-        if not np.isin(self.labels, (0, 1)).all():
-            bad = np.flatnonzero(~np.isin(self.labels, (0, 1)).all(axis=1))
-            raise HistoCLIPError(
-                f"{self.name}: labels must be 0 or 1; these patches have others:\n"
-                + bullet_list([f"{self.files[i]}: {self.labels[i].tolist()}" for i in bad])
-            )
-        if unwritable := [value for value in self._names() if not _is_text(value)]:
-            raise HistoCLIPError(
-                f"{self.name}: these names are no Unicode text and could stand in no table. Rename:\n"
-                + bullet_list(unwritable)
-            )
-        names, counts = np.unique(np.asarray(self.files, dtype=object), return_counts=True)
-        if (counts > 1).any():
-            raise HistoCLIPError(
-                f"{self.name}: each file may be listed once; these stand there several times:\n"
-                + bullet_list([f"{n} ({c} times)" for n, c in zip(names, counts, strict=True) if c > 1])
-            )
-
-    def _names(self) -> list[str]:
-        """Return every distinct text that is shown or written: of classes, files, groups, parts and tissue."""
-        columns = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
-        return [*self.classes, *self.files, *(name for values in columns for name in np.unique(values).tolist())]
+        wrong = np.flatnonzero(~np.isin(self.labels, (0, 1)).all(axis=1))
+        named = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
+        names = [*self.classes, *self.files, *(name for values in named for name in np.unique(values).tolist())]
+        times = Counter(self.files)
+        for problem, offenders in (
+            (
+                "labels must be 0 or 1; these patches have others",
+                [f"{self.files[i]}: {self.labels[i].tolist()}" for i in wrong],
+            ),
+            (
+                "these names are not valid Unicode and cannot be written to a table. Rename",
+                [name for name in names if not _is_unicode(name)],
+            ),
+            (
+                "each file may be listed once; these appear several times",
+                [f"{name} ({count} times)" for name, count in times.items() if count > 1],
+            ),
+        ):
+            if offenders:
+                raise HistoCLIPError(f"{self.name}: {problem}:\n{bullet_list(offenders)}")
 
     def __len__(self) -> int:
         """Return the number of patches."""
@@ -113,13 +118,12 @@ class PatchDataset:
         return self.labels.mean(axis=0)
 
     def _repr_html_(self) -> str:
-        """Show in a notebook how much there is of what, and six of the patches."""
+        """Show sizes, prevalences and six of the patches in a notebook."""
         facts = [["patches", f"{len(self):,}"], ["masks", "yes" if self.has_masks else "no"]]
         if self.groups is not None:
-            names, sizes = np.unique(self.groups, return_counts=True)
-            smallest, largest = sizes.min(), sizes.max()
-            spread = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
-            facts.append(["groups", f"{len(names):,}, of {spread} patches"])
+            sizes = np.unique(self.groups, return_counts=True)[1]
+            spread = " to ".join(f"{size:,}" for size in sorted({sizes.min(), sizes.max()}))
+            facts.append(["groups", f"{len(sizes):,}, of {spread} patches"])
         for name, values in (("parts", self.parts), ("tissue", self.tissue)):
             if values is not None:
                 facts.append([name, ", ".join(f"{value} {count:,}" for value, count in Counter(values).most_common())])
@@ -143,8 +147,8 @@ class PatchDataset:
             return f"{self.files[index]} cannot be read"
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name can be written: one with bytes that are no UTF-8 cannot, since Python holds them as surrogates."""
+def _is_unicode(name: str) -> bool:
+    """Whether a name can be written: Python holds bytes that are not UTF-8 as surrogates, which cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:

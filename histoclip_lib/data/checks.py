@@ -31,11 +31,11 @@ def check_images(dataset: PatchDataset, progress: bool = True) -> None:
         than 32 pixels, every mask that does not fit its image, and every image whose size is not the usual one: another
         size is another magnification.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding leaves Python
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding releases the GIL
         checks = pool.map(lambda index: _check_image(dataset, index), range(len(dataset)))
         bar = tqdm(checks, total=len(dataset), desc="checking images", unit="patch", disable=not progress)
         shapes, problems = zip(*bar, strict=True)
-    usual = Counter(shape for shape in shapes if shape).most_common(1)[0][0] if any(shapes) else None
+    usual = Counter(filter(None, shapes)).most_common(1)[0][0] if any(shapes) else None
     listed = [
         f"{file}: {problem or f'{shape[1]}x{shape[0]}, where most patches are {usual[1]}x{usual[0]}'}"
         for file, shape, problem in zip(dataset.files, shapes, problems, strict=True)
@@ -43,7 +43,7 @@ def check_images(dataset: PatchDataset, progress: bool = True) -> None:
     ]
     if listed:
         raise HistoCLIPError(
-            f"{dataset.name}: {len(listed)} of {len(dataset)} patches cannot be used. Mend or remove:\n"
+            f"{dataset.name}: {len(listed)} of {len(dataset)} patches cannot be used. Replace or remove them:\n"
             + bullet_list(listed, limit=1000)
         )
 

@@ -12,6 +12,7 @@ from histoclip_lib.common.csv_tables import Table, read_table
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.images import ImageFiles
+from histoclip_lib.data.registry import dataset
 
 RESERVED_COLUMNS = ("file", "group", "split", "mask")
 LABELS = {"0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
@@ -23,6 +24,15 @@ FORMAT = (
 )
 
 
+@dataset(
+    "folder",
+    title="Your own data",
+    licence="Known to whoever made the folder.",
+    about=(
+        "**Your own data**, read from `labels.csv` in the folder format. Its origin and terms are known to whoever "
+        "made the folder."
+    ),
+)
 def load(data_dir: str | Path) -> PatchDataset:
     """Load a data set in the folder format.
 
@@ -40,10 +50,10 @@ def load(data_dir: str | Path) -> PatchDataset:
     Raises
     ------
     HistoCLIPError
-        For a missing folder or table and a table that `read_table` cannot read; listing every column called almost like
-        `file`, `group`, `split` or `mask`; for no class columns; listing every label that is no label, every file that
-        is absent, no regular file, outside the folder (also by a symbolic link) or listed twice, and every mask missing
-        on some rows.
+        For a missing folder or table and a table that `read_table` cannot read; for no class columns; listing every
+        column whose name differs from `file`, `group`, `split` or `mask` in case only, every invalid label, every file
+        that is absent, not a regular file, outside the folder (also by a symbolic link) or listed twice, and every
+        missing mask.
     """
     root = Path(data_dir)
     table_path = root / "labels.csv"
@@ -58,7 +68,7 @@ def load(data_dir: str | Path) -> PatchDataset:
     classes = _classes(table, table_path)
 
     image_paths, real_paths = _paths_inside(root, table, "file", table_path)
-    _refuse_twice(table, real_paths, table_path)  # a.png and ./a.png are one file
+    _refuse_twice(table, real_paths, table_path)  # a.png and ./a.png are the same file
     mask_paths = _paths_inside(root, table, "mask", table_path)[0] if "mask" in table.columns else []
     mask_values = np.full(256, 255, dtype=np.uint8)
     mask_values[: len(classes) + 1] = np.arange(len(classes) + 1)
@@ -79,7 +89,7 @@ def _classes(table: Table, table_path: Path) -> list[str]:
     classes = [column for column in table.columns if column not in RESERVED_COLUMNS]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:
-        raise HistoCLIPError(f"{table_path}: columns with a meaning of their own are lower case:\n{bullet_list(alike)}")
+        raise HistoCLIPError(f"{table_path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
     if not classes:
         raise HistoCLIPError(f"{table_path} has no class column. {FORMAT}")
     if long := [shown(name) for name in classes if len(name) > MAX_NAME]:
@@ -89,14 +99,14 @@ def _classes(table: Table, table_path: Path) -> list[str]:
         )
     if len(classes) > MAX_CLASSES:
         raise HistoCLIPError(
-            f"{table_path}: {len(classes)} columns are taken for classes, more than {MAX_CLASSES}. All but "
-            f"{', '.join(RESERVED_COLUMNS)} are: remove the others."
+            f"{table_path}: {len(classes)} class columns, more than {MAX_CLASSES}. All columns but "
+            f"{', '.join(RESERVED_COLUMNS)} are class columns: remove the others."
         )
     return classes
 
 
 def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None:
-    """Refuse a file that several lines name: it could stand on both sides of a split."""
+    """Refuse a file that several lines name: it could be on both sides of a split."""
     lines: dict[str, list[int]] = {}
     for line, path in zip(table.lines, real_paths, strict=True):
         lines.setdefault(path, []).append(line)
@@ -104,25 +114,25 @@ def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None
         f"{os.path.basename(path)}: lines {', '.join(map(str, at))}" for path, at in lines.items() if len(at) > 1
     ]
     if offenders:
-        raise HistoCLIPError(f"{table_path}: each file may be listed once. Not so:\n{bullet_list(offenders)}")
+        raise HistoCLIPError(f"{table_path}: each file may be listed once, but not:\n{bullet_list(offenders)}")
 
 
 def _labels(table: Table, classes: list[str], table_path: Path) -> np.ndarray:
-    """Return the labels, shape (B, N), uint8; a column without a single one is named once, not on every line."""
+    """Return the labels, shape (B, N), uint8; a column without a single label is named once, not on every line."""
     columns, offenders = [], []
     for name in classes:
         cells = table.columns[name]
         values = [LABELS.get(cell.casefold()) for cell in cells]
-        wrong = [row for row, value in enumerate(values) if value is None]
+        wrong = [index for index, value in enumerate(values) if value is None]
         if len(wrong) == len(cells) > 1:
             offenders.append(f"column {name}: no cell is 0 or 1, the first is {shown(cells[0])}; remove the column")
         else:
-            offenders += [f"line {table.lines[row]}, column {name}: {shown(cells[row])}" for row in wrong]
+            offenders += [f"line {table.lines[index]}, column {name}: {shown(cells[index])}" for index in wrong]
         columns.append(values)
     if offenders:
         raise HistoCLIPError(
             f"{table_path}: class columns hold 0 or 1 on every line, and all columns but {', '.join(RESERVED_COLUMNS)} "
-            "are class columns. Where a label is not known, leave out the patch or the class. Not so:\n"
+            "are class columns. Where a label is unknown, leave out the patch or the class. Not labels:\n"
             + bullet_list(offenders)
         )
     return np.array(columns, dtype=np.uint8).T.copy()
@@ -140,14 +150,14 @@ def _column(table: Table, column: str, table_path: Path, allowed: tuple[str, ...
     ]
     if offenders:
         expected = " or ".join(allowed or (f"a name of at most {MAX_NAME} characters on every line", "no such column"))
-        raise HistoCLIPError(f"{table_path}, column {column}: expected {expected}. Not so:\n{bullet_list(offenders)}")
+        raise HistoCLIPError(f"{table_path}, column {column}: expected {expected}, found:\n{bullet_list(offenders)}")
     return np.array(cells, dtype=str)
 
 
 def _paths_inside(root: Path, table: Table, column: str, table_path: Path) -> tuple[list[Path], list[str]]:
     """Return the files that a column names, as they are written and as they really are.
 
-    Refuses what is absent, what is no regular file, and what leads out of `root`, be it through `..` or a link.
+    Refuses what is absent, not a regular file, or outside `root`, be it through `..` or a link.
     """
     inside = os.path.join(os.path.realpath(root), "")
     folders: dict[str, str] = {}  # as written: as it really is; files share their folders
@@ -158,24 +168,24 @@ def _paths_inside(root: Path, table: Table, column: str, table_path: Path) -> tu
         if name:
             try:
                 real, problem = _real_file(path, inside, folders)
-            except (OSError, ValueError) as error:  # a name too long for the file system, or no name at all
-                problem = f"is no file name ({error})"
+            except (OSError, ValueError) as error:  # a name too long for the file system, or with a null character
+                problem = f"is not a file name ({error})"
             if problem and "\\" in name:
-                problem += "; folders are parted by /, not by \\"
+                problem += "; folders are separated by /, not by \\"
         if problem:
             offenders.append(f"line {line}: {shown(name, 300)} {problem}")
         paths.append(path)
         real_paths.append(real)
     if offenders:
         raise HistoCLIPError(
-            f"{table_path}, column {column}: {len(offenders)} files cannot be used. Mend the table, or put them into "
+            f"{table_path}, column {column}: {len(offenders)} files cannot be used. Correct the table, or put them in "
             f"{root}:\n{bullet_list(offenders)}"
         )
     return paths, real_paths
 
 
 def _real_file(path: Path, inside: str, folders: dict[str, str]) -> tuple[str, str]:
-    """Return where a file really lies, and what is wrong with it (nothing: an empty text)."""
+    """Return where a file really is, and what is wrong with it (nothing: an empty text)."""
     parent, name = os.path.split(path)
     if parent not in folders:
         folders[parent] = os.path.realpath(parent)
@@ -183,9 +193,9 @@ def _real_file(path: Path, inside: str, folders: dict[str, str]) -> tuple[str, s
     if name in ("", ".", "..") or os.path.islink(real):
         real = os.path.realpath(real)
     if not real.startswith(inside):
-        return real, "leads out of the folder"
+        return real, "is outside the folder"
     try:
         facts = os.stat(real)
     except FileNotFoundError:
-        return real, "is not there"
-    return real, "" if stat.S_ISREG(facts.st_mode) else "is no file"
+        return real, "does not exist"
+    return real, "" if stat.S_ISREG(facts.st_mode) else "is not a regular file"

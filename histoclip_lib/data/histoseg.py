@@ -13,6 +13,7 @@ from tqdm import tqdm
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.images import ImageFiles, read_class_map
+from histoclip_lib.data.registry import dataset
 
 BCSS_CLASSES = ("tumor", "stroma", "lymphocyte", "necrosis")
 LUAD_CLASSES = ("tumor_epithelial", "necrosis", "lymphocyte", "tumor_associated_stroma")
@@ -35,41 +36,79 @@ MASK_VALUES[:5] = (1, 2, 3, 4, 0)
 
 
 @dataclass(frozen=True)
-class _Release:
-    """What differs between the two data sets."""
+class Release:
+    """What differs between the two data sets.
+
+    Attributes
+    ----------
+    name, title, licence : str
+        As in parameter files, as in tables, and the terms as an error states them.
+    classes : tuple of str
+        In the order of the labels.
+    pattern : re.Pattern
+        Of file names, with the groups `patient` and `labels`; the latter only in names of the training part.
+    form : str
+        The pattern in words.
+    """
 
     name: str
     title: str
-    classes: tuple[str, ...]
-    pattern: re.Pattern[str]  # groups `patient` and `labels`; the latter only in names of the training part
-    form: str
     licence: str
+    classes: tuple[str, ...]
+    pattern: re.Pattern[str]
+    form: str
+
+    def labels_of(self, name: str) -> np.ndarray:
+        """Return the labels in the name of a training patch, shape (4,), uint8, or raise HistoCLIPError."""
+        match = self.pattern.fullmatch(name)
+        if match is None or match["labels"] is None:
+            raise HistoCLIPError(f"{name!r} is not the name of a {self.title} training patch: {self.form}.")
+        return np.array([int(label) for label in match["labels"].replace(" ", "")], dtype=np.uint8)
+
+    def patient_of(self, name: str) -> str:
+        """Return the patient in the name of a patch of any part, or raise HistoCLIPError."""
+        match = self.pattern.fullmatch(name)
+        if match is None:
+            raise HistoCLIPError(f"{name!r} is not the name of a {self.title} patch: {self.form}.")
+        return match["patient"]
 
 
-_BCSS = _Release(
+BCSS = Release(
     name="bcss_wsss",
     title="BCSS-WSSS",
+    licence="the BCSS images and masks it is cut from are CC0 1.0",
     classes=BCSS_CLASSES,
     pattern=re.compile(
         r"(?P<patient>TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})[-_][^+\[\]/\\]*\+[0-9]+(?:\[(?P<labels>[01]{4})\])?\.png"
     ),
     form="TCGA-XX-YYYY-<rest of the BCSS image>+<index>[abcd].png, where a b c d, each 0 or 1, stand for "
     + ", ".join(BCSS_CLASSES),
-    licence="the BCSS images and masks it is cut from are CC0 1.0",
 )
-_LUAD = _Release(
+LUAD = Release(
     name="luad_histoseg",
     title="LUAD-HistoSeg",
+    licence="its authors share it for research and name no licence: ask them before any other use",
     classes=LUAD_CLASSES,
     pattern=re.compile(r"(?P<patient>[A-Za-z0-9]+)-[0-9]+-[0-9]+(?:-\[(?P<labels>[01] [01] [01] [01])\])?\.png"),
-    form="<patient>-<x>-<y>-[a b c d].png, where a b c d, each 0 or 1 and parted by single spaces, stand for "
+    form="<patient>-<x>-<y>-[a b c d].png, where a b c d, each 0 or 1 and separated by single spaces, stand for "
     + ", ".join(LUAD_CLASSES),
-    licence="its authors share it for research and name no licence: ask them before any other use",
 )
 
 
+@dataset(
+    BCSS.name,
+    title=BCSS.title,
+    licence="The BCSS images and masks are CC0 1.0, the slides are from TCGA; see the WSSS-Tissue project.",
+    about=(
+        "**BCSS-WSSS.** Breast cancer, 224 x 224 at 0.25 µm per pixel, from TCGA slides (Amgad et al. 2019; patches by "
+        "Han et al. 2022). Training labels come with the file names, those of the official val and test parts from "
+        "masks. Groups are patients (TCGA barcodes). TCGA is public and widely copied: a backbone may have seen it."
+    ),
+    options=("split", "mask_coverage"),
+    paper={"baseline": 0.4266, "one_vs_rest": 0.3757, "power_set": 0.4713, "top_k": 0.4358, "histoclip": 0.9121},
+)
 def load_bcss_wsss(
-    data_dir: str | Path, official: bool = False, mask_coverage: float = 0.01, progress: bool = True
+    data_dir: str | Path, split: str = "random", mask_coverage: float = 0.01, progress: bool = True
 ) -> PatchDataset:
     """Load BCSS-WSSS: breast cancer patches, 224x224 pixels at 0.25 micrometres a pixel.
 
@@ -77,59 +116,49 @@ def load_bcss_wsss(
     ----------
     data_dir : str or Path
         Folder that holds the parts, or one or two levels above it.
-    official : bool
-        False gives the official training part alone, which the paper divides 8:2. True adds the official
-        validation and test parts, with their masks.
+    split : str
+        `given` adds the official validation and test parts, with their masks. Otherwise the official training part is
+        loaded alone, which the paper divides 8:2.
     mask_coverage : float
-        A patch of these two parts carries a class that covers at least this fraction of its pixels. 0.01
-        reproduces 571 of 576 labels in names of the training part; 0 (any pixel) only 497.
+        A patch of these two parts carries a class that covers at least this fraction of its pixels. 0.01 reproduces 571
+        of 576 labels in names of the training part; 0 (any pixel) only 497.
     progress : bool
         Whether to draw a bar while masks are read.
 
     Returns
     -------
     PatchDataset
-        Classes tumor, stroma, lymphocyte, necrosis; groups are TCGA patients. `parts` and masks with
-        `official` only; training patches have no mask.
+        Classes tumor, stroma, lymphocyte, necrosis; groups are TCGA patients. `parts` and masks with the official parts
+        only; training patches have no mask.
 
     Raises
     ------
     HistoCLIPError
-        For a missing or ambiguous folder, names of another form, images without a mask, and masks that
-        cannot be read.
+        For a missing or ambiguous folder, names of another form, images without a mask, and masks that cannot be read.
     """
-    return _load(_BCSS, data_dir, official, mask_coverage, progress)
+    return _load(BCSS, data_dir, split == "given", mask_coverage, progress)
 
 
+@dataset(
+    LUAD.name,
+    title=LUAD.title,
+    licence="None is stated; ask its authors before any use but research.",
+    about=(
+        "**LUAD-HistoSeg.** Lung adenocarcinoma, 224 x 224 at 10x (Han et al. 2022). Training labels come with the "
+        "file names, those of the official val and test parts from masks. Groups are patients."
+    ),
+    options=("split", "mask_coverage"),
+    paper={"baseline": 0.4485, "one_vs_rest": 0.2932, "power_set": 0.4422, "top_k": 0.4738, "histoclip": 0.9507},
+)
 def load_luad_histoseg(
-    data_dir: str | Path, official: bool = False, mask_coverage: float = 0.01, progress: bool = True
+    data_dir: str | Path, split: str = "random", mask_coverage: float = 0.01, progress: bool = True
 ) -> PatchDataset:
     """Load LUAD-HistoSeg: lung adenocarcinoma patches, 224x224 pixels at 10x.
 
-    Parameters, result and errors are those of `load_bcss_wsss`, but for the classes: tumor epithelial,
-    necrosis, lymphocyte, tumor-associated stroma, in this order. Groups are patients.
+    Parameters, result and errors are those of `load_bcss_wsss`, but for the classes: tumor epithelial, necrosis,
+    lymphocyte, tumor-associated stroma, in this order. Groups are patients.
     """
-    return _load(_LUAD, data_dir, official, mask_coverage, progress)
-
-
-def parse_bcss_name(name: str) -> np.ndarray:
-    """Return the labels in the name of a BCSS-WSSS training patch, shape (4,), uint8, or raise HistoCLIPError."""
-    return _name_labels(_BCSS, name)
-
-
-def parse_luad_name(name: str) -> np.ndarray:
-    """Return the labels in the name of a LUAD-HistoSeg training patch; result and errors as for BCSS-WSSS."""
-    return _name_labels(_LUAD, name)
-
-
-def bcss_patient(name: str) -> str:
-    """Return the TCGA barcode `TCGA-XX-YYYY` in a BCSS-WSSS patch name of any part, or raise HistoCLIPError."""
-    return _name_patient(_BCSS, name)
-
-
-def luad_patient(name: str) -> str:
-    """Return the patient number in a LUAD-HistoSeg patch name of any part, or raise HistoCLIPError."""
-    return _name_patient(_LUAD, name)
+    return _load(LUAD, data_dir, split == "given", mask_coverage, progress)
 
 
 def labels_from_mask(class_map: np.ndarray, n_classes: int, coverage: float) -> np.ndarray:
@@ -152,30 +181,14 @@ def labels_from_mask(class_map: np.ndarray, n_classes: int, coverage: float) -> 
     return ((pixels > 0) & (pixels / class_map.size >= coverage)).astype(np.uint8)
 
 
-def _name_labels(release: _Release, name: str) -> np.ndarray:
-    match = release.pattern.fullmatch(name)
-    if match is None or match["labels"] is None:
-        raise HistoCLIPError(f"{name!r} is not the name of a {release.title} training patch: {release.form}.")
-    return np.array([int(label) for label in match["labels"].replace(" ", "")], dtype=np.uint8)
-
-
-def _name_patient(release: _Release, name: str) -> str:
-    match = release.pattern.fullmatch(name)
-    if match is None:
-        raise HistoCLIPError(f"{name!r} is not the name of a {release.title} patch: {release.form}.")
-    return match["patient"]
-
-
-def _load(
-    release: _Release, data_dir: str | Path, official: bool, mask_coverage: float, progress: bool
-) -> PatchDataset:
+def _load(release: Release, data_dir: str | Path, official: bool, mask_coverage: float, progress: bool) -> PatchDataset:
     if not 0 <= mask_coverage <= 1:
         raise HistoCLIPError(f"mask_coverage: {mask_coverage} must lie between 0 and 1.")
     data_dir = Path(data_dir)
     train_dir = _find_train(release, data_dir)
     image_paths = _images(train_dir / "img" if (train_dir / "img").is_dir() else train_dir)
     _check_names(release, image_paths, "train")
-    labels = [_name_labels(release, path.name) for path in image_paths]
+    labels = [release.labels_of(path.name) for path in image_paths]
     mask_paths: list[Path | None] = [None] * len(image_paths)
     parts = ["train"] * len(image_paths)
     for part in ("val", "test") if official else ():
@@ -191,13 +204,13 @@ def _load(
         files=[path.relative_to(data_dir).as_posix() for path in image_paths],
         labels=np.stack(labels),
         source=ImageFiles(image_paths, mask_paths if official else [], MASK_VALUES),
-        groups=np.array([_name_patient(release, path.name) for path in image_paths]),
+        groups=np.array([release.patient_of(path.name) for path in image_paths]),
         parts=np.array(parts) if official else None,
         has_masks=official,
     )
 
 
-def _check_names(release: _Release, paths: list[Path], part: str) -> None:
+def _check_names(release: Release, paths: list[Path], part: str) -> None:
     """Refuse the files whose names have another form, all at once."""
     matches = [release.pattern.fullmatch(path.name) for path in paths]
     # Masks hold the labels of the official parts, so a bracket may be missing there.
@@ -212,7 +225,7 @@ def _check_names(release: _Release, paths: list[Path], part: str) -> None:
 
 
 def _mask_labels(
-    release: _Release, paths: list[Path], mask_coverage: float, part: str, progress: bool
+    release: Release, paths: list[Path], mask_coverage: float, part: str, progress: bool
 ) -> list[np.ndarray]:
     """Return the labels that each mask gives; report the masks that cannot be used, all at once."""
     labels, offenders = [], []
@@ -237,7 +250,7 @@ def _folders(folder: Path) -> list[Path]:
         return sorted(Path(e) for e in entries if not e.name.startswith((".", "__MACOSX")) and e.is_dir())
 
 
-def _find_train(release: _Release, data_dir: Path) -> Path:
+def _find_train(release: Release, data_dir: Path) -> Path:
     """Return the folder of the training part, in `data_dir` or at most two levels below it."""
     level = [data_dir] if data_dir.is_dir() else []
     for _ in range(3):
@@ -264,7 +277,7 @@ def _images(folder: Path) -> list[Path]:
         offenders = sorted(e.name for e in found if not e.is_file())
     if offenders:
         raise HistoCLIPError(
-            f"{folder}: {len(offenders)} entries are called like images but are folders, devices or broken links. "
+            f"{folder}: {len(offenders)} entries have names of images but are folders, devices or broken links. "
             f"Remove them:\n{bullet_list(offenders, limit=1000)}"
         )
     if not found:
@@ -272,7 +285,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted(Path(e) for e in found)
 
 
-def _official_part(release: _Release, root: Path, part: str) -> tuple[list[Path], list[Path]]:
+def _official_part(release: Release, root: Path, part: str) -> tuple[list[Path], list[Path]]:
     """Return the images of the validation or test part and the mask of each."""
     found = [root / name for name in PART_FOLDERS[part] if (root / name).is_dir()]
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""Reading one image or mask: which files are taken, how each kind becomes 8-bit RGB, and which are refused."""
+"""Reading one image or mask: which files are accepted, how each kind becomes 8-bit RGB, and which are refused."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from histoclip_lib.common.errors import HistoCLIPError
 
 # Only these are tried, whatever a file is called: Pillow knows some forty more, and hands EPS to Ghostscript.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000")
-MAX_PIXELS = 16_000_000  # a slide is no patch
+MAX_PIXELS = 16_000_000  # held here, before anything is decoded: Pillow's own limit is the user's
 MAX_BYTES = 2**28
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow refuses twice as many by itself, in whatever else opens an image
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 MANY_BITS = ";16"  # in the name of Pillow's raw mode, such as "RGB;16B"
 DARK = 16  # of 255: what 12 bits reach where 16 are expected
@@ -46,10 +45,10 @@ def read_rgb(source: Path | bytes, place: str) -> np.ndarray:
     Raises
     ------
     HistoCLIPError
-        For a file that is empty, no regular file, truncated, damaged or in none of `FORMATS`; of more than `MAX_PIXELS`
-        pixels (before any is decoded) or `MAX_BYTES` bytes; with several frames or pages; with an EXIF orientation,
-        since a mask and other programs may follow it or not; with 32 bits a channel; and with 16 bits of which only
-        the lower 12 are used, which would be black.
+        For a file that is empty, not a regular file, truncated, damaged or in none of `FORMATS`; of more than
+        `MAX_PIXELS` pixels (before any is decoded) or `MAX_BYTES` bytes; with several frames or pages; with an EXIF
+        orientation, which a mask and other programs may follow or not; with 32 bits a channel; and with 16 bits of
+        which only the lower 12 are used, which would be black.
     """
     with _opened(source, place) as (image, many_bits):
         if image.mode in ("I", "F"):
@@ -87,7 +86,7 @@ def read_class_map(path: Path, mask_values: np.ndarray) -> np.ndarray:
     class_map = mask_values[stored]
     if (class_map == 255).any():
         values = np.unique(stored[class_map == 255]).tolist()
-        raise HistoCLIPError(f"{path}: mask values {values} name no class.")
+        raise HistoCLIPError(f"{path}: mask values {values} do not name a class.")
     return class_map
 
 
@@ -101,7 +100,7 @@ def read_nonzero(source: bytes, place: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images (and masks) that lie as files in a folder.
+    """Images (and masks) that are files in a folder.
 
     Attributes
     ----------
@@ -147,15 +146,15 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
             if (orientation := _orientation(image)) not in (0, 1):
                 raise _refusal(
                     place,
-                    f"its EXIF orientation is {orientation}: some programs turn it and others do not, so nobody knows "
-                    "which way its mask lies",
+                    f"its EXIF orientation is {orientation}: some programs rotate it and others do not, so it may not "
+                    "match its mask",
                 )
             yield image, many_bits
     except HistoCLIPError:
         raise
     except Image.UnidentifiedImageError as error:
         raise HistoCLIPError(
-            f"{place}: is no image, or in none of the formats {', '.join(FORMATS)}. Save it as PNG or TIFF."
+            f"{place}: is not an image, or in none of the formats {', '.join(FORMATS)}. Save it as PNG or TIFF."
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(place, str(error)) from error
@@ -187,8 +186,8 @@ def _require_file(path: Path, place: str) -> None:
 
 
 def _too_large(place: str, size: str) -> HistoCLIPError:
-    return HistoCLIPError(f"{place}: {size} are too much for a patch (at most {MAX_PIXELS:,} pixels). Cut it up.")
+    return HistoCLIPError(f"{place}: {size} are too many for a patch (at most {MAX_PIXELS:,} pixels). Tile it.")
 
 
 def _refusal(place: str, reason: str) -> HistoCLIPError:
-    return HistoCLIPError(f"{place}: {reason}. Save it anew as 8-bit RGB PNG, the way it is meant.")
+    return HistoCLIPError(f"{place}: {reason}. Save it again, upright, as an 8-bit RGB PNG.")

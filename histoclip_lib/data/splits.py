@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
@@ -23,18 +22,18 @@ def split_dataset(
     dataset : PatchDataset
         B patches.
     method : {"random", "grouped", "given"}
-        `random` shuffles patches, as the paper does; patches of one patient then stand on both sides.
+        `random` shuffles patches, as the paper does; patches of one patient are then on both sides.
         `grouped` keeps each group on one side and the class prevalences as equal as groups allow.
         `given` follows the official parts: `train` against `test`, or against `val` where there is no `test`.
     seed : int
-        Decides `random` and `grouped`, together with the set of file names but not with their order.
+        Decides `random` and `grouped` together with the set of file names, whatever their order.
     val_fraction : float
         Fraction of patches (`random`) or about that fraction (`grouped`) to validate on.
 
     Returns
     -------
     train, val : ndarray of int
-        Positions in `dataset.files`, ascending.
+        Indices into `dataset.files`, ascending.
 
     Raises
     ------
@@ -63,7 +62,7 @@ def split_dataset(
 
 
 def grouped_folds(
-    dataset: PatchDataset, rows: np.ndarray, n_folds: int, seed: int
+    dataset: PatchDataset, index: np.ndarray, n_folds: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Divide some patches into folds for cross-validation, each group in one fold.
 
@@ -71,31 +70,35 @@ def grouped_folds(
     ----------
     dataset : PatchDataset
         Its groups are kept together; where it has none, each patch is its own.
-    rows : ndarray of int, shape (T,)
-        Positions in the data set.
+    index : ndarray of int, shape (T,)
+        Which patches.
     n_folds : int
-        At most so many; as many as there are groups where these are fewer.
+        At most this many; as many as there are groups where these are fewer.
     seed : int
         Of the shuffling.
 
     Returns
     -------
     list of (ndarray, ndarray)
-        Positions in `rows` to fit on and to hold out. Empty where a single group leaves nothing to hold out.
+        Positions in `index` to fit on and to hold out. Empty where a single group leaves nothing to hold out.
     """
-    groups = rows if dataset.groups is None else dataset.groups[rows]
+    from sklearn.model_selection import GroupKFold
+
+    groups = index if dataset.groups is None else dataset.groups[index]
     n_folds = min(n_folds, len(np.unique(groups)))
     if n_folds < 2:
         return []
-    return list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(rows, groups=groups))
+    return list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(index, groups=groups))
 
 
 def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
     """Return the fold of scikit-learn's StratifiedGroupKFold that is most like the whole set."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     if dataset.groups is None:
         raise HistoCLIPError(
-            f"split: {dataset.name} knows no groups, so it cannot be split by group. Add a column `group` to "
-            "labels.csv, or use split: random."
+            f"split: {dataset.name} has no groups, so it cannot be split by group. Add a column `group` to labels.csv, "
+            "or use split: random."
         )
     groups, labels = dataset.groups[order], dataset.labels[order]
     n_folds = max(2, round(1 / val_fraction))
@@ -120,8 +123,8 @@ def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val
 def _given_validation(dataset: PatchDataset) -> np.ndarray:
     if dataset.parts is None:
         raise HistoCLIPError(
-            f"split: {dataset.name} comes with no split. Add a column `split` (train or val) to labels.csv, or "
-            "use split: grouped or random."
+            f"split: {dataset.name} has no official split. Add a column `split` (train or val) to labels.csv, or use "
+            "split: grouped or random."
         )
     held_out = "test" if (dataset.parts == "test").any() else "val"
     return np.flatnonzero(dataset.parts == held_out)
@@ -135,6 +138,6 @@ def _require_positives(dataset: PatchDataset, train: np.ndarray, val: np.ndarray
     missing = [c for c, n in zip(dataset.classes, dataset.labels[train].sum(axis=0), strict=True) if n == 0]
     if missing:
         raise HistoCLIPError(
-            f"{dataset.name}: no training patch shows {', '.join(missing)}. Remove the class, add patches, or "
-            "use another split or seed."
+            f"{dataset.name}: no training patch shows {', '.join(missing)}. Remove the class, add patches, or use "
+            "another split or seed."
         )

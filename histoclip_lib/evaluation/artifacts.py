@@ -15,8 +15,21 @@ from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import replacing, write_text
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.methods import COLUMNS, OFFLINE_BACKBONE, PAPER, ROW_LABELS
+from histoclip_lib.evaluation.methods import in_table_order
 from histoclip_lib.evaluation.uncertainty import bootstrap_units, evaluate, interval_note
+
+METRICS = {
+    "mAcc": "mAcc",
+    "mAP": "mAP",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "auroc": "AUROC",
+    "exact_match": "exact match",
+}
+REQUIRED = ("name", "dataset", "backbone", "split")  # of metrics.json
+PREDICTION_COLUMNS = ["method", "file", "group", "class", "label", "score", "predicted"]
+AGAIN = "Run it again with --force."
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> None:
@@ -24,32 +37,80 @@ def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.nda
     part = np.full(len(patches), "", dtype=object)
     part[train], part[val] = "train", "val"
     groups = patches.groups if patches.groups is not None else ""
+    _write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part}))
+
+
+def save_history(path: Path, history: pd.DataFrame) -> None:
+    """Write the training history as CSV."""
+    _write_csv(path, history)
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
     with replacing(path) as temporary:
-        pd.DataFrame({"file": patches.files, "group": groups, "split": part}).to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False)
 
 
-def save_predictions(path: Path, rows: dict[str, Predictions], patches: PatchDataset, index: np.ndarray) -> None:
-    """Write predictions in long form, one line for each row of the table, patch and class.
+# predictions.parquet, zero_shot.parquet
 
-    Columns: `row`, `file`, `group`, `class`, `label`, `score` (float32), `predicted`.
 
-    Parameters
+@dataclass(frozen=True, eq=False)
+class ValidationPredictions:
+    """What every method of a run predicts for the same B patches and N classes.
+
+    Attributes
     ----------
-    path : Path
-        A `.parquet` file.
-    rows : dict of str to Predictions
-        For the patches `index`, in that order.
-    patches : PatchDataset
-        The data set.
-    index : ndarray of int
-        Positions in it.
+    files : ndarray of shape (B,), str
+        Sorted.
+    classes : list of str
+        In the order of the data set.
+    labels : ndarray of shape (B, N), uint8
+    groups : ndarray of shape (B,), str, or None
+        Patient or source image, where known.
+    methods : dict of str to Predictions
+        In the order of the table.
+    """
+
+    files: np.ndarray
+    classes: list[str]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    methods: dict[str, Predictions]
+
+    @property
+    def units(self) -> np.ndarray:
+        """What the bootstrap draws, shape (B,): the group of each patch, or the patch itself."""
+        return bootstrap_units(self, np.arange(len(self.files)))
+
+    @property
+    def note(self) -> str:
+        """What intervals resample, in words."""
+        return interval_note(self, np.arange(len(self.files)))
+
+    def take(self, index: np.ndarray, columns: np.ndarray | None = None) -> ValidationPredictions:
+        """Return the predictions of the patches at `index` (n,), with the classes at `columns`; by default all."""
+        columns = np.arange(len(self.classes)) if columns is None else columns
+        cells = np.ix_(index, columns)
+        methods = {
+            name: Predictions(found.scores[cells], found.decisions[cells]) for name, found in self.methods.items()
+        }
+        groups = None if self.groups is None else self.groups[index]
+        return ValidationPredictions(
+            self.files[index], [self.classes[k] for k in columns], self.labels[cells], groups, methods
+        )
+
+
+def save_predictions(path: Path, methods: dict[str, Predictions], patches: PatchDataset, index: np.ndarray) -> None:
+    """Write predictions in long form, one line for each method, patch and class.
+
+    Columns: `method`, `file`, `group`, `class`, `label`, `score` (float32), `predicted`. The predictions are for the
+    patches `index` (n,), in that order.
     """
     n_classes, files = len(patches.classes), np.asarray(patches.files, dtype=object)[index]
     groups = patches.groups[index] if patches.groups is not None else np.full(len(index), "")
     frames = [
         pd.DataFrame(
             {
-                "row": name,
+                "method": name,
                 "file": np.repeat(files, n_classes),
                 "group": np.repeat(groups, n_classes),
                 "class": np.tile(patches.classes, len(index)),
@@ -58,63 +119,75 @@ def save_predictions(path: Path, rows: dict[str, Predictions], patches: PatchDat
                 "predicted": predictions.decisions.ravel(),
             }
         )
-        for name, predictions in rows.items()
+        for name, predictions in methods.items()
     ]
-    table = pd.concat(frames, ignore_index=True).astype({c: "category" for c in ("row", "file", "group", "class")})
+    table = pd.concat(frames, ignore_index=True).astype({c: "category" for c in ("method", "file", "group", "class")})
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
 
 
-def load_predictions(path: Path, patches: PatchDataset, index: np.ndarray) -> dict[str, Predictions]:
-    """Read the predictions of some patches from a file that `save_predictions` wrote.
+def read_predictions(path: Path) -> ValidationPredictions:
+    """Read a file that `save_predictions` wrote.
 
     Raises
     ------
     HistoCLIPError
-        If the file is absent or was written for other patches or classes.
+        If it cannot be read, lacks a column, does not hold each method, patch and class once, or gives a patch two
+        labels of one class or two groups.
+    """
+    try:
+        table = pd.read_parquet(path, columns=PREDICTION_COLUMNS)
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors
+        raise HistoCLIPError(f"{path} cannot be read: {error}. {AGAIN}") from error
+    (method, methods), (file, files), (label, classes), (group, groups) = (
+        _numbered(table[column]) for column in ("method", "file", "class", "group")
+    )
+    shape = (len(methods), len(files), len(classes))
+    order = np.lexsort((label, file, method))
+    in_full = np.unravel_index(np.arange(np.prod(shape)), shape)
+    if (
+        not len(table)
+        or len(table) != np.prod(shape)
+        or any((found[order] != wanted).any() for found, wanted in zip((method, file, label), in_full, strict=True))
+    ):
+        raise HistoCLIPError(f"{path} does not hold each method, patch and class once. {AGAIN}")
+    labels, scores, decisions = (table[c].to_numpy()[order].reshape(shape) for c in ("label", "score", "predicted"))
+    group = group[order].reshape(shape)
+    if (labels != labels[:1]).any() or (group != group[:1, :, :1]).any():
+        raise HistoCLIPError(f"{path} gives a patch two labels of one class, or two groups. {AGAIN}")
+    by_patch = groups[group[0, :, 0]]
+    found = {name: Predictions(scores[k].astype(float), decisions[k].astype(bool)) for k, name in enumerate(methods)}
+    known = by_patch if (by_patch != "").any() else None
+    everything = ValidationPredictions(files, list(classes), labels[0].astype(np.uint8), known, found)
+    return everything.take(np.argsort(files))
+
+
+def _numbered(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of each entry's name, and the names in the order in which they come."""
+    kinds = column.astype("category")
+    numbers, there = pd.factorize(kinds.cat.codes.to_numpy())
+    return numbers, kinds.cat.categories.astype(str).to_numpy(dtype=object)[there]
+
+
+def load_predictions(path: Path, patches: PatchDataset, index: np.ndarray) -> dict[str, Predictions]:
+    """Read the predictions for the patches `index` of a data set, by method.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the file cannot be read or was written for other patches or classes.
     """
     if not path.is_file():
-        raise HistoCLIPError(f"{path} was not found. Run the notebook 02_zero_shot of this run first.")
-    table = pd.read_parquet(path)
+        raise HistoCLIPError(f"{path} was not found. Run the notebooks of this run in their order.")
+    found = read_predictions(path)
     files = np.asarray(patches.files, dtype=object)[index]
-    rows = {}
-    for name in table["row"].unique():
-        part = table[table["row"] == name]
-        try:
-            scores = part.pivot(index="file", columns="class", values="score").loc[files, patches.classes]
-            decisions = part.pivot(index="file", columns="class", values="predicted").loc[files, patches.classes]
-        except KeyError as error:
-            raise HistoCLIPError(f"{path} was written for other patches or classes. Run 02_zero_shot again.") from error
-        rows[str(name)] = Predictions(scores.to_numpy(dtype=np.float64), decisions.to_numpy(dtype=bool))
-    return rows
+    places = np.minimum(np.searchsorted(found.files, files), len(found.files) - 1)
+    if set(found.classes) != set(patches.classes) or (found.files[places] != files).any():
+        raise HistoCLIPError(f"{path} was written for other patches or classes. {AGAIN}")
+    return found.take(places, np.array([found.classes.index(name) for name in patches.classes])).methods
 
 
-def evaluate_rows(
-    rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int
-) -> dict[str, dict]:
-    """Return the `rows` of `metrics.json` for predictions of the validation part, in the order of ROW_LABELS."""
-    units = bootstrap_units(patches, val)
-    return {
-        name: evaluate(patches.labels[val], rows[name], patches.classes, units, resamples, seed)
-        for name in ROW_LABELS
-        if name in rows
-    }
-
-
-def write_metrics(path: Path, patches: PatchDataset, rows: dict[str, dict], **about: object) -> None:
-    """Write `metrics.json`; `about` holds its leading entries: `name`, `dataset`, `backbone` and so on."""
-    prevalence = {name: float(p) for name, p in zip(patches.classes, patches.prevalence, strict=True)}
-    metrics = {**about, "classes": list(patches.classes), "prevalence": prevalence, "rows": rows}
-    write_text(path, json.dumps(metrics, indent=1, allow_nan=False))
-
-
-def save_history(path: Path, history: pd.DataFrame) -> None:
-    """Write the training history as CSV."""
-    with replacing(path) as temporary:
-        history.to_csv(temporary, index=False)
-
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# metrics.json
 
 
 @dataclass(frozen=True)
@@ -126,51 +199,78 @@ class Score:
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """What the overview shows of one run.
+class RunMetrics:
+    """What a run measured, and what it was made with.
 
     Attributes
     ----------
+    path : Path
+        The run's folder.
     name, dataset, backbone, split : str
         As in `metrics.json`.
     pretrained : str
         Name of the weights; may be empty.
-    scores, mean_ap : dict of str to Score
-        mAcc and mAP by row name, such as `linear_probe`; a row that the run lacks is absent.
-    folder : str
-        Name of the run's folder.
-    thumbnail : str or None
-        The run's picture as a data address.
-    is_current : bool
-        False where the run was started again with other inputs and has not come as far as its evaluation.
+    methods : dict of str to dict of str to Score
+        By method, then by metric of METRICS; a metric that is not defined is absent.
+    n_train, n_val : int or None
+        Patches of the two parts.
     """
 
+    path: Path
     name: str
     dataset: str
     backbone: str
     split: str
     pretrained: str
-    scores: dict[str, Score]
-    mean_ap: dict[str, Score]
-    folder: str
-    thumbnail: str | None
-    is_current: bool = True
+    methods: dict[str, dict[str, Score]]
+    n_train: int | None = None
+    n_val: int | None = None
 
     @property
-    def is_offline_default(self) -> bool:
-        """Whether the backbone is the offline default, which is not CLIP."""
-        return self.backbone == OFFLINE_BACKBONE
+    def folder(self) -> str:
+        """Name of the run's folder."""
+        return self.path.name
 
     @property
-    def probe_is_ahead(self) -> bool:
-        """Whether the linear probe scores at least as high as HistoCLIP on patch tokens."""
-        return self.lead is not None and self.lead <= 0
+    def scores(self) -> dict[str, Score]:
+        """The mAcc of each method."""
+        return {name: scores["mAcc"] for name, scores in self.methods.items()}
+
+    @property
+    def mean_ap(self) -> dict[str, Score]:
+        """The mAP of each method for which it is defined."""
+        return {name: scores["mAP"] for name, scores in self.methods.items() if "mAP" in scores}
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the encoder is a CLIP; one that nothing registers here is taken for one."""
+        from histoclip_lib.clip.registry import encoder_entry
+
+        return encoder_entry(self.backbone, self.pretrained).is_clip
 
     @property
     def lead(self) -> float | None:
         """By how much HistoCLIP on patch tokens is above the linear probe in mAcc; None where one is missing."""
         probe, histoclip = self.scores.get("linear_probe"), self.scores.get("histoclip_patch")
         return None if probe is None or histoclip is None else histoclip.value - probe.value
+
+    @property
+    def thumbnail(self) -> str | None:
+        """The run's picture as a data address."""
+        path = self.path / "thumbnail.png"
+        data = path.read_bytes() if path.is_file() else b""
+        encoded = base64.b64encode(data).decode("ascii")
+        return f"data:image/png;base64,{encoded}" if data.startswith(PNG_SIGNATURE) else None
+
+    @property
+    def is_current(self) -> bool:
+        """False where the run was started again with other inputs and has not come as far as its evaluation."""
+        path = self.path / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return "04_results" in record.get("steps", ["04_results"])  # without steps it was made by hand
+        except (OSError, ValueError, AttributeError, TypeError):
+            return False
 
 
 @dataclass(frozen=True)
@@ -181,26 +281,33 @@ class BrokenRun:
     reason: str
 
 
-@dataclass(frozen=True)
-class TableGroup:
-    """The rows of one data set: its runs, then the numbers of the paper, or None where it has none."""
+def evaluate_methods(
+    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int
+) -> dict[str, dict]:
+    """Return the `methods` of `metrics.json` for predictions of the validation part, in the order of the table.
 
-    dataset: str
-    runs: list[RunSummary]
-    paper: tuple[float, ...] | None
+    Raises
+    ------
+    HistoCLIPError
+        If nothing registers one of the methods.
+    """
+    units = bootstrap_units(patches, val)
+    return {
+        name: evaluate(patches.labels[val], methods[name], patches.classes, units, resamples, seed)
+        for name in in_table_order(methods)
+    }
 
 
-@dataclass(frozen=True)
-class Table:
-    """Table I: column headings by row name of `metrics.json`, and one group of rows for each data set."""
+def write_metrics(path: Path, patches: PatchDataset, methods: dict[str, dict], **about: object) -> None:
+    """Write `metrics.json`; `about` holds its leading entries: `name`, `dataset`, `backbone` and so on."""
+    prevalence = {name: float(p) for name, p in zip(patches.classes, patches.prevalence, strict=True)}
+    metrics = {**about, "classes": list(patches.classes), "prevalence": prevalence, "methods": methods}
+    write_text(path, json.dumps(metrics, indent=1, allow_nan=False))
 
-    columns: dict[str, str]
-    groups: list[TableGroup]
 
-
-def find_runs(reports_dir: Path) -> list[RunSummary | BrokenRun]:
+def find_runs(reports_dir: Path) -> list[RunMetrics | BrokenRun]:
     """Return the runs below a folder, by name of their folders; those that cannot be read as BrokenRun."""
-    runs: list[RunSummary | BrokenRun] = []
+    runs: list[RunMetrics | BrokenRun] = []
     for path in sorted(reports_dir.glob("*/metrics.json")):
         try:
             runs.append(read_metrics(path))
@@ -214,263 +321,73 @@ def hide_folder(text: str, folder: Path) -> str:
     return text.replace(f"{folder}{os.sep}", "")
 
 
-def read_metrics(path: Path) -> RunSummary:
-    """Read a run's `metrics.json` and see which pages lie beside it.
+def read_metrics(path: Path) -> RunMetrics:
+    """Read a run's `metrics.json`.
+
+    Names, mAcc and mAP must be sound; other metrics and details that are garbled are left out.
 
     Raises
     ------
     HistoCLIPError
-        If the file cannot be read as JSON, or lacks or garbles what the overview needs; all of it is listed.
+        If the file cannot be read as JSON, or lacks or garbles what is needed; all of it is listed.
     """
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise HistoCLIPError(f"{path} cannot be read: {error}. Run it again with --force.") from error
+        raise HistoCLIPError(f"{path} cannot be read: {error}. {AGAIN}") from error
     if not isinstance(metrics, dict):
-        raise HistoCLIPError(f"{path} holds a {type(metrics).__name__}, not an object. Run it again with --force.")
+        raise HistoCLIPError(f"{path} holds a {type(metrics).__name__}, not an object. {AGAIN}")
     problems = [
         f"{key}: {metrics.get(key)!r} is not a name"
-        for key in ("name", "dataset", "backbone", "split")
+        for key in REQUIRED
         if not (isinstance(metrics.get(key), str) and metrics[key])
     ]
-    rows = metrics.get("rows")
-    scores, mean_ap = {}, {}
-    if isinstance(rows, dict):
-        for row in COLUMNS.keys() & rows.keys():
-            try:
-                scores[row] = _score(rows[row], "mAcc")
-                if rows[row].get("mAP") is not None:  # not defined where no class is present
-                    mean_ap[row] = _score(rows[row], "mAP")
-            except HistoCLIPError as error:
-                problems.append(f"rows, {row}: {error}")
+    methods = metrics.get("methods")
+    if isinstance(methods, dict):
+        problems += [f"methods, {name}: {fault}" for name, values in methods.items() for fault in _faults(values)]
     else:
-        problems.append(f"rows: {rows!r} is not an object")
+        problems.append(f"methods: {methods!r} is not an object")
     if problems:
-        raise HistoCLIPError(f"{path} cannot be used. Run it again with --force.\n{bullet_list(sorted(problems))}")
-    folder = path.parent
-    return RunSummary(
-        name=metrics["name"],
-        dataset=metrics["dataset"],
-        backbone=metrics["backbone"],
-        split=metrics["split"],
+        raise HistoCLIPError(f"{path} cannot be used. {AGAIN}\n{bullet_list(sorted(problems))}")
+    return RunMetrics(
+        path=path.parent,
+        **{key: metrics[key] for key in REQUIRED},
         pretrained=str(metrics.get("pretrained") or ""),
-        scores=scores,
-        mean_ap=mean_ap,
-        folder=folder.name,
-        thumbnail=_thumbnail(folder / "thumbnail.png"),
-        is_current=_is_current(folder / "steps.json"),
+        methods={name: _scores(values) for name, values in methods.items()},
+        n_train=_count(metrics.get("n_train")),
+        n_val=_count(metrics.get("n_val")),
     )
 
 
-def _score(row: object, metric: str) -> Score:
-    if not isinstance(row, dict) or not is_fraction(row.get(metric)):
-        found = row.get(metric) if isinstance(row, dict) else row
-        raise HistoCLIPError(f"{metric} {found!r} is not a number from 0 to 1")
-    interval = row.get(f"{metric}_ci")
-    if interval is None:
-        return Score(float(row[metric]), None)
-    if not (isinstance(interval, list) and len(interval) == 2 and all(map(is_fraction, interval))):
-        raise HistoCLIPError(f"{metric}_ci {interval!r} is not a pair of numbers from 0 to 1")
-    return Score(float(row[metric]), (float(interval[0]), float(interval[1])))
+def _faults(values: object) -> list[str]:
+    """Return what is wrong with the mAcc and mAP of a method; mAP is null where no class is present."""
+    if not isinstance(values, dict):
+        return [f"{values!r} is not an object"]
+    faults = []
+    for metric in ("mAcc", "mAP"):
+        value, interval = values.get(metric), values.get(f"{metric}_ci")
+        if not (_is_fraction(value) or (value is None and metric == "mAP")):
+            faults.append(f"{metric} {value!r} is not a number from 0 to 1")
+        if not (interval is None or _is_interval(interval)):
+            faults.append(f"{metric}_ci {interval!r} is not a pair of numbers from 0 to 1")
+    return faults
 
 
-def is_fraction(value: object) -> bool:
-    """Say whether a value of a JSON file is a number from 0 to 1."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def _is_current(record: Path) -> bool:
-    """Say whether the evaluation is among the finished steps; a folder without a record is taken as it is."""
-    try:
-        return not record.is_file() or "04_evaluate" in json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def _thumbnail(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}" if data.startswith(PNG_SIGNATURE) else None
-
-
-def table_one(runs: list[RunSummary]) -> Table:
-    """Arrange runs by data set, the paper's three first, each group closed by the paper's numbers."""
-    others = sorted({run.dataset for run in runs} - PAPER.keys())
-    groups = []
-    for dataset in [*PAPER, *others]:
-        label, paper = PAPER.get(dataset, (dataset, None))
-        groups.append(TableGroup(label, [run for run in runs if run.dataset == dataset], paper))
-    return Table(COLUMNS, groups)
-
-
-METRICS = {
-    "mAcc": "mAcc",
-    "mAP": "mAP",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "auroc": "AUROC",
-    "exact_match": "exact match",
-}
-CLASS_METRICS = {"accuracy": "accuracy", "ap": "average precision", "f1": "F1"}
-
-
-@dataclass(frozen=True)
-class RunResults:
-    """What a run measured.
-
-    Attributes
-    ----------
-    summary : RunSummary
-        Its name, data set and so on.
-    n_train, n_val : int or None
-        Patches of the two parts.
-    prevalence : dict of str to (float or None)
-        By class, in the order of the data set: the share of all patches that show it.
-    rows : dict of str to dict of str to Score
-        By row, then by metric of METRICS.
-    by_class : dict of str to dict of str to dict of str to Score
-        By row, then by class, then by metric of CLASS_METRICS.
-    """
-
-    summary: RunSummary
-    n_train: int | None
-    n_val: int | None
-    prevalence: dict[str, float | None]
-    rows: dict[str, dict[str, Score]]
-    by_class: dict[str, dict[str, dict[str, Score]]]
-
-
-def read_results(path: Path) -> RunResults:
-    """Read a run's `metrics.json`.
-
-    Raises
-    ------
-    HistoCLIPError
-        Where `run_summaries.read_metrics` does.
-    """
-    summary = read_metrics(path)
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    listed = metrics.get("classes")
-    classes = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    prevalence = _mapping(metrics.get("prevalence"))
-    rows = {name: _mapping(row) for name, row in metrics["rows"].items()}
-    scored = {name: _scores(row, METRICS) for name, row in rows.items()}
-    scored = {name: row for name, row in scored.items() if "mAcc" in row}
-    by_class = {}
-    for name in scored:
-        values = _mapping(rows[name].get("per_class"))
-        by_class[name] = {c: _scores(_mapping(values.get(c)), CLASS_METRICS) for c in classes}
-    return RunResults(
-        summary,
-        _count(metrics.get("n_train")),
-        _count(metrics.get("n_val")),
-        {c: float(prevalence[c]) if is_fraction(prevalence.get(c)) else None for c in classes},
-        scored,
-        by_class,
-    )
-
-
-def _scores(values: dict, metrics: dict[str, str]) -> dict[str, Score]:
+def _scores(values: dict) -> dict[str, Score]:
     found = {}
-    for metric in metrics:
+    for metric in (metric for metric in METRICS if _is_fraction(values.get(metric))):
         interval = values.get(f"{metric}_ci")
-        is_pair = isinstance(interval, list) and len(interval) == 2 and all(map(is_fraction, interval))
-        if is_fraction(values.get(metric)):
-            found[metric] = Score(float(values[metric]), tuple(map(float, interval)) if is_pair else None)
+        found[metric] = Score(float(values[metric]), tuple(map(float, interval)) if _is_interval(interval) else None)
     return found
 
 
-def _mapping(value: object) -> dict:
-    return value if isinstance(value, dict) else {}
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_fraction, value))
 
 
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-PREDICTION_COLUMNS = ["row", "file", "group", "class", "label", "score", "predicted"]
-
-
-@dataclass(frozen=True, eq=False)
-class ValidationPredictions:
-    """What every row of a run's table says about its validation patches.
-
-    Attributes
-    ----------
-    files : ndarray of shape (B,), str
-        The patches, sorted.
-    classes : list of str
-        N names, in the order of the data set.
-    labels : ndarray of shape (B, N), uint8
-        0 or 1.
-    groups : ndarray of shape (B,), str, or None
-        Patient or source image, where known.
-    rows : dict of str to Predictions
-        By row of the table, in its order.
-    """
-
-    files: np.ndarray
-    classes: list[str]
-    labels: np.ndarray
-    groups: np.ndarray | None
-    rows: dict[str, Predictions]
-
-    @property
-    def units(self) -> np.ndarray:
-        """What the bootstrap draws, shape (B,): the group of each patch, or the patch itself."""
-        return bootstrap_units(self, np.arange(len(self.files)))
-
-    @property
-    def note(self) -> str:
-        """What intervals resample, in words."""
-        return interval_note(self, np.arange(len(self.files)))
-
-    def take(self, places: np.ndarray) -> ValidationPredictions:
-        """Return the predictions of the patches at `places`."""
-        groups = None if self.groups is None else self.groups[places]
-        rows = {name: Predictions(row.scores[places], row.decisions[places]) for name, row in self.rows.items()}
-        return ValidationPredictions(self.files[places], self.classes, self.labels[places], groups, rows)
-
-
-def read_predictions(path: Path) -> ValidationPredictions:
-    """Read a file that `results.save_predictions` wrote.
-
-    Raises
-    ------
-    HistoCLIPError
-        If it cannot be read, lacks a column, does not hold each row, patch and class once, or gives a patch two labels
-        of one class or two groups.
-    """
-    try:
-        table = pd.read_parquet(path, columns=PREDICTION_COLUMNS)
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors
-        raise HistoCLIPError(f"{path} cannot be read: {error}. Run 04_evaluate again.") from error
-    (row, rows), (file, files), (label, classes), (group, groups) = (
-        _numbered(table[column]) for column in ("row", "file", "class", "group")
-    )
-    shape = (len(rows), len(files), len(classes))
-    order = np.lexsort((label, file, row))
-    in_full = np.unravel_index(np.arange(np.prod(shape)), shape)
-    if (
-        not len(table)
-        or len(table) != np.prod(shape)
-        or any((found[order] != wanted).any() for found, wanted in zip((row, file, label), in_full, strict=True))
-    ):
-        raise HistoCLIPError(f"{path} does not hold each row, patch and class once. Run 04_evaluate again.")
-    labels, scores, decisions = (table[c].to_numpy()[order].reshape(shape) for c in ("label", "score", "predicted"))
-    group = group[order].reshape(shape)
-    if (labels != labels[:1]).any() or (group != group[:1, :, :1]).any():
-        raise HistoCLIPError(f"{path} gives a patch two labels of one class, or two groups. Run 04_evaluate again.")
-    by_patch = groups[group[0, :, 0]]
-    by_name = np.argsort(files)
-    found = {name: Predictions(scores[k].astype(float), decisions[k].astype(bool)) for k, name in enumerate(rows)}
-    known = by_patch if (by_patch != "").any() else None
-    return ValidationPredictions(files, list(classes), labels[0].astype(np.uint8), known, found).take(by_name)
-
-
-def _numbered(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of each entry's name, and the names in the order in which they come."""
-    kinds = column.astype("category")
-    numbers, there = pd.factorize(kinds.cat.codes.to_numpy())
-    return numbers, kinds.cat.categories.astype(str).to_numpy(dtype=object)[there]

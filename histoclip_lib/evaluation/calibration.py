@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: temperature and thresholds fitted out of fold, and what they change."""
+"""Calibration of probabilities: temperature and thresholds fitted out of fold, and what they change."""
 
 from __future__ import annotations
 
@@ -8,35 +8,30 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from sklearn.metrics import f1_score
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import (
     THRESHOLD,
     Predictions,
-    _logits,
     cross_entropy,
     from_probabilities,
-    mean_accuracy,
+    logits_of,
 )
-from histoclip_lib.evaluation.metrics import cut_counts
+from histoclip_lib.evaluation.methods import label_of
+from histoclip_lib.evaluation.metrics import cut_counts, point_metrics
 
 BINS = 15  # as Guo et al. 2017
-TEMPERATURES = (0.2, 20.0)  # the bounds keep a few separable patches from asking for endless certainty
+TEMPERATURES = (0.2, 20.0)  # without bounds, a few separable patches would ask for no temperature at all
 OBJECTIVES = {"accuracy": "mAcc", "f1": "macro F1"}  # what a threshold may be fitted for, and the metric it serves
 CHANCE_DRAWS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was fitted on the out-of-fold probabilities of one row of the table.
+    """What was fitted on the out-of-fold probabilities of one method.
 
-    Attributes
-    ----------
-    temperature : float
-        By which every logit is divided; above 1 where the row is too sure of itself.
-    thresholds : dict of str to ndarray of shape (N,)
-        For each of the OBJECTIVES, the calibrated probability from which each class is called present.
+    `temperature` divides every logit; it is above 1 where the method is overconfident. `thresholds` are, for each of
+    the OBJECTIVES, the calibrated probabilities (N,) from which each class is predicted.
     """
 
     temperature: float
@@ -57,10 +52,8 @@ def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibratio
 
     Parameters
     ----------
-    labels : ndarray of shape (B, N)
-        0 or 1, of the training part.
-    probabilities : ndarray of shape (B, N)
-        What models that had not seen the patch say of it: cross-validation that keeps groups together.
+    labels, probabilities : ndarray of shape (B, N)
+        Of the training part, the probabilities out of fold (cross-validation by group).
 
     Raises
     ------
@@ -81,19 +74,19 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the one temperature that minimises the binary cross-entropy of all classes together.
 
     One for all classes, since a few hundred patches hold too few examples of a rare class: fitted on halves of the
-    validation parts of CoNSeP and the demo, one for each class did worse on the other half in every row tried.
+    validation parts of CoNSeP and the demo, one for each class did worse on the other half with every method tried.
 
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1. A class that is always or never present says nothing of certainty and is left out.
+        0 or 1. A class that is always or never present says nothing about confidence and is left out.
     probabilities : ndarray of shape (B, N)
         Sigmoid outputs; 0 and 1 are taken as FINEST away from it.
 
     Returns
     -------
     float
-        Within TEMPERATURES; 1 where nothing is gained, as with no class left or probabilities of one half.
+        Within TEMPERATURES; 1 where nothing is gained, as with no class left or all probabilities at 0.5.
 
     References
     ----------
@@ -102,7 +95,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     usable = labels.any(axis=0) & ~labels.all(axis=0)
     if not usable.any():
         return 1.0
-    logits = _logits(probabilities[:, usable])
+    logits = logits_of(probabilities[:, usable])
     margins = np.where(labels[:, usable] == 1, logits, -logits)
 
     def loss(log_temperature: float) -> float:
@@ -113,29 +106,27 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide the logits of probabilities (B, N) by a temperature; float64. No value passes one half, either way."""
-    return expit(_logits(probabilities) / temperature)
+    """Divide the logits of probabilities (B, N) by a temperature; float64. No value crosses 0.5."""
+    return expit(logits_of(probabilities) / temperature)
 
 
 def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str = "accuracy") -> np.ndarray:
-    """Return the threshold of each class that serves an objective best; a class is present where p >= threshold.
+    """Return the best threshold of each class for an objective; a class is predicted where p >= threshold.
 
-    Whole intervals of thresholds do equally well, for no probability lies within them. Of these the one nearest to
-    0.5 is taken, so that eq. (6) is left no further than the training part asks for; its middle is the threshold.
+    Whole intervals of thresholds do equally well, since no probability lies within them. The one nearest to 0.5 is
+    taken, to depart from eq. (6) no more than the training part asks for; its middle is the threshold.
 
     Parameters
     ----------
-    labels : ndarray of shape (B, N)
-        0 or 1.
-    probabilities : ndarray of shape (B, N)
-        Of models that had not seen the patches.
+    labels, probabilities : ndarray of shape (B, N)
+        As for `fit_calibration`.
     objective : str
-        `accuracy` (the mean over classes is mAcc, the paper's metric) or `f1`, which does not reward the common answer.
+        `accuracy` (its mean over classes is mAcc, the paper's metric) or `f1`, which does not reward the common answer.
 
     Returns
     -------
     ndarray of shape (N,)
-        From 0 to 1, and just above 1 where a class is best never called though its probability reaches 1. A class
+        From 0 to 1, and just above 1 where it is best never to predict a class whose probability reaches 1. A class
         that is never present has no F1 and keeps 0.5 for it.
     """
     return np.array([_best_threshold(labels[:, k], p, objective) for k, p in enumerate(probabilities.T)])
@@ -151,7 +142,7 @@ def _best_threshold(labels: np.ndarray, probabilities: np.ndarray, objective: st
         for counts in cut_counts(labels, probabilities, np.ones((1, len(labels)), dtype=np.int64))
     )
     quality = 2 * hits - called if objective == "accuracy" else 2 * hits / (called + positives)
-    # Cut t calls the t highest distinct values: its thresholds lie above the next lower one, up to the lowest called
+    # Cut t predicts the t highest distinct values; its thresholds lie above the next lower one, up to their lowest
     values = np.unique(probabilities)[::-1].astype(np.float64)
     ceiling = 1.0 if values[0] < 1 else np.nextafter(1.0, 2.0)
     upper, lower = np.append(ceiling, values), np.append(values, 0.0)
@@ -161,15 +152,15 @@ def _best_threshold(labels: np.ndarray, probabilities: np.ndarray, objective: st
     distance = np.maximum(0, np.maximum(low - THRESHOLD, THRESHOLD - high))
     chosen = np.lexsort((low - high, distance))[0]  # nearest to one half, then the widest
     middle = (low[chosen] + high[chosen]) / 2
-    return float(middle if middle > low[chosen] else high[chosen])  # the lower end itself would call one value more
+    return float(middle if middle > low[chosen] else high[chosen])  # the lower end itself would predict one value more
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Patches by their probability, in bins of equal width; each attribute is an ndarray of shape (N, bins).
+    """Patches by their probability, in bins of equal width; arrays of shape (N, bins).
 
-    `counts` are the patches, `predicted` is their mean probability and `observed` the fraction of them in which the
-    class is present, both NaN in an empty bin.
+    `counts` of patches, their mean probability `predicted`, and the fraction `observed` in which the class is present;
+    NaN in an empty bin.
     """
 
     counts: np.ndarray
@@ -203,7 +194,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
 
 
 def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: int = 0) -> np.ndarray:
-    """Return the error (N,) that these probabilities (B, N) would show on average if they were exactly right.
+    """Return the error (N,) that these probabilities (B, N) would show on average if they were perfectly calibrated.
 
     Labels are drawn from the probabilities CHANCE_DRAWS times (Bröcker and Smith, Increasing the reliability of
     reliability diagrams, Weather and Forecasting 22, 2007).
@@ -219,11 +210,7 @@ def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def threshold_table(
-    labels: np.ndarray,
-    rows: dict[str, Predictions],
-    calibrations: dict[str, Calibration],
-    classes: list[str],
-    names: dict[str, str],
+    labels: np.ndarray, methods: dict[str, Predictions], calibrations: dict[str, Calibration], classes: list[str]
 ) -> pd.DataFrame:
     """Return mAcc, macro F1 and exact match at 0.5 and at fitted thresholds, and these thresholds, as text.
 
@@ -231,51 +218,45 @@ def threshold_table(
     ----------
     labels : ndarray of shape (B, N)
         0 or 1, of the validation part.
-    rows : dict of str to Predictions
+    methods : dict of str to Predictions
         For the same patches; their scores are probabilities. Those in `calibrations` are shown.
     calibrations : dict of str to Calibration
         Fitted on the training part.
     classes : list of str
         N names.
-    names : dict of str to str
-        Readable names of the rows.
     """
     columns = {}
-    for row, calibration in calibrations.items():
-        scores = rows[row].scores
+    for method, calibration in calibrations.items():
+        scores = methods[method].scores
         rules = {"at 0.5": (from_probabilities(scores), np.full(len(classes), THRESHOLD))}
         for objective, metric in OBJECTIVES.items():
             rules[f"fitted for {metric}"] = calibration.predict(scores, objective), calibration.thresholds[objective]
         for rule, (predictions, cuts) in rules.items():
-            decisions = predictions.decisions
-            columns[names[row], rule] = {
-                "mAcc": f"{mean_accuracy(labels, decisions):.4f}",
-                "macro F1": f"{f1_score(labels, decisions, average='macro', zero_division=0):.3f}",
-                "exact match": f"{(labels == decisions).all(axis=1).mean():.3f}",
+            points = point_metrics(labels, predictions, classes)
+            columns[label_of(method), rule] = {
+                "mAcc": f"{points['mAcc']:.4f}",
+                "macro F1": f"{points['macro_f1']:.3f}",
+                "exact match": f"{points['exact_match']:.3f}",
                 **{f"threshold, {name}": f"{cut:.2f}" for name, cut in zip(classes, cuts, strict=True)},
             }
     return pd.DataFrame(columns)
 
 
 def calibration_table(
-    labels: np.ndarray,
-    rows: dict[str, Predictions],
-    calibrations: dict[str, Calibration],
-    classes: list[str],
-    names: dict[str, str],
+    labels: np.ndarray, methods: dict[str, Predictions], calibrations: dict[str, Calibration], classes: list[str]
 ) -> pd.DataFrame:
     """Return cross-entropy, Brier score and expected calibration error (ECE) before and after temperature, as text.
 
-    `ECE by chance` is what exactly right probabilities would show on as many patches. Arguments as for
+    `ECE by chance` is what perfectly calibrated probabilities would show on as many patches. Arguments as for
     `threshold_table`.
     """
     columns = {}
-    for row, calibration in calibrations.items():
-        scores = rows[row].scores
-        stages = {"as it is": scores, f"T = {calibration.temperature:.2f}": calibration.calibrate(scores)}
+    for method, calibration in calibrations.items():
+        scores = methods[method].scores
+        stages = {"uncalibrated": scores, f"T = {calibration.temperature:.2f}": calibration.calibrate(scores)}
         for stage, probabilities in stages.items():
             errors, brier = expected_calibration_error(labels, probabilities), brier_score(labels, probabilities)
-            columns[names[row], stage] = {
+            columns[label_of(method), stage] = {
                 "cross-entropy": f"{cross_entropy(labels, probabilities):.4f}",
                 "Brier score": f"{brier.mean():.4f}",
                 "ECE": f"{errors.mean():.3f}",
@@ -286,11 +267,11 @@ def calibration_table(
     return pd.DataFrame(columns)
 
 
-def temperature_note(calibrations: dict[str, Calibration], names: dict[str, str]) -> str:
+def temperature_note(calibrations: dict[str, Calibration]) -> str:
     """Say in Markdown which temperatures were fitted and what they mean."""
-    listed = "; ".join(f"{names[row]}: T = {fit.temperature:.2f}" for row, fit in calibrations.items())
+    listed = "; ".join(f"{label_of(method)}: T = {fit.temperature:.2f}" for method, fit in calibrations.items())
     return (
         "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training part, one for all "
-        f"classes. {listed}. Above 1 a row is too sure of itself, below 1 not sure enough. A temperature changes "
-        "neither the order of the patches nor any decision at 0.5."
+        f"classes. {listed}. T above 1 means that the method is overconfident, T below 1 that it is underconfident. "
+        "A temperature changes neither the order of the patches nor any decision at 0.5."
     )

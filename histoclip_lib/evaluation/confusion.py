@@ -1,4 +1,4 @@
-"""What is taken for what, where the errors lie, and whether one class is predicted because another is there."""
+"""Confusion between classes, where the errors lie, and whether one class is predicted because another is present."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units
+from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, unit_sums
 
 MIN_UNITS = 5  # fewer patients on either side of a comparison show no spread between patients
 
@@ -23,13 +23,13 @@ def confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
 
 
 def predicted_when_missed(labels: np.ndarray, decisions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Say which classes are wrongly predicted when one is missed.
+    """Return which classes are wrongly predicted when one is missed.
 
     Returns
     -------
     rates : ndarray of shape (N, N + 1)
-        Row i: of the patches in which class i is present and missed, the fraction in which class j is predicted
-        though absent; last column, the fraction in which no absent class is predicted. NaN in a row without misses.
+        Entry i, j: of the patches in which class i is missed, the fraction in which class j is predicted though absent;
+        last column, the fraction in which no absent class is predicted. NaN for a class without misses.
     misses : ndarray of shape (N,)
         Number of misses of each class.
     """
@@ -44,9 +44,9 @@ def predicted_when_missed(labels: np.ndarray, decisions: np.ndarray) -> tuple[np
 def multilabel_confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
     """Return the multi-label confusion matrix (MLCM) of Heydarian, Doyle and Samavi.
 
-    Every label that is found counts on the diagonal. A missed label counts against each label that is invented in the
-    same patch, and under "no predicted label" where none is. Where nothing is missed, an invented label counts
-    against every label of the patch, and under "no true label" where it has none.
+    Every label that is found counts on the diagonal. A missed label counts against each false positive in the same
+    patch, and under "no predicted label" where there is none. Where nothing is missed, a false positive counts against
+    every label of the patch, and under "no true label" where it has none.
 
     Parameters
     ----------
@@ -76,20 +76,10 @@ def multilabel_confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarra
 
 
 def errors_by_group(labels: np.ndarray, decisions: np.ndarray, groups: np.ndarray | None) -> pd.DataFrame:
-    """Return how each group (patient or source image) fares, the worst first.
+    """Return the errors in each group (patient or source image), the worst first.
 
-    Parameters
-    ----------
-    labels, decisions : ndarray of shape (B, N)
-        0 or 1.
-    groups : ndarray of shape (B,)
-        The group of each patch.
-
-    Returns
-    -------
-    DataFrame
-        A line for each group: `patches`, `mAcc` within it, `error rate` = 1 - mAcc, and `share of errors`, its part of
-        all wrong decisions.
+    `labels` and `decisions` have shape (B, N), `groups` (B,). A line for each group: `patches`, `mAcc` within it,
+    `error rate` = 1 - mAcc, and `share of errors`, its fraction of all wrong decisions.
 
     Raises
     ------
@@ -97,7 +87,7 @@ def errors_by_group(labels: np.ndarray, decisions: np.ndarray, groups: np.ndarra
         If groups are not known.
     """
     if groups is None:
-        raise HistoCLIPError("Errors by group need groups, and this data set has none. Leave the table out.")
+        raise HistoCLIPError("Errors by group need groups, and this data set has none. Leave this table out.")
     wrong = pd.Series((labels != decisions).mean(axis=1)).groupby(np.asarray(groups), sort=True)
     table = pd.DataFrame({"patches": wrong.size(), "mAcc": 1 - wrong.mean(), "error rate": wrong.mean()})
     table["share of errors"] = wrong.sum() / max(wrong.sum().sum(), np.finfo(float).tiny)
@@ -105,20 +95,10 @@ def errors_by_group(labels: np.ndarray, decisions: np.ndarray, groups: np.ndarra
 
 
 def errors_by_label_set(labels: np.ndarray, decisions: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Return how patches with each set of labels fare, the most frequent set first.
+    """Return the errors in patches with each set of labels, the most frequent set first.
 
-    Parameters
-    ----------
-    labels, decisions : ndarray of shape (B, N)
-        0 or 1.
-    classes : list of str
-        N names.
-
-    Returns
-    -------
-    DataFrame
-        A line for each set of labels that occurs, in words: `patches`, `exact match`, `mAcc`, `most common wrong
-        prediction` (in words, empty where none is wrong) and `patches with it`.
+    `labels` and `decisions` have shape (B, N). A line for each set of labels that occurs, in words: `patches`, `exact
+    match`, `mAcc`, `most common wrong prediction` (in words, empty where none is wrong) and `patches with it`.
     """
     labels, decisions = labels.astype(bool), decisions.astype(bool)
     sets, code = np.unique(np.concatenate([labels, decisions]), axis=0, return_inverse=True)
@@ -141,10 +121,10 @@ def errors_by_label_set(labels: np.ndarray, decisions: np.ndarray, classes: list
 
 @dataclass(frozen=True, eq=False)
 class CoOccurrenceBias:
-    """How much more often class b is predicted where class a is present than where it is absent.
+    """How much more often class b is predicted where class a is present than where it is absent: entry [t, a, b].
 
-    The first axis of each array is the truth about b. At 0 are the patches without b, and the gap is one of false
-    positives; at 1 are those with b, and it is one of recall. Then come a and b: entry [t, a, b]. NaN on the diagonal.
+    t is the truth about b: at 0 are the patches without b, and the gap is one of false positives; at 1 are those with
+    b, and it is one of recall. NaN on the diagonal.
 
     Attributes
     ----------
@@ -173,12 +153,12 @@ class CoOccurrenceBias:
 def co_occurrence_bias(
     labels: np.ndarray, decisions: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> CoOccurrenceBias:
-    """Ask of every ordered pair of classes whether the presence of a moves the prediction of b.
+    """Test for every ordered pair of classes whether the presence of a changes how often b is predicted.
 
-    A gap is no proof of a cause: patches with a may be harder, or easier, in other ways.
+    A gap does not prove a cause: patches with a may be harder, or easier, in other ways.
 
     A rate of 0 or 1 in a few patches shows no spread and looks certain. The intervals are therefore those of Agresti
-    and Caffo, who add one patch with b predicted and one without to both sides; that draws the middle of an interval
+    and Caffo, who add one patch with b predicted and one without to both sides; that shifts the middle of an interval
     from the gap towards 0. Units are resampled whole, and the spread over the samples is the standard error wherever
     it exceeds the binomial one. The intervals hold for all 2 N (N - 1) gaps at once: their half-width is the standard
     error times the 95 % quantile, over the samples, of the largest deviation in units of the spread.
@@ -187,9 +167,7 @@ def co_occurrence_bias(
     ----------
     labels, decisions : ndarray of shape (B, N)
         0 or 1.
-    units : ndarray of shape (B,)
-        What the bootstrap draws.
-    resamples, seed : int
+    units, resamples, seed
         Of the bootstrap; see `uncertainty.draw_units`.
 
     References
@@ -207,7 +185,7 @@ def co_occurrence_bias(
         for t in (0, 1):
             of_b = (labels[:, b] == t)[:, None]
             cells = np.hstack([of_b & ~labels, of_b & labels])  # without a, with a, for every a
-            sums = _unit_sums(np.hstack([cells, cells & decisions[:, [b]]]), draws.unit)
+            sums = unit_sums(np.hstack([cells, cells & decisions[:, [b]]]), draws.unit).astype(np.float32)
             n, k = sums.sum(axis=0).reshape(2, 2, n_classes)
             counts[t, :, :, b], hits[t, :, :, b] = n, k
             n_units[t, :, :, b] = (sums[:, : 2 * n_classes] > 0).sum(axis=0).reshape(2, n_classes)
@@ -215,55 +193,48 @@ def co_occurrence_bias(
             resampled[:, t, :, b] = np.diff((k + 1) / (n + 2), axis=1)[:, 0]
     with np.errstate(invalid="ignore"):
         rates = hits / counts
-    rates[:, :, *np.diag_indices(n_classes)] = np.nan  # a class does not stand beside itself
+    rates[:, :, *np.diag_indices(n_classes)] = np.nan  # a class is not compared with itself
     gaps = rates[:, 1] - rates[:, 0]
-    judged = (n_units >= MIN_UNITS).all(axis=1) & ~np.isnan(gaps)
+    tested = (n_units >= MIN_UNITS).all(axis=1) & ~np.isnan(gaps)
     low, high = np.full(gaps.shape, np.nan), np.full(gaps.shape, np.nan)
-    low[judged], high[judged] = _simultaneous(hits, counts, resampled, judged)
+    low[tested], high[tested] = _simultaneous(hits, counts, resampled, tested)
     return CoOccurrenceBias(gaps, low, high, rates, counts.astype(int))
 
 
-def _unit_sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Sum values (B, K) within each unit, float32 (U, K)."""
-    sums = np.zeros((unit.max() + 1, values.shape[1]), dtype=np.float32)
-    np.add.at(sums, unit, values)
-    return sums
-
-
 def _simultaneous(
-    hits: np.ndarray, counts: np.ndarray, resampled: np.ndarray, judged: np.ndarray
+    hits: np.ndarray, counts: np.ndarray, resampled: np.ndarray, tested: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the intervals, of shape (K,), of the K gaps to judge."""
+    """Return the intervals, of shape (K,), of the K gaps to test."""
     rates = (hits + 1) / (counts + 2)
-    middle, least = np.diff(rates, axis=1)[:, 0][judged], (rates * (1 - rates) / (counts + 2)).sum(axis=1)[judged]
-    deviation, spread = np.abs(resampled[:, judged] - middle), resampled[:, judged].std(axis=0)
-    in_spreads = deviation / np.where(spread > 0, spread, np.inf)  # a gap that never moves has no say
+    middle, least = np.diff(rates, axis=1)[:, 0][tested], (rates * (1 - rates) / (counts + 2)).sum(axis=1)[tested]
+    deviation, spread = np.abs(resampled[:, tested] - middle), resampled[:, tested].std(axis=0)
+    in_spreads = deviation / np.where(spread > 0, spread, np.inf)  # a gap that never varies does not count
     factor = max(np.quantile(in_spreads.max(axis=1, initial=0), LEVEL), ndtri((1 + LEVEL) / 2))
     half = factor * np.maximum(spread, np.sqrt(least))
     return middle - half, middle + half
 
 
 def bias_note(bias: CoOccurrenceBias, classes: list[str], name: str) -> str:
-    """Say in Markdown which gap is the largest of those that are not chance, for the row of the table called `name`."""
-    judged = int((~np.isnan(bias.low)).sum())
-    if not judged:
-        return f"{name}: no gap can be judged, since none has patches from {MIN_UNITS} units or more on both sides."
+    """Say in Markdown which gap is the largest of those that are not chance, for the method called `name`."""
+    tested = int((~np.isnan(bias.low)).sum())
+    if not tested:
+        return f"{name}: no gap can be tested, since none has patches from {MIN_UNITS} units or more on both sides."
     if not bias.found.any():
         return (
-            f"{name}: of {judged} gaps none can be told from zero at 95 % for all at once. This finds no sign that a "
-            "class is predicted because another is there, nor does it rule it out."
+            f"{name}: none of {tested} gaps is significantly different from zero (95 % simultaneously). This is no "
+            "evidence that a class is predicted because another is present, nor does it rule it out."
         )
     t, a, b = np.unravel_index(np.nanargmax(np.where(bias.found, np.abs(bias.gaps), np.nan)), bias.gaps.shape)
     other, target = _as_text(classes[a]), _as_text(classes[b])
     among = f"patches without {target}, it is wrongly predicted" if t == 0 else f"patches with {target}, it is found"
     (absent, present), (n_absent, n_present) = bias.rates[t, :, a, b], bias.counts[t, :, a, b]
     return (
-        f"{name}: {int(bias.found.sum())} of {judged} gaps exclude zero. The largest: among {among} in {present:.0%} "
+        f"{name}: {int(bias.found.sum())} of {tested} gaps exclude zero. The largest: among {among} in {present:.0%} "
         f"of {n_present} where {other} is present and in {absent:.0%} of {n_absent} where {other} is absent "
         f"(difference {bias.gaps[t, a, b]:+.2f}, interval {bias.low[t, a, b]:+.2f} to {bias.high[t, a, b]:+.2f})."
     )
 
 
 def _as_text(name: str) -> str:
-    """Return a class name that Markdown shows as it stands: any of its signs could be markup."""
+    """Return a class name that Markdown shows literally: any of its characters could be markup."""
     return re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", " ".join(name.split()))

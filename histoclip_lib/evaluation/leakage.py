@@ -1,9 +1,9 @@
-"""Whether the training part holds copies of validation patches: features find the pair, pixels judge it.
+"""Whether the training part holds copies of validation patches: features find the pair, pixels decide.
 
-Features alone cannot tell a copy from its like. With the offline encoder, on CoNSeP and on the synthetic set, cosines
-of patches that merely show the same tissue go up to 0.94 and 0.996, while those of a copy shifted by 16 pixels go down
-to 0.4. So for each validation patch the training patch with the nearest features is looked up, and the two are compared
-pixel by pixel, in all eight flips and rotations.
+Features alone cannot separate copies from similar patches. With the offline encoder, on CoNSeP and on the synthetic
+set, cosines of patches that merely show the same tissue go up to 0.94 and 0.996, while those of a copy shifted by 16
+pixels go down to 0.4. So for each validation patch the training patch with the nearest features is looked up, and the
+two are compared pixel by pixel, in all eight flips and rotations.
 
 What we saw: nearest patches of different groups (1,256 pairs, and those within the training part of random splits)
 correlated by 0.3 in the median and 0.89 at most; of 548 nearest pairs of one group a single one passed 0.9, two
@@ -24,37 +24,36 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from skimage.feature import match_template
 from tqdm import tqdm
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.methods import ROW_LABELS
+from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
+from histoclip_lib.evaluation.methods import in_table_order, label_of
 from histoclip_lib.evaluation.metrics import point_metrics
-from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, resampled_metrics
+from histoclip_lib.evaluation.text import signed_text, value_text
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, resampled_metrics
 from histoclip_lib.features.store import Shards
 
 SAME_PIXELS = 0.9  # correlation from which on two patches count as copies
 SIDE, MARGIN = 64, 10  # pixels: the side at which patches are compared, and the largest shift that is tried
 BLUR = 1.0  # pixels: without it a shift by half a pixel would hide a copy
 PLAIN = 2.0  # grey levels: with a lower standard deviation there is nothing to compare
-REFERENCE = 500  # training patches that show how alike unrelated patches are
+REFERENCE = 500  # training patches that show how similar unrelated patches are
 
 
 @dataclass(frozen=True, eq=False)
 class NearDuplicates:
-    """The nearest training patch of each validation patch, and how alike the two are.
+    """The nearest training patch of each validation patch, and how similar the two are.
 
     Attributes
     ----------
     val, nearest : ndarray of int, shape (B,)
         Positions in the data set: the validation patches, and for each its nearest training patch.
-    similarity : ndarray of shape (B,)
-        Cosine of their centred features; see `nearest_training_patches`.
-    correlation : ndarray of shape (B,)
-        Of their pixels; see `pixel_correlation`.
+    similarity, correlation : ndarray of shape (B,)
+        Cosine of their centred features and correlation of their pixels; see the functions below.
     same_bytes : ndarray of shape (B,), bool
-        Whether the two have one digest. (PanNuke's arrays have a digest for each place, so there only pixels tell.)
+        Whether both have the same digest. (PanNuke's arrays have one for each place, so there only pixels tell.)
     reference_similarity, reference_correlation : ndarray of shape (R,)
         The same of training patches and the nearest one of another group, or of all others where groups are not known.
         Empty where there is one group only.
@@ -95,13 +94,13 @@ def find_near_duplicates(
     train, val : ndarray of int
         Its two parts.
     seed : int
-        Decides which REFERENCE training patches are compared with their like of another group.
+        Decides which REFERENCE training patches are compared with the nearest one of another group.
     progress : bool
         Whether to draw a bar.
     """
     nearest, similarity = nearest_training_patches(pooled, val, train)
-    row_of_digest = {patches.source.digest(int(row)): row for row in reversed(train)}
-    twins = [row_of_digest.get(patches.source.digest(int(row)), -1) for row in val]
+    by_digest = {patches.source.digest(int(index)): index for index in reversed(train)}
+    twins = [by_digest.get(patches.source.digest(int(index)), -1) for index in val]
     same_bytes = np.array(twins) >= 0
     nearest = np.where(same_bytes, twins, nearest)
 
@@ -111,7 +110,7 @@ def find_near_duplicates(
 
     pairs = [*zip(val, nearest, strict=True), *zip(sample, like, strict=True)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding and the transforms leave Python
-        compared = pool.map(lambda pair: pixel_correlation(*(patches.image(row) for row in pair)), pairs)
+        compared = pool.map(lambda pair: pixel_correlation(*(patches.image(index) for index in pair)), pairs)
         correlation = np.array(
             list(tqdm(compared, total=len(pairs), desc="comparing pixels", unit="pair", disable=not progress))
         )
@@ -123,11 +122,10 @@ def find_near_duplicates(
 def nearest_training_patches(
     pooled: Shards, queries: np.ndarray, train: np.ndarray, groups: np.ndarray | None = None, chunk: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each query the training patch whose features point most nearly the same way.
+    """Return for each query the training patch with the highest cosine of centred features.
 
-    Features are centred on the mean of the training part first: the raw ones share one large component, and their
-    cosines are all near 1. View 0 of the query is compared with every view of the training patch, for a flipped copy
-    is a copy.
+    Features are centred on the mean of the training part: the raw ones share one large component, and their cosines are
+    all near 1. View 0 of the query is compared with every view of the training patch, since a flipped copy is a copy.
 
     Parameters
     ----------
@@ -189,6 +187,8 @@ def pixel_correlation(first: np.ndarray, second: np.ndarray) -> float:
     ----------
     Lewis, Fast normalized cross-correlation, Vision Interface 1995; as in skimage.feature.match_template.
     """
+    from skimage.feature import match_template
+
     first, second = _reduced(first), _reduced(second)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     if min(first.std(), second.std()) < PLAIN:
         return float("nan")
@@ -203,21 +203,21 @@ def _reduced(image: np.ndarray) -> np.ndarray:
 
 
 def near_duplicate_table(patches: PatchDataset, found: NearDuplicates, count: int = 10) -> pd.DataFrame:
-    """Return the pairs of validation and training patches that are most alike, the worst first, as text."""
+    """Return the pairs of validation and training patches that are most similar, the worst first, as text."""
     lines = []
     for place in found.worst_first[:count]:
-        row, other = found.val[place], found.nearest[place]
+        index, other = found.val[place], found.nearest[place]
         line = {
-            "validation patch": patches.files[row],
+            "validation patch": patches.files[index],
             "training patch": patches.files[other],
             "cosine of features": f"{found.similarity[place]:.3f}",
             "correlation of pixels": correlation_text(found.correlation[place]),
             "same bytes": _yes(found.same_bytes[place]),
             "near-duplicate": _yes(found.flagged[place]),
-            "same labels": _yes((patches.labels[row] == patches.labels[other]).all()),
+            "same labels": _yes((patches.labels[index] == patches.labels[other]).all()),
         }
         if patches.groups is not None:
-            line["same group"] = _yes(patches.groups[row] == patches.groups[other])
+            line["same group"] = _yes(patches.groups[index] == patches.groups[other])
         lines.append(line)
     return pd.DataFrame(lines, index=range(1, len(lines) + 1))
 
@@ -232,29 +232,28 @@ def _yes(value: bool) -> str:
 
 
 def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
-    """Say in Markdown how many validation patches have a copy in the training part, and how sure that is."""
-    flagged, n_val = found.flagged, len(found.val)
+    """Say in Markdown how many validation patches have a copy in the training part, and how certain that is."""
+    flagged, groups = found.flagged, patches.groups
     note = (
-        f"**{flagged.sum()} of {n_val} validation patches ({flagged.mean():.1%}) have a near-duplicate in the training "
-        f"part**: {found.same_bytes.sum()} with the same bytes, {(flagged & ~found.same_bytes).sum()} whose pixels "
-        f"correlate by {SAME_PIXELS} or more with those of the training patch with the nearest features, flipped, "
-        "turned or slightly shifted."
+        f"**{flagged.sum()} of {len(found.val)} validation patches ({flagged.mean():.1%}) have a near-duplicate in the "
+        f"training part**: {found.same_bytes.sum()} with the same bytes, {(flagged & ~found.same_bytes).sum()} whose "
+        f"pixels correlate by {SAME_PIXELS} or more with those of the training patch with the nearest features, "
+        "flipped, turned or slightly shifted."
     )
     if plain := int(np.isnan(found.correlation).sum()):
         note += f" {plain} validation patches or their nearest are too plain to compare."
-    known = patches.groups is not None
-    if known:
-        same = patches.groups[found.val] == patches.groups[found.nearest]
+    if groups is not None:
+        same = groups[found.val] == groups[found.nearest]
         note += f" {(flagged & same).sum()} of these pairs are of one group." if flagged.any() else ""
         note += f" Of all nearest training patches {same.mean():.1%} are of the validation patch's own group."
-    others = "of another group" if known else "(groups are not known)"
     if len(found.reference_similarity):
-        highest = np.nanmax(found.reference_correlation, initial=-1)
+        others = "(groups are not known)" if groups is None else "of another group"
         alarms = int((found.reference_correlation >= SAME_PIXELS).sum())
         note += (
             f" For comparison, {len(found.reference_similarity)} training patches and their nearest training patch "
-            f"{others}: the same rule flags {alarms}, the highest correlation is {highest:.2f}. The cosine of the "
-            f"centred features is {np.median(found.similarity):.2f} in the median for validation patches, "
+            f"{others}: the same rule flags {alarms}, the highest correlation is "
+            f"{np.nanmax(found.reference_correlation, initial=-1):.2f}. The median cosine of centred features is "
+            f"{np.median(found.similarity):.2f} for validation patches and "
             f"{np.median(found.reference_similarity):.2f} for these."
         )
     return note
@@ -265,29 +264,33 @@ METRICS = ("mAcc", "mAP")
 
 @dataclass(frozen=True, eq=False)
 class SplitScores:
-    """What models trained under one split say of its validation part.
+    """What models trained under one split predict for its validation part, by method.
 
-    Attributes
-    ----------
-    labels : ndarray of shape (B, N)
-        0 or 1.
-    units : ndarray of shape (B,)
-        What the bootstrap draws, as `results.bootstrap_units` returns.
-    rows : dict of str to Predictions
-        By row of the table, such as `linear_probe`.
+    `labels` (B, N) are 0 or 1; `units` (B,) is what the bootstrap draws, see `uncertainty.bootstrap_units`.
     """
 
     labels: np.ndarray
     units: np.ndarray
-    rows: dict[str, Predictions]
+    methods: dict[str, Predictions]
 
 
-def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Compare mAcc and mAP of each row that both splits have.
+@dataclass(frozen=True)
+class SplitGap:
+    """A metric of one method under both splits, and the difference, random minus grouped; NaN where not defined."""
+
+    method: str
+    metric: str
+    random: Difference
+    grouped: Difference
+    gap: Difference
+
+
+def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000, seed: int = 0) -> list[SplitGap]:
+    """Compare mAcc and mAP of each method that both splits have, in the order of the table.
 
     The two validation parts are different patches, of which some may be the same, so nothing is paired: each part is
-    resampled by itself, and the percentiles of the difference of the two give the interval of the gap. It is wider than
-    a paired one would be. It holds the chance of which units were validated on, not that of the training's seed.
+    resampled by itself, and the percentiles of the difference of the two give the 95 % interval of the gap. It is wider
+    than a paired one would be. It holds the chance of which units were validated on, not that of the training's seed.
 
     Parameters
     ----------
@@ -295,83 +298,62 @@ def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000,
         Under either split.
     resamples, seed : int
         Of the bootstrap; the second part is drawn with seed + 1.
-
-    Returns
-    -------
-    DataFrame
-        A line for each row and metric: `row`, `metric`, `random`, `grouped`, `gap` (random minus grouped), each with
-        its 95 % percentile interval in `..._low` and `..._high`. NaN where no class has a positive patch.
     """
-    parts = {"random": random, "grouped": grouped}
-    draws = {name: draw_units(part.units, resamples, seed + k) for k, (name, part) in enumerate(parts.items())}
-    lines = []
-    for row in (row for row in ROW_LABELS if row in random.rows and row in grouped.rows):
-        points, resampled = {}, {}
-        for name, part in parts.items():
-            columns = [str(k) for k in range(part.labels.shape[1])]
-            points[name] = point_metrics(part.labels, part.rows[row], columns)
-            resampled[name] = resampled_metrics(part.labels, part.rows[row], draws[name])
+    parts = (random, grouped)
+    draws = [draw_units(part.units, resamples, seed + k) for k, part in enumerate(parts)]
+    columns = [str(k) for k in range(random.labels.shape[1])]
+    gaps = []
+    for method in in_table_order(random.methods.keys() & grouped.methods.keys()):
+        points = [point_metrics(part.labels, part.methods[method], columns) for part in parts]
+        resampled = [
+            resampled_metrics(part.labels, part.methods[method], drawn)
+            for part, drawn in zip(parts, draws, strict=True)
+        ]
         for metric in METRICS:
-            values = {name: points[name][metric] for name in parts}
-            values = {name: np.nan if value is None else value for name, value in values.items()}
-            values["gap"] = values["random"] - values["grouped"]
-            spread = {name: resampled[name][metric] for name in parts}
-            spread["gap"] = spread["random"] - spread["grouped"]
-            line = {"row": row, "metric": metric}
-            for name, value in values.items():
-                low, high = _interval(spread[name])
-                line |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            lines.append(line)
-    return pd.DataFrame(lines)
+            one, other = (np.nan if found[metric] is None else found[metric] for found in points)
+            first, second = (found[metric] for found in resampled)
+            gaps.append(
+                SplitGap(
+                    method,
+                    metric,
+                    Difference(one, *percentile_interval(first)),
+                    Difference(other, *percentile_interval(second)),
+                    Difference(one - other, *percentile_interval(first - second)),
+                )
+            )
+    return gaps
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return np.nan, np.nan
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def split_gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
+def split_gap_table(gaps: list[SplitGap]) -> pd.DataFrame:
     """Return what `split_gaps` found as text, with 95 % intervals."""
     lines = [
         {
-            "row": ROW_LABELS[gap["row"]],
-            "metric": gap["metric"],
-            "random split": _text(gap, "random", "{:.3f}"),
-            "grouped split": _text(gap, "grouped", "{:.3f}"),
-            "random minus grouped": _text(gap, "gap", "{:+.3f}"),
+            "metric": found.metric,
+            "random split": value_text(found.random),
+            "grouped split": value_text(found.grouped),
+            "random minus grouped": signed_text(found.gap),
         }
-        for gap in gaps.to_dict("records")
+        for found in gaps
     ]
-    return pd.DataFrame(lines).set_index("row").rename_axis(None)
+    return pd.DataFrame(lines, index=[label_of(found.method) for found in gaps])
 
 
-def _text(gap: dict, name: str, number: str) -> str:
-    if np.isnan(gap[name]):
-        return "—"
-    low, high = (number.format(gap[f"{name}_{end}"]) for end in ("low", "high"))
-    return f"{number.format(gap[name])} ({low} to {high})"
-
-
-def split_gap_note(gaps: pd.DataFrame) -> str:
-    """Say in Markdown whether the random split flatters each row."""
+def split_gap_note(gaps: list[SplitGap]) -> str:
+    """Say in Markdown whether the random split is optimistic for each method."""
+    words = {BETTER: "the random split is **optimistic**", WORSE: "the random split is **pessimistic**"}
     lines = []
-    for gap in gaps.to_dict("records"):
-        label, metric = ROW_LABELS[gap["row"]], gap["metric"]
-        if np.isnan(gap["gap"]):
-            lines.append(f"- {label}, {metric}: not defined, since no class has a positive patch.")
+    for found in gaps:
+        place = f"- {label_of(found.method)}, {found.metric}"
+        if np.isnan(found.gap.value):
+            lines.append(f"{place}: not defined, since no class has a positive patch.")
             continue
-        if gap["gap_low"] > 0:
-            finding = "the random split **flatters**"
-        elif gap["gap_high"] < 0:
-            finding = "the random split gives **less** than the grouped one"
-        else:
-            finding = "the two splits **cannot be told apart**"
-        lines.append(
-            f"- {label}, {metric}: {finding}, {gap['gap']:+.4f} (95 % interval {gap['gap_low']:+.4f} to "
-            f"{gap['gap_high']:+.4f})."
-        )
-    luck = "The two validation parts are different patches and each model was trained once: a gap holds their luck too."
-    return "\n".join([*lines, "", luck])
+        said = words.get(finding(found.gap), "the two splits are **not significantly different**")
+        lines.append(f"{place}: {said}, {signed_text(found.gap, digits=4)}.")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "In brackets the 95 % interval of random minus grouped. The two validation parts are different patches and "
+            "each model was trained once: a gap also reflects which patches they are.",
+        ]
+    )

@@ -1,4 +1,4 @@
-"""How maps agree with the masks, and whether trained attention agrees better than the maps that it has to beat."""
+"""Agreement of maps with the masks, and whether trained attention agrees better than the maps to beat."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.nn import functional
 
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.uncertainty import draw_units
+from histoclip_lib.evaluation.comparisons import finding
+from histoclip_lib.evaluation.text import number_text, signed_text
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, nan_mean, percentile_interval, unit_sums
 from histoclip_lib.models.attention import MAP_LABELS, TRAINED, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -51,7 +51,7 @@ class MapScores:
         return self.ap[self.maps.index(name)] - self.area
 
 
-def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, rows: np.ndarray) -> MapScores:
+def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, index: np.ndarray) -> MapScores:
     """Compare maps with the masks, for each class of each patch in which it is present.
 
     A map is enlarged to FINE x FINE cells, bilinear between the centres of its own, and counts as constant within
@@ -60,24 +60,24 @@ def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, rows: np.ndar
     Parameters
     ----------
     maps : dict of str to ndarray of shape (n, N, g, g)
-        Not negative; see `reference_maps.maps_to_compare`.
+        Not negative; see `attention.maps_to_compare`.
     patches : PatchDataset
         With masks; a patch that has none is passed over.
-    rows : ndarray of int, shape (n,)
+    index : ndarray of int, shape (n,)
         The patches that the maps belong to.
     """
-    shape = (len(rows), len(patches.classes))
+    shape = (len(index), len(patches.classes))
     pointing, mass, ap = (np.full((len(maps), *shape), np.nan) for _ in range(3))
     area = np.full(shape, np.nan)
-    for i, row in enumerate(rows):
-        mask = patches.mask(row)
+    for i, patch in enumerate(index):
+        mask = patches.mask(patch)
         if mask is None:
             continue
         mask = square_crop(mask)
         cell = np.arange(len(mask)) * FINE // len(mask)
         cell = (cell[:, None] * FINE + cell).ravel()
         pixels = np.bincount(cell, minlength=FINE * FINE)
-        for k in np.flatnonzero(patches.labels[row]):
+        for k in np.flatnonzero(patches.labels[patch]):
             inside = (mask == k + 1).ravel()
             if inside.any() and not inside.all():
                 fine = _enlarged(np.stack([values[i, k] for values in maps.values()]))
@@ -92,8 +92,11 @@ def _enlarged(maps: np.ndarray) -> np.ndarray:
 
     Rounded, since equal cells differ in their last digit after the interpolation and would not be ties.
     """
-    fine = functional.interpolate(torch.from_numpy(maps)[:, None].double(), size=FINE, mode="bilinear").flatten(1)
-    return (fine / fine.amax(dim=1, keepdim=True)).numpy().round(6)
+    side = maps.shape[-1]
+    centres = (np.arange(FINE) + 0.5) * side / FINE - 0.5  # of the fine cells, in cells of the map
+    weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)  # (FINE, g)
+    fine = (weights @ maps.astype(float) @ weights.T).reshape(len(maps), -1)
+    return (fine / fine.max(axis=1, keepdims=True)).round(6)
 
 
 def _agreement(fine: np.ndarray, positives: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -113,13 +116,13 @@ def _agreement(fine: np.ndarray, positives: np.ndarray, pixels: np.ndarray) -> t
 
 def class_means(values: np.ndarray) -> np.ndarray:
     """Return the mean over the patches of values (..., n, N), shape (..., N); NaN for a class without patches."""
-    return _nan_mean(values, axis=-2)
+    return nan_mean(values, axis=-2)
 
 
 def agreement_by_class(scores: MapScores, classes: list[str], measure: str) -> pd.DataFrame:
     """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count."""
-    names = [MAP_LABELS[name] for name in scores.maps]
-    table = pd.DataFrame(class_means(getattr(scores, measure)), names, classes).map(_number)
+    values = class_means(getattr(scores, measure))
+    table = pd.DataFrame(values, [MAP_LABELS[name] for name in scores.maps], classes).map(number_text)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
     return table
 
@@ -127,79 +130,59 @@ def agreement_by_class(scores: MapScores, classes: list[str], measure: str) -> p
 def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
     """Return the MEASURES of each set of maps, and how far trained attention is above it, as text.
 
-    Parameters
-    ----------
-    scores : MapScores
-        One of its sets is `trained`.
-    units : ndarray of shape (n,)
-        What the bootstrap draws, see `results.bootstrap_units`.
-    resamples, seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    DataFrame
-        Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set.
+    Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `units` (n,) is
+    what the bootstrap draws, see `uncertainty.bootstrap_units`.
     """
     lines = {}
     for number, name in enumerate(scores.maps):
         line = {}
         for measure, label in MEASURES.items():
-            line[label, "mean"] = _number(_nan_mean(class_means(getattr(scores, measure)[number])))
+            line[label, "mean"] = number_text(nan_mean(class_means(getattr(scores, measure)[number])))
             gap = trained_minus(scores, name, measure, units, resamples, seed)
-            line[label, "trained minus this"] = "" if name == TRAINED else _signed(*gap)
+            line[label, "trained minus this"] = "" if name == TRAINED else signed_text(gap)
         lines[MAP_LABELS[name]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def trained_minus(
     scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int
-) -> tuple[float, float, float]:
+) -> Difference:
     """Return by how much trained attention is above another set of maps in one of the MEASURES.
 
-    Returns
-    -------
-    difference, low, high : float
-        The mean over the classes of the mean over patches, paired, and its 95 % percentile interval by resampling whole
-        units (`uncertainty.draw_units`); a sample leaves out a class that it lacks. NaN where no patch counts.
+    The value is the mean over the classes of the mean over patches, paired; the interval comes from resampling whole
+    units (`uncertainty.draw_units`), where a sample leaves out a class that it lacks. NaN where no patch counts.
     """
     values = getattr(scores, measure)
     gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
     draws = draw_units(units, resamples, seed)
-    sums = np.zeros((draws.counts.shape[1], gaps.shape[1]))
-    counted = np.zeros_like(sums)
-    np.add.at(sums, draws.unit, np.nan_to_num(gaps))
-    np.add.at(counted, draws.unit, ~np.isnan(gaps))
+    sums, counted = (unit_sums(part, draws.unit) for part in (np.nan_to_num(gaps), ~np.isnan(gaps)))
     with np.errstate(invalid="ignore"):
-        means = _nan_mean((draws.counts @ sums) / (draws.counts @ counted))
-    means = means[~np.isnan(means)]
-    low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (np.nan, np.nan)
-    return float(_nan_mean(class_means(gaps))), float(low), float(high)
+        means = nan_mean((draws.counts @ sums) / (draws.counts @ counted))
+    return Difference(float(nan_mean(class_means(gaps))), *percentile_interval(means))
 
 
 def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> str:
-    """Say in Markdown whether trained attention agrees with the masks better than each reference, flattering or not.
+    """Say in Markdown whether trained attention agrees with the masks better than each reference.
 
-    It is ahead or behind where the 95 % interval of the difference in average precision leaves out 0.
+    `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
     """
     if np.isnan(scores.area).all():
-        return "No mask shows a part of a patch, so attention can only be looked at."
-    area = _nan_mean(class_means(scores.area))
-    ap = _nan_mean(class_means(scores.ap[scores.maps.index(TRAINED)]))
+        return "No mask covers a part of a patch, so attention cannot be scored."
+    area = nan_mean(class_means(scores.area))
+    ap = nan_mean(class_means(scores.ap[scores.maps.index(TRAINED)]))
     lines = [
-        f"Per-pixel average precision of the trained head's attention is {ap:.3f}; chance is {area:.3f}, the part of "
-        "the patch that the mask covers. All are means over the classes.",
+        f"Per-pixel average precision of the trained head's attention is {ap:.3f}; chance is {area:.3f}, the fraction "
+        "of the patch that the mask covers. All are means over the classes.",
         "",
     ]
     for name in scores.maps:
         if name == TRAINED:
             continue
         gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed) for measure in MEASURES}
-        _, low, high = gaps["ap"]
-        finding = "**is ahead of**" if low > 0 else "**is behind**" if high < 0 else "**cannot be told from**"
+        ap, pointing, mass = (signed_text(gaps[measure]) for measure in ("ap", "pointing", "mass"))
         lines.append(
-            f"- It {finding} *{MAP_LABELS[name].lower()}*: AP differs by {_signed(*gaps['ap'])}, the pointing game by "
-            f"{_signed(*gaps['pointing'])}, the mass in the mask by {_signed(*gaps['mass'])}."
+            f"- It **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}*: AP differs by {ap}, the pointing game by "
+            f"{pointing}, the mass in the mask by {mass}."
         )
     return "\n".join(lines)
 
@@ -213,24 +196,10 @@ def best_and_worst(values: np.ndarray, count: int) -> tuple[list[tuple[int, int]
         Such as `MapScores.gain`: average precision alone is highest where the mask covers nearly everything. NaN where
         a pair does not count.
     count : int
-        At most so many of each; no pair stands on both sides.
+        At most so many of each; no pair is in both lists.
     """
     order = np.argsort(values, axis=None, kind="stable")[: (~np.isnan(values)).sum()]  # NaN sorts last
     best = order[::-1][: min(count, -(-len(order) // 2))]
     worst = order[: min(count, len(order) - len(best))]
     n_classes = values.shape[1]
     return tuple([(int(i) // n_classes, int(i) % n_classes) for i in chosen] for chosen in (best, worst))
-
-
-def _nan_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the mean over the defined values; NaN where there is none, without a warning."""
-    with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis)
-
-
-def _number(value: float) -> str:
-    return "—" if np.isnan(value) else f"{value:.3f}"
-
-
-def _signed(difference: float, low: float, high: float) -> str:
-    return "—" if np.isnan(difference) else f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"

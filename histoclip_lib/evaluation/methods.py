@@ -1,45 +1,59 @@
-"""The methods, which are the lines of every table, and the paper's numbers for them."""
+"""The methods, which are the lines of every table: their labels, their order, and the paper's numbers for them."""
 
 from __future__ import annotations
 
-ROW_LABELS = {
-    "all_negative": "All negative",
-    "all_positive": "All positive",
-    "majority": "Majority of train",
-    "tissue_prior": "Tissue prior of train",
-    "baseline": "Zero-shot: Baseline",
-    "one_vs_rest": "Zero-shot: One-vs-Rest",
-    "power_set": "Zero-shot: Power-set",
-    "top_k": "Zero-shot: Top-k",
-    "linear_probe": "Linear probe",
-    "knn": "k-nearest neighbours",
-    "mlp": "Two-layer MLP",
-    "histoclip_text_free": "HistoCLIP, random queries",
-    "histoclip_global": "HistoCLIP, global key",
-    "histoclip_patch": "HistoCLIP, patch keys",
-}
-PAPER_ROWS = ("baseline", "one_vs_rest", "power_set", "top_k", "histoclip")
+from collections.abc import Iterable
+
+from histoclip_lib.common.registry import FAMILIES, METHODS, Method
 
 
-def strategy_name(row: str) -> str:
-    """Return the readable name of a zero-shot row where nothing but zero-shot rows is shown: "One-vs-Rest"."""
-    return ROW_LABELS[row].removeprefix("Zero-shot: ")
+def methods() -> dict[str, Method]:
+    """Return all methods in the order of the tables: by family, then in the order of their registration."""
+    return dict(sorted(METHODS.load().items(), key=lambda item: FAMILIES.index(item[1].family)))
 
 
-OFFLINE_BACKBONE = "lite0-minilm"
-COLUMNS = {
-    "majority": "Majority",
-    "baseline": "Baseline",
-    "one_vs_rest": "One-vs-Rest",
-    "power_set": "Power-set",
-    "top_k": "Top-k",
-    "linear_probe": "Linear probe",
-    "histoclip_global": "HistoCLIP global",
-    "histoclip_patch": "HistoCLIP patch",
-}
-# Table I of the paper: Baseline, One-vs-Rest, Power-set, Top-K, HistoCLIP. It names one HistoCLIP only.
-PAPER = {
-    "bcss_wsss": ("BCSS-WSSS", (0.4266, 0.3757, 0.4713, 0.4358, 0.9121)),
-    "luad_histoseg": ("LUAD-HistoSeg", (0.4485, 0.2932, 0.4422, 0.4738, 0.9507)),
-    "pannuke": ("PanNuke", (0.4107, 0.4371, 0.5263, 0.4862, 0.8824)),
-}
+def labels() -> dict[str, str]:
+    """Return the labels of all methods by name, in the order of the tables."""
+    return {name: method.label for name, method in methods().items()}
+
+
+def label_of(name: str) -> str:
+    """Return the label of a method; its name where a plugin that is not installed here registered it."""
+    found = METHODS.load().get(name)
+    return found.label if found else name
+
+
+def short_label(name: str) -> str:
+    """Return the label for narrow tables, and where only methods of one family are shown: `One-vs-Rest`."""
+    found = METHODS.load().get(name)
+    return found.short if found else name
+
+
+def in_table_order(names: Iterable[str]) -> list[str]:
+    """Return names of methods in the order of the tables.
+
+    Raises
+    ------
+    HistoCLIPError
+        If nothing registers one of the names.
+    """
+    wanted = {METHODS[name].name for name in names}
+    return [name for name in methods() if name in wanted]
+
+
+def strategy_names() -> list[str]:
+    """Return the names of the zero-shot strategies."""
+    return [name for name, method in methods().items() if method.family == "zero-shot"]
+
+
+def table_one_columns() -> dict[str, str]:
+    """Return the columns of Table I: short labels by name."""
+    return {name: method.short for name, method in methods().items() if method.in_table_one}
+
+
+def paper_numbers(dataset: str) -> dict[str, float]:
+    """Return the mAcc that the paper reports on a data set, by method; empty where it has none."""
+    from histoclip_lib.data.registry import DATASETS
+
+    paper = DATASETS[dataset].paper if dataset in DATASETS else {}
+    return {name: paper[method.paper] for name, method in methods().items() if method.paper in paper}

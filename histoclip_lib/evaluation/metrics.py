@@ -1,4 +1,4 @@
-"""mAcc of eq. (6) and the metrics that stand beside it."""
+"""mAcc of eq. (6) and the metrics reported with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from histoclip_lib.common.predictions import Predictions, mean_accuracy
 
 
 def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[str]) -> dict:
-    """Return every metric of one row of the table; `uncertainty.evaluate` adds the intervals.
+    """Return every metric of one method; `uncertainty.evaluate` adds the intervals.
 
     Parameters
     ----------

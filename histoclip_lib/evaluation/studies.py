@@ -1,8 +1,9 @@
-"""What the studies of a run say, as tables: designs, numbers of patches, seeds, and predictions out of fold."""
+"""Results of the studies of a run: designs, numbers of patches, seeds, and out-of-fold predictions."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.leakage import SplitScores
 from histoclip_lib.evaluation.metrics import point_metrics
+from histoclip_lib.evaluation.text import number_text, signed_text
 from histoclip_lib.evaluation.uncertainty import bootstrap_units, compare, evaluate
-from histoclip_lib.models.baselines import trivial_rows
-from histoclip_lib.models.studies import Finished
+
+if TYPE_CHECKING:
+    from histoclip_lib.models.studies import Finished
 
 AS_REPORTED = "as reported"
 HEAD_STUDY = Path(__file__).with_name("head_study.json")
@@ -40,21 +43,10 @@ def of_purpose(finished: list[Finished], purpose: str) -> list[Finished]:
 
 
 def out_of_fold(finished: list[Finished], n_patches: int, train: np.ndarray) -> np.ndarray | None:
-    """Return what the heads of the cross-validation say of the training patches that they have not seen.
+    """Return the probabilities (T, N) of the cross-validation's heads for the training patches that they have not seen.
 
-    Parameters
-    ----------
-    finished : list of Finished
-        With the studies of the purpose `fold`.
-    n_patches : int
-        Number of patches in the data set.
-    train : ndarray of int, shape (T,)
-        The training part.
-
-    Returns
-    -------
-    ndarray of shape (T, N), or None
-        Probabilities; None where a training part of one group left nothing to hold out.
+    None where a training part `train` (T,) of one group left nothing to hold out; `n_patches` is the size of the data
+    set.
     """
     folds = of_purpose(finished, "fold")
     if not folds:
@@ -66,35 +58,27 @@ def out_of_fold(finished: list[Finished], n_patches: int, train: np.ndarray) -> 
 
 
 def two_splits(
-    finished: list[Finished],
-    rows: dict[str, Predictions],
-    patches: PatchDataset,
-    split: str,
-    val: np.ndarray,
+    finished: list[Finished], methods: dict[str, Predictions], patches: PatchDataset, split: str, val: np.ndarray
 ) -> tuple[SplitScores, SplitScores] | None:
-    """Return the same models under a split by patch and under one by group, or None where there is but one.
+    """Return the same models under a split by patch and under one by group, or None where there is only one split.
 
     Parameters
     ----------
-    finished : list of Finished
-        With the studies of the purpose `split`.
-    rows : dict of str to Predictions
-        The rows as reported, for the patches `val`.
-    patches : PatchDataset
-        The data set.
+    finished, methods, patches, val
+        As for `seed_metrics`.
     split : str
         How the validation part was made; anything but `random` counts as by group.
-    val : ndarray of int
-        The validation part.
     """
+    from histoclip_lib.models.baselines import uninformative
+
     others = of_purpose(finished, "split")
     if not others:
         return None
     test = others[0].test
     rest = np.setdiff1d(np.arange(len(patches)), test)
-    majority = {"majority": trivial_rows(patches.labels[rest], len(test))["majority"]}
-    here = {name: rows[name] for name in ("majority", *(study.row for study in others))}
-    there = majority | {study.row: study.predictions for study in others}
+    there = {"majority": uninformative(patches.labels[rest], len(test))["majority"]}
+    there |= {study.method: study.predictions for study in others}
+    here = {name: methods[name] for name in there}
     this, other = (
         SplitScores(patches.labels[part], bootstrap_units(patches, part), predictions)
         for part, predictions in ((val, here), (test, there))
@@ -102,37 +86,32 @@ def two_splits(
     return (this, other) if split == "random" else (other, this)
 
 
-def rows_of(finished: list[Finished]) -> dict[str, Predictions]:
-    """Return the rows of the table that are studies: the two-layer MLP and the head without text."""
-    return {study.row: study.predictions for study in of_purpose(finished, "row")}
+def methods_of(finished: list[Finished]) -> dict[str, Predictions]:
+    """Return the methods that are fitted as studies: the two-layer MLP and the head without text."""
+    return {study.method: study.predictions for study in of_purpose(finished, "method")}
 
 
-def seed_rows(
-    finished: list[Finished], rows: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, seed: int
+def seed_metrics(
+    finished: list[Finished], methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, seed: int
 ) -> dict[str, dict[int, dict]]:
-    """Evaluate every row that was trained with more than one seed.
+    """Evaluate every method that was trained with more than one seed: by method, then by seed.
 
     Parameters
     ----------
     finished : list of Finished
         Studies of the run.
-    rows : dict of str to Predictions
-        The rows as reported, trained with `seed`, for the patches `val`.
+    methods : dict of str to Predictions
+        As reported, trained with `seed`, for the patches `val`.
     patches : PatchDataset
         The data set.
     val : ndarray of int
         Its validation part.
     seed : int
-        Of the rows as reported.
-
-    Returns
-    -------
-    dict of str to dict of int to dict
-        By row, then by seed, as `metrics.point_metrics` returns.
+        Of the methods as reported.
     """
     found: dict[str, dict[int, dict]] = {}
     for study in of_purpose(finished, "seed"):
-        by_seed = found.setdefault(study.row, {seed: _points(patches, val, rows[study.row])})
+        by_seed = found.setdefault(study.method, {seed: _points(patches, val, methods[study.method])})
         by_seed[int(study.name.removeprefix("seed "))] = _points(patches, val, study.predictions)
     return found
 
@@ -141,9 +120,9 @@ def _points(patches: PatchDataset, val: np.ndarray, predictions: Predictions) ->
     return point_metrics(patches.labels[val], predictions, patches.classes)
 
 
-def design_rows(
+def design_metrics(
     finished: list[Finished],
-    rows: dict[str, Predictions],
+    methods: dict[str, Predictions],
     patches: PatchDataset,
     val: np.ndarray,
     resamples: int,
@@ -153,8 +132,8 @@ def design_rows(
 
     Parameters
     ----------
-    finished, rows, patches, val
-        As for `seed_rows`.
+    finished, methods, patches, val
+        As for `seed_metrics`.
     resamples, seed : int
         Of the bootstrap.
 
@@ -165,48 +144,38 @@ def design_rows(
     table : DataFrame
         mAcc and mAP as text, and their differences from the head as reported with 95 % intervals.
     """
-    units, labels, ours = bootstrap_units(patches, val), patches.labels[val], rows["histoclip_patch"]
-    others = {"one key, the global embedding": rows["histoclip_global"]}
+    units, labels, ours = bootstrap_units(patches, val), patches.labels[val], methods["histoclip_patch"]
+    others = {"one key, the global embedding": methods["histoclip_global"]}
     others |= {study.name: study.predictions for study in of_purpose(finished, "design")}
-    if "histoclip_text_free" in rows:
-        others["random queries, no text"] = rows["histoclip_text_free"]
+    if "histoclip_text_free" in methods:
+        others["random queries, no text"] = methods["histoclip_text_free"]
     scored = {
         name: evaluate(labels, predictions, patches.classes, units, resamples, seed)
         for name, predictions in {AS_REPORTED: ours, **others}.items()
     }
     lines = {}
-    for name, row in scored.items():
-        line = {"mAcc": f"{row['mAcc']:.4f}", "mAP": "—" if row["mAP"] is None else f"{row['mAP']:.4f}"}
+    for name, values in scored.items():
+        line = {metric: number_text(values[metric], 4) for metric in ("mAcc", "mAP")}
         if name != AS_REPORTED:
             found = compare(labels, others[name], ours, units, resamples, seed)
-            for metric, gap in (("mAcc", found.macc), ("mAP", found.map)):
-                line[f"{metric}, change"] = f"{gap.value:+.4f} ({gap.low:+.3f} to {gap.high:+.3f})"
+            line |= {"mAcc, change": signed_text(found.macc, 4), "mAP, change": signed_text(found.map, 4)}
         lines[name] = line
     return scored, pd.DataFrame.from_dict(lines, orient="index").fillna("")
 
 
 def size_frame(
-    finished: list[Finished], rows: dict[str, Predictions], n_train: int, patches: PatchDataset, val: np.ndarray
+    finished: list[Finished], methods: dict[str, Predictions], n_train: int, patches: PatchDataset, val: np.ndarray
 ) -> pd.DataFrame:
-    """Return how mAcc and mAP grow with the number of training patches.
+    """Return mAcc and mAP for growing numbers of training patches, a line for each model.
 
-    Parameters
-    ----------
-    finished, rows, patches, val
-        As for `seed_rows`.
-    n_train : int
-        Number of training patches behind `rows`.
-
-    Returns
-    -------
-    DataFrame
-        One line for each model: `row`, `n_train`, `mAcc` and `mAP`.
+    The columns are `method`, `n_train`, `mAcc` and `mAP`; the last models are `methods`, fitted on `n_train` patches.
+    Other arguments as for `seed_metrics`.
     """
     sizes = of_purpose(finished, "size")
-    models = [(study.row, study.n_train, study.predictions) for study in sizes]
-    models += [(row, n_train, rows[row]) for row in dict.fromkeys(study.row for study in sizes)]
+    models = [(study.method, study.n_train, study.predictions) for study in sizes]
+    models += [(method, n_train, methods[method]) for method in dict.fromkeys(study.method for study in sizes)]
     lines = []
-    for row, size, predictions in models:
+    for method, size, predictions in models:
         points = _points(patches, val, predictions)
-        lines.append({"row": row, "n_train": size, "mAcc": points["mAcc"], "mAP": points["mAP"]})
-    return pd.DataFrame(lines, columns=["row", "n_train", "mAcc", "mAP"])
+        lines.append((method, size, points["mAcc"], points["mAP"]))
+    return pd.DataFrame(lines, columns=["method", "n_train", "mAcc", "mAP"])

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals by bootstrap over groups, and paired tests of two rows of the table."""
+"""How sure a number is: intervals by bootstrap over groups, and paired tests of two methods."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Draws:
 
 @dataclass(frozen=True)
 class Difference:
-    """First row minus second in one metric: its value, its 95 % interval and the two-sided p of the permutation test.
+    """First method minus second in one metric: value, 95 % interval and two-sided p of the permutation test.
 
-    All are NaN where the metric is not defined.
+    All are NaN where the metric is not defined, p also where nothing was permuted.
     """
 
     value: float
     low: float
     high: float
-    p: float
+    p: float = np.nan
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows of the table compared in mAcc and in mAP."""
+    """Two methods compared in mAcc and in mAP."""
 
     macc: Difference
     map: Difference
@@ -54,7 +54,7 @@ class Comparison:
 def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
     """Draw as many units as there are, with replacement, `resamples` times.
 
-    The draws depend on the units and the seed alone. All rows of a table therefore share them, and can be compared
+    The draws depend on the units and the seed alone. All methods of a table therefore share them, and can be compared
     resample by resample.
 
     Parameters
@@ -80,12 +80,11 @@ def bootstrap_interval(
 
     Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See `draw_units`.
     """
-    low, high = _interval(_resampled_means(values[:, None], draw_units(units, resamples, seed))[:, 0])
-    return low, high
+    return percentile_interval(_resampled_means(values[:, None], draw_units(units, resamples, seed))[:, 0])
 
 
 def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws) -> dict[str, np.ndarray]:
-    """Compute the metrics of one row in every bootstrap sample.
+    """Compute the metrics of one method in every bootstrap sample.
 
     A sample in which a class has no positive patch (or, for AUROC, no negative one) leaves it out of the mean over
     classes, as `metrics.point_metrics` does.
@@ -102,22 +101,21 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
     Returns
     -------
     dict of str to ndarray
-        The HEADLINES, each of shape (R,), and of each class `accuracy` and `ap`, of shape (R, N). NaN where a sample
-        leaves a metric undefined.
+        The HEADLINES (R,), and `accuracy` and `ap` of each class (R, N); NaN where a sample leaves one undefined.
     """
     truth, decisions = labels.astype(bool), predictions.decisions.astype(bool)
     correct = truth == decisions
     accuracy = _resampled_means(correct, draws)
     # F1 = 2 TP / (2 TP + FP + FN); the denominator is the number of positives plus the number predicted
-    hits = draws.counts @ _sums(truth & decisions, draws.unit)
-    total = draws.counts @ (_sums(truth, draws.unit) + _sums(decisions, draws.unit))
+    hits = draws.counts @ unit_sums(truth & decisions, draws.unit)
+    total = draws.counts @ (unit_sums(truth, draws.unit) + unit_sums(decisions, draws.unit))
     ap, areas = _resampled_ranking(labels, predictions.scores, draws)
     return {
         "mAcc": accuracy.mean(axis=1),
-        "mAP": _nan_mean(ap),
+        "mAP": nan_mean(ap),
         "macro_f1": (2 * hits / np.maximum(total, 1)).mean(axis=1),
         "micro_f1": 2 * hits.sum(axis=1) / np.maximum(total.sum(axis=1), 1),
-        "auroc": _nan_mean(areas),
+        "auroc": nan_mean(areas),
         "exact_match": _resampled_means(correct.all(axis=1)[:, None], draws)[:, 0],
         "accuracy": accuracy,
         "ap": ap,
@@ -127,7 +125,7 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
 def evaluate(
     labels: np.ndarray, predictions: Predictions, classes: list[str], units: np.ndarray, resamples: int, seed: int
 ) -> dict:
-    """Return one row of `metrics.json`: the metrics of `metrics.point_metrics`, and their intervals.
+    """Return what `metrics.json` holds of one method: the metrics of `metrics.point_metrics`, and their intervals.
 
     Parameters
     ----------
@@ -138,33 +136,35 @@ def evaluate(
     resamples, seed : int
         Of the bootstrap; see `draw_units`.
 
-    Returns
-    -------
-    dict
-        Beside each of the HEADLINES its 95 % percentile interval, `mAcc_ci` and so on, as [low, high]; in
-        `per_class` also `accuracy_ci` and `ap_ci`. None where the metric is not defined.
+    Beside each of the HEADLINES is its 95 % percentile interval, `mAcc_ci` and so on, as [low, high]; in `per_class`
+    also `accuracy_ci` and `ap_ci`. None where the metric is not defined.
     """
     resampled = resampled_metrics(labels, predictions, draw_units(units, resamples, seed))
-    row = point_metrics(labels, predictions, classes)
+    points = point_metrics(labels, predictions, classes)
     per_class = {
-        name: {**values, **{f"{key}_ci": _interval(resampled[key][:, k]) for key in ("accuracy", "ap")}}
-        for k, (name, values) in enumerate(row.pop("per_class").items())
+        name: {**values, **{f"{key}_ci": _as_json(resampled[key][:, k]) for key in ("accuracy", "ap")}}
+        for k, (name, values) in enumerate(points.pop("per_class").items())
     }
     scored = {}
     for key in HEADLINES:
-        scored[key], scored[f"{key}_ci"] = row[key], _interval(resampled[key])
+        scored[key], scored[f"{key}_ci"] = points[key], _as_json(resampled[key])
     return scored | {"per_class": per_class}
+
+
+def _as_json(values: np.ndarray) -> list[float] | None:
+    low, high = percentile_interval(values)
+    return None if np.isnan(low) else [low, high]
 
 
 def compare(
     labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
 ) -> Comparison:
-    """Compare two rows on the same patches.
+    """Compare two methods on the same patches.
 
-    Both rows are resampled with the same draws, and the percentiles of the difference give its interval. The
-    permutation test asks how often a difference as large, in either direction, comes up when the outputs of the two
-    rows are swapped for a random half of the units. For mAP the scores of each row and class are first replaced by
-    their ranks: one row's scores mean nothing on the other's scale, and average precision sees their order only.
+    Both are resampled with the same draws, and the percentiles of the difference give its interval. The permutation
+    test asks how often a difference as large, in either direction, comes up when the outputs of the two methods are
+    swapped for a random half of the units. For mAP the scores of each method and class are first replaced by their
+    ranks: one method's scores mean nothing on the other's scale, and average precision depends on their order only.
 
     Parameters
     ----------
@@ -185,47 +185,33 @@ def compare(
     zero, Statistical Applications in Genetics and Molecular Biology 9(1), 2010 (the 1 in p = (1 + hits) / (1 +
     permutations)).
     """
-    draws = draw_units(units, resamples, seed)
-    macc = _accuracy_gap(labels, first, second, units, draws, seed)
+    macc, draws = accuracy_gap(labels, first, second, units, resamples, seed), draw_units(units, resamples, seed)
     present = labels.any(axis=0)
     if not present.any():
-        return Comparison(macc, Difference(np.nan, np.nan, np.nan, np.nan))
-    labels, scores = labels[:, present], [row.scores[:, present] for row in (first, second)]
-    one, other = (_nan_mean(_resampled_ranking(labels, values, draws)[0]) for values in scores)
-    low, high = _interval(one - other) or (np.nan, np.nan)
+        return Comparison(macc, Difference(np.nan, np.nan, np.nan))
+    labels, scores = labels[:, present], [method.scores[:, present] for method in (first, second)]
+    one, other = (nan_mean(_resampled_ranking(labels, values, draws)[0]) for values in scores)
     value, p = _precision_gap(labels, *scores, draws.unit, resamples, seed)
-    return Comparison(macc, Difference(value, low, high, p))
+    return Comparison(macc, Difference(value, *percentile_interval(one - other), p))
 
 
 def accuracy_gap(
     labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
 ) -> Difference:
     """Return the half of `compare` that is on mAcc, with the same arguments; it takes far less time."""
-    return _accuracy_gap(labels, first, second, units, draw_units(units, resamples, seed), seed)
-
-
-def _accuracy_gap(
-    labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, draws: Draws, seed: int
-) -> Difference:
     gaps = ((labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1))[:, None]
-    low, high = _interval(_resampled_means(gaps, draws)[:, 0])
+    low, high = percentile_interval(_resampled_means(gaps, draw_units(units, resamples, seed))[:, 0])
     return Difference(float(gaps.mean()), low, high, float(mean_gap_p(gaps, units, seed)[0]))
 
 
 def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
     """Return the two-sided p (K,) of K mean paired differences, by flipping the sign of whole units.
 
-    Parameters
-    ----------
-    gaps : ndarray of shape (B, K)
-        First row minus second, of each patch.
-    units : ndarray of shape (B,)
-        What is flipped as a whole.
-    seed : int
-        Of the PERMUTATIONS.
+    `gaps` (B, K) are the first method minus the second, of each patch; `units` (B,) are what is flipped as a whole;
+    `seed` is that of the PERMUTATIONS.
     """
     _, unit = np.unique(units, return_inverse=True)
-    sums = _sums(gaps, unit)
+    sums = unit_sums(gaps, unit)
     observed, n_extreme = np.abs(sums.sum(axis=0)), np.zeros(sums.shape[1])
     flips = _flips(len(sums), PERMUTATIONS, seed)
     for block in _blocks(len(flips), len(sums)):
@@ -262,8 +248,8 @@ def _precision_gap(
 ) -> tuple[float, float]:
     """Return the difference in mAP of scores (B, N), every class with a positive, and the p of its permutation test.
 
-    The ranks of both rows lie in one pool of 2 B entries, sorted once. A permutation takes one of the two entries of
-    each patch for the first row and leaves the other to the second.
+    The ranks of both methods lie in one pool of 2 B entries, sorted once. A permutation takes one of the two entries
+    of each patch for the first method and leaves the other to the second.
     """
     pool = np.concatenate([rankdata(first, axis=0), rankdata(second, axis=0)])
     twice = np.concatenate([labels, labels])
@@ -300,10 +286,10 @@ def _resampled_ranking(labels: np.ndarray, scores: np.ndarray, draws: Draws) -> 
 
 def _resampled_means(values: np.ndarray, draws: Draws) -> np.ndarray:
     """Return the mean of each column of values (B, K) in every bootstrap sample, (R, K)."""
-    return (draws.counts @ _sums(values, draws.unit)) / (draws.counts @ np.bincount(draws.unit))[:, None]
+    return (draws.counts @ unit_sums(values, draws.unit)) / (draws.counts @ np.bincount(draws.unit))[:, None]
 
 
-def _sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+def unit_sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """Sum each column of values (B, K) over the patches of each unit, (U, K)."""
     return np.stack([np.bincount(unit, weights=column) for column in values.T], axis=1)
 
@@ -313,16 +299,19 @@ def _blocks(n: int, width: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def _nan_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each line over its defined values; NaN where there is none, without a warning."""
+def nan_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the mean over the defined values; NaN where there is none, without a warning."""
     with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=1) / (~np.isnan(values)).sum(axis=1)
+        return np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis)
 
 
-def _interval(values: np.ndarray) -> list[float] | None:
-    """Return the percentile interval of the defined values, None where there is none."""
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the defined values (R,); NaN where there is none."""
     defined = values[~np.isnan(values)]
-    return np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist() if len(defined) else None
+    if not len(defined):
+        return np.nan, np.nan
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 MIN_GROUPS = 5
@@ -331,33 +320,29 @@ MIN_GROUPS = 5
 ENOUGH_GROUPS = 40
 
 
-def bootstrap_units(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
+def bootstrap_units(patches: PatchDataset, index: np.ndarray) -> np.ndarray:
     """Return what the bootstrap draws: the group of each patch, or the patch itself.
 
     Patches are drawn where groups are not known, and where there are fewer than MIN_GROUPS of them: an interval from so
     few would be narrow by chance, from a single one it would have no width.
     """
-    if patches.groups is None or len(np.unique(patches.groups[rows])) < MIN_GROUPS:
-        return rows
-    return patches.groups[rows]
+    if patches.groups is None or len(np.unique(patches.groups[index])) < MIN_GROUPS:
+        return index
+    return patches.groups[index]
 
 
 def interval_note(patches: PatchDataset, val: np.ndarray) -> str:
     """Say in Markdown what the intervals resample, and what the permutation tests swap."""
     n_groups = 0 if patches.groups is None else len(np.unique(patches.groups[val]))
     if n_groups < MIN_GROUPS:
-        reason = (
-            f"the validation part has only {n_groups} group{'s' * (n_groups > 1)}"
-            if n_groups
-            else "groups are not known"
-        )
+        counted = f"the validation part has only {n_groups} group{'s' * (n_groups > 1)}"
         return (
-            f"Intervals come from a bootstrap over patches, since {reason}: take them as too narrow. The permutation "
-            "tests swap patches too: take their p as too small."
+            f"Intervals come from a bootstrap over patches, since {counted if n_groups else 'groups are not known'}: "
+            "consider them too narrow. The permutation tests swap patches too: consider their p too small."
         )
     note = (
         f"Intervals come from a bootstrap over the {n_groups} groups of the validation part. The permutation tests "
-        "swap the outputs of two rows for whole groups."
+        "swap the outputs of two methods for whole groups."
     )
     if n_groups < ENOUGH_GROUPS:
         note += " With so few, intervals are somewhat too narrow."

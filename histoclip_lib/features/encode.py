@@ -196,11 +196,17 @@ class ImageFeatures:
         Projected patch tokens, row by row from the top left of the view.
     encoded : int
         Number of patches that had to be encoded now; the others were in the cache.
+    folder : Path
+        Where the shards lie.
+    names : list of str
+        Of the shards, in order: with them `open_features` finds the features again without encoder or images.
     """
 
     pooled: Shards
     tokens: Shards
     encoded: int
+    folder: Path
+    names: list[str]
 
     def of_kind(self, kind: str) -> Shards:
         """Return what a head attends to: the pooled embedding for `global`, the tokens for `patch`."""
@@ -302,19 +308,50 @@ def encode_dataset(
                 f"{folder}: shards were written there and cannot be read back. Check the disk, or that nobody prunes "
                 f"the cache:\n{bullet_list(gone)}"
             )
-    for path in paths:
+    return _features(folder, [path.name for path in paths], list(found.values()), encoded)
+
+
+def open_features(folder: Path, names: list[str], n_patches: int, views: int) -> ImageFeatures:
+    """Map features that `encode_dataset` has checked before; neither the encoder nor an image is loaded.
+
+    Lengths and markers are compared, and no checksum: features are read whole once in a run, not in every notebook.
+
+    Parameters
+    ----------
+    folder : Path
+        `ImageFeatures.folder`.
+    names : list of str
+        `ImageFeatures.names`.
+    n_patches, views : int
+        What they must hold.
+
+    Raises
+    ------
+    HistoCLIPError
+        If a shard is missing, or not as it was written.
+    """
+    if len(names) != n_shards(n_patches):
+        raise HistoCLIPError(f"{folder}: {len(names)} shards do not hold {n_patches} patches. Encode them again.")
+    found = _open_all({k: folder / name for k, name in enumerate(names)}, n_patches, views, whole=False)
+    if missing := [names[number] for number, shard in found.items() if shard is None]:
+        raise HistoCLIPError(f"{folder}: these shards are missing. Encode them again:\n{bullet_list(missing)}")
+    return _features(folder, names, list(found.values()), 0)
+
+
+def _features(folder: Path, names: list[str], shards: list[Shard], encoded: int) -> ImageFeatures:
+    for name in names:
         with suppress(OSError):  # a cache that others own can still be read
-            path.with_suffix(".json").touch()  # when it was last used
-    pooled, tokens = ([getattr(shard, kind) for shard in found.values()] for kind in ("pooled", "tokens"))
-    return ImageFeatures(Shards(pooled), Shards(tokens), encoded)
+            (folder / f"{name}.json").touch()  # when it was last used
+    pooled, tokens = ([getattr(shard, kind) for shard in shards] for kind in ("pooled", "tokens"))
+    return ImageFeatures(Shards(pooled), Shards(tokens), encoded, folder, names)
 
 
-def _open_all(paths: dict[int, Path], n_rows: int, views: int) -> dict[int, Shard | None]:
+def _open_all(paths: dict[int, Path], n_rows: int, views: int, whole: bool = True) -> dict[int, Shard | None]:
     """Open shards, in threads; None for those that must be encoded, of the damaged ones with a warning."""
 
     def open_one(number: int) -> Shard | Damaged | None:
         try:
-            return open_shard(paths[number], len(rows_of(number, n_rows)), views)
+            return open_shard(paths[number], len(rows_of(number, n_rows)), views, whole)
         except Damaged as damage:
             return damage
 

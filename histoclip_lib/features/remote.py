@@ -24,7 +24,7 @@ from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.executors import n_cores, require_software, run_tasks, software
 from histoclip_lib.common.files import require_space, resolve, sweep, write_text
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.data.registry import LOADED_BY, load_dataset
+from histoclip_lib.data.registry import dataset_parameters, load_dataset, load_dataset_from
 from histoclip_lib.features.encode import (
     about_shard,
     encode_batches,
@@ -47,10 +47,10 @@ class EncodingJob:
 
     Attributes
     ----------
-    dataset, data_dir, split, n_patches, mask_coverage, min_nuclei
-        As `datasets.load_dataset` takes them; paths are absolute.
-    backbone, pretrained, device, precision, compiled
-        As `clip.load_clip` takes them.
+    data : tuple of (str, object)
+        Parameters of the data set, as `data.registry.load_dataset` takes them; paths are absolute.
+    encoder : tuple
+        As `clip.encoder.load_clip` takes them.
     views, encode_batch_size : int
         As `features.encode_dataset` takes them.
     listing : str
@@ -61,17 +61,8 @@ class EncodingJob:
         The versions that a worker must have.
     """
 
-    dataset: str
-    data_dir: str
-    split: str
-    n_patches: int
-    mask_coverage: float
-    min_nuclei: int
-    backbone: str
-    pretrained: str
-    device: str
-    precision: str
-    compiled: bool
+    data: tuple[tuple[str, object], ...]
+    encoder: tuple
     views: int
     encode_batch_size: int
     listing: str
@@ -136,7 +127,7 @@ def encode_shards_on(
         fails, or workers or scheduler are lost. Finished shards are kept; the next call encodes the others.
     """
     cache = cache_dir().absolute()
-    patches = load_dataset(*(values[name] for name in LOADED_BY))
+    patches = load_dataset_from(values)
     job, total, finished = encoding_job(values, patches, cache), n_shards(len(patches)), []
 
     def count(_: int, shard: EncodedShard) -> None:
@@ -149,8 +140,8 @@ def encode_shards_on(
         run_tasks(executor, encode_shard, ((job, number) for number in shard_order(total)), count)
     except HistoCLIPError as error:
         raise HistoCLIPError(
-            f"encoding {job.dataset}: {error}\n{len(finished)} of {total} shards are finished and kept in {job.cache}. "
-            "Run the same command again: it encodes the others."
+            f"encoding {patches.name}: {error}\n{len(finished)} of {total} shards are finished and kept in {job.cache}."
+            " Run the same command again: it encodes the others."
         ) from error
     if damages := [shard.damage for shard in finished if shard.damage]:
         warnings.warn(
@@ -181,14 +172,17 @@ def encoding_job(values: dict[str, object], patches: PatchDataset, cache: Path) 
     backbone = str(values["backbone"])
     if backbone.startswith(LOCAL_DIR) and not Path(backbone.removeprefix(LOCAL_DIR)).is_absolute():
         raise HistoCLIPError(f"backbone: {backbone} is relative; workers run in other folders. Write the whole path.")
-    same = {name: values[name] for name in (*LOADED_BY, *ENCODER_NAMES, "views", "encode_batch_size")}
-    if same["data_dir"]:
-        same["data_dir"] = str(resolve(str(same["data_dir"])).absolute())
-    if same["pretrained"] and Path(str(same["pretrained"])).is_file():
-        same["pretrained"] = str(Path(str(same["pretrained"])).absolute())
+    data, encoder = dataset_parameters(values), {name: values[name] for name in ENCODER_NAMES}
+    if data["data_dir"]:
+        data["data_dir"] = str(resolve(str(data["data_dir"])).absolute())
+    if encoder["pretrained"] and Path(str(encoder["pretrained"])).is_file():
+        encoder["pretrained"] = str(Path(str(encoder["pretrained"])).absolute())
     make_writable(cache)
     return EncodingJob(
-        **same,
+        data=tuple(data.items()),
+        encoder=tuple(encoder.values()),
+        views=int(values["views"]),
+        encode_batch_size=int(values["encode_batch_size"]),
         listing=_listing(patches),
         cache=str(cache),
         identity=_identity(cache),
@@ -290,27 +284,28 @@ _LOADING = threading.Lock()  # the threads of one worker load nothing twice
 def _load_dataset(job: EncodingJob) -> PatchDataset:
     with _LOADING:
         os.environ["HISTOCLIP_CACHE"] = job.cache  # painted patches and counted nuclei are shared too
-        return _dataset_of(job.listing, *(getattr(job, name) for name in LOADED_BY))
+        return _dataset_of(job.listing, job.data)
 
 
 def _load_encoder(job: EncodingJob) -> tuple[CLIP, Path]:
     with _LOADING:
         os.environ["HISTOCLIP_CACHE"] = job.cache
-        return _encoder_of(job.cache, job.views, *(getattr(job, name) for name in ENCODER_NAMES))
+        return _encoder_of(job.cache, job.views, job.encoder)
 
 
 @lru_cache(maxsize=2)
-def _dataset_of(listing: str, *arguments: object) -> PatchDataset:
-    patches = load_dataset(*arguments)
+def _dataset_of(listing: str, data: tuple[tuple[str, object], ...]) -> PatchDataset:
+    arguments = dict(data)
+    patches = load_dataset(**arguments)
     if _listing(patches) != listing:
         raise HistoCLIPError(
-            f"{socket.gethostname()}: the data set {arguments[0]} {arguments[1]} has other patches here than where the "
-            "run was started. Mount one folder at the same path on all machines."
+            f"{socket.gethostname()}: the data set {arguments['dataset']} {arguments['data_dir']} has other patches "
+            "here than where the run was started. Mount one folder at the same path on all machines."
         )
     return patches
 
 
 @lru_cache(maxsize=2)
-def _encoder_of(cache: str, views: int, *arguments: object) -> tuple[CLIP, Path]:
+def _encoder_of(cache: str, views: int, arguments: tuple) -> tuple[CLIP, Path]:
     clip = load_clip(*arguments)
     return clip, features_folder(clip, views, Path(cache))

@@ -1,22 +1,36 @@
-"""Where a head finds its evidence, and the maps that it has to beat."""
+"""Attention maps of a head, and the reference maps that it must beat."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from skimage.transform import resize
-from torch.nn import functional
 
-from histoclip_lib.features.reader import FeatureReader, undo_view
-from histoclip_lib.models.cmm import CMM
-from histoclip_lib.models.training import EVALUATION_BATCH
+if TYPE_CHECKING:  # figures import this module for its labels, and need no torch
+    import torch
+
+    from histoclip_lib.features.reader import FeatureReader
+    from histoclip_lib.models.cmm import CMM
+
+TRAINED = "trained"
+MAP_LABELS = {
+    TRAINED: "Trained head",
+    "untrained": "Head before training",
+    "similarity": "Text similarity",
+    "centre": "Centre prior",
+    "uniform": "Uniform",
+}
+CENTRE_SIGMA = 0.25  # of the side of the patch
+BATCH = 512  # patches at once
+TINY = np.finfo(np.float32).tiny  # where there is no evidence, every cell has this much: a uniform map
 
 
-def attention_maps(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
-    """Return where each class finds its evidence: attention weighted by its gradient, averaged over heads and views.
+def attention_maps(head: CMM, reader: FeatureReader, index: np.ndarray) -> np.ndarray:
+    """Return the evidence for each class: attention weighted by its gradient, averaged over heads and views.
 
-    An attention weight says what was read, not whether it spoke for or against the class. Weight times gradient of the
-    class's logit, negative values cut off, keeps what spoke for it (Chefer et al. 2021, eq. 5).
+    An attention weight says what was read, not whether it raised or lowered the logit. Weight times gradient of the
+    class's logit, negative values set to 0, keeps what raised it (Chefer et al. 2021, eq. 5).
 
     Parameters
     ----------
@@ -24,31 +38,46 @@ def attention_maps(head: CMM, reader: FeatureReader, rows: np.ndarray) -> np.nda
         Trained on patch tokens.
     reader : FeatureReader
         Tokens of the B patches in V views; each view's map is turned back before the average.
-    rows : ndarray of int, shape (n,)
+    index : ndarray of int, shape (n,)
         Which patches.
 
     Returns
     -------
     ndarray of shape (n, N, g, g), float32
-        Sums to 1 over the g x g grid, uniform where nothing speaks for the class; row by row from the top left.
+        Sums to 1 over the g x g grid, uniform where there is no evidence for the class; row by row from the top left.
     """
     head.to(reader.device).eval()
-    maps = []
-    for start in range(0, len(rows), EVALUATION_BATCH):
-        batch = rows[start : start + EVALUATION_BATCH]
-        turned = [undo_view(_evidence(head, reader.take(batch, view)), view) for view in range(reader.n_views)]
-        maps.append(torch.stack(turned).mean(dim=0).cpu().numpy())
-    return np.concatenate(maps)
+    return _upright_mean(lambda tokens: _evidence(head, tokens), reader, index)
+
+
+def _upright_mean(
+    maps_of: Callable[[torch.Tensor], torch.Tensor], reader: FeatureReader, index: np.ndarray
+) -> np.ndarray:
+    """Return the mean over the views of maps (n, N, g, g), each view's turned back; `maps_of` gives (n, N, L)."""
+    import torch
+
+    from histoclip_lib.features.reader import undo_view
+
+    means = []
+    for start in range(0, len(index), BATCH):
+        batch, upright = index[start : start + BATCH], []
+        for view in range(reader.n_views):
+            flat = maps_of(reader.take(batch, view))
+            side = round(flat.shape[-1] ** 0.5)
+            upright.append(undo_view(flat.unflatten(-1, (side, side)), view))
+        means.append(torch.stack(upright).mean(dim=0).cpu().numpy())
+    return np.concatenate(means)
 
 
 def _evidence(head: CMM, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the gradient-weighted attention of one view, shape (n, N, g, g), each map summing to 1."""
-    logits, attention = head(tokens)
+    """Return the gradient-weighted attention of one view, shape (n, N, L), each map summing to 1."""
+    import torch
+
+    logits, attention = head(tokens)  # (n, N), (n, heads, N, L)
     # A class's logit depends on its own attention alone, so one backward pass serves all classes.
     (gradient,) = torch.autograd.grad(logits.sum(), attention)
-    evidence = (attention * gradient).detach().clamp_min(0).mean(dim=1).float() + torch.finfo(torch.float32).tiny
-    side = round(evidence.shape[-1] ** 0.5)
-    return (evidence / evidence.sum(dim=-1, keepdim=True)).unflatten(-1, (side, side))
+    evidence = (attention * gradient).detach().clamp_min(0).mean(dim=1).float() + TINY
+    return evidence / evidence.sum(dim=-1, keepdim=True)
 
 
 def square_crop(image: np.ndarray) -> np.ndarray:
@@ -61,22 +90,13 @@ def square_crop(image: np.ndarray) -> np.ndarray:
 
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
+    from skimage.transform import resize
+
     return resize(attention, (size, size), order=1, mode="edge", anti_aliasing=False)
 
 
-TRAINED = "trained"
-MAP_LABELS = {
-    TRAINED: "Trained head",
-    "untrained": "Head before training",
-    "similarity": "Text similarity",
-    "centre": "Centre prior",
-    "uniform": "Uniform",
-}
-CENTRE_SIGMA = 0.25  # of the side of the patch
-
-
-def maps_to_compare(head: CMM, reader: FeatureReader, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Return the attention of a trained head, and beside it the maps that it has to beat.
+def maps_to_compare(head: CMM, reader: FeatureReader, index: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Return the attention of a trained head, and the reference maps that it must beat.
 
     Parameters
     ----------
@@ -84,7 +104,7 @@ def maps_to_compare(head: CMM, reader: FeatureReader, rows: np.ndarray, seed: in
         Trained on patch tokens.
     reader : FeatureReader
         Tokens of the B patches in V views.
-    rows : ndarray of int, shape (n,)
+    index : ndarray of int, shape (n,)
         Which patches.
     seed : int
         With which the training began; the untrained head has the same initial weights.
@@ -96,33 +116,36 @@ def maps_to_compare(head: CMM, reader: FeatureReader, rows: np.ndarray, seed: in
         of the head as it was before its training. `similarity`: `similarity_maps`. `centre`: a Gaussian around the
         centre, its deviation CENTRE_SIGMA of the side. `uniform`: the same everywhere.
     """
+    import torch
+
+    from histoclip_lib.models.cmm import CMM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = CMM(head.class_embeddings.cpu(), **head.options)
     untrained.load_state_dict({name: value.cpu() for name, value in head.named_buffers()}, strict=False)
-    trained = attention_maps(head, reader, rows)
+    trained = attention_maps(head, reader, index)
     side = trained.shape[-1]
     offsets = (np.arange(side) + 0.5) / side - 0.5
     along = np.exp(-0.5 * (offsets / CENTRE_SIGMA) ** 2)
     centre = np.outer(along, along) / along.sum() ** 2
     return {
         TRAINED: trained,
-        "untrained": attention_maps(untrained, reader, rows),
-        "similarity": similarity_maps(head.class_embeddings, reader, rows),
+        "untrained": attention_maps(untrained, reader, index),
+        "similarity": similarity_maps(head.class_embeddings, reader, index),
         "centre": np.broadcast_to(centre.astype(np.float32), trained.shape),
         "uniform": np.full_like(trained, 1 / side**2),
     }
 
 
-@torch.inference_mode()
-def similarity_maps(class_embeddings: torch.Tensor, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
+def similarity_maps(class_embeddings: torch.Tensor, reader: FeatureReader, index: np.ndarray) -> np.ndarray:
     """Return the cosine of each patch token with each class embedding, without any training.
 
     Parameters
     ----------
     class_embeddings : tensor of shape (N, d)
-        The class matrix of eq. (2), unit rows.
-    reader, rows
+        The class matrix of eq. (2), unit vectors.
+    reader, index
         As for `maps_to_compare`.
 
     Returns
@@ -131,16 +154,13 @@ def similarity_maps(class_embeddings: torch.Tensor, reader: FeatureReader, rows:
         The mean over the views, each turned back; then each map less its minimum, divided by its sum. Uniform where
         all tokens are equally similar.
     """
-    classes = class_embeddings.to(reader.device, torch.float32)
-    maps = []
-    for start in range(0, len(rows), EVALUATION_BATCH):
-        batch = rows[start : start + EVALUATION_BATCH]
-        turned = []
-        for view in range(reader.n_views):
-            cosines = functional.normalize(reader.take(batch, view).float(), dim=-1) @ classes.T
-            side = round(cosines.shape[1] ** 0.5)
-            turned.append(undo_view(cosines.transpose(1, 2).unflatten(2, (side, side)), view))
-        cosines = torch.stack(turned).mean(dim=0)
-        above = cosines - cosines.amin(dim=(2, 3), keepdim=True) + torch.finfo(torch.float32).tiny
-        maps.append((above / above.sum(dim=(2, 3), keepdim=True)).cpu().numpy())
-    return np.concatenate(maps)
+    from torch.nn import functional
+
+    classes = class_embeddings.to(reader.device).float()
+
+    def cosines_of(tokens: torch.Tensor) -> torch.Tensor:
+        return (functional.normalize(tokens.float(), dim=-1) @ classes.T).transpose(1, 2)
+
+    cosines = _upright_mean(cosines_of, reader, index)
+    above = cosines - cosines.min(axis=(2, 3), keepdims=True) + TINY
+    return above / above.sum(axis=(2, 3), keepdims=True)

@@ -1,82 +1,22 @@
-"""Methods that need no text: prevalences, the tissue, a linear probe, nearest neighbours and a two-layer perceptron."""
+"""Methods to beat: what looks at no image, and what learns from frozen features without text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
-from torch import nn
 
-from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
+from histoclip_lib.common.registry import Registry, register_method
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.splits import grouped_folds
-from histoclip_lib.features.encode import ImageFeatures
-from histoclip_lib.models.cmm import CMM
 
-
-class MLP(nn.Module):
-    """Linear, GELU, dropout, linear, on centred pooled features; `training.train_head` fits it like a CMM.
-
-    Parameters
-    ----------
-    width : int
-        Features d.
-    n_classes : int
-        N.
-    n_parameters : int
-        About how many to have: the hidden width is (n_parameters - N) / (d + 1 + N), rounded.
-    dropout : float
-        Dropout of the hidden layer.
-
-    Attributes
-    ----------
-    token_mean, token_scale : tensor of shape (d,) and ()
-        Taken from the features, and by which they are then divided, as in `CMM`.
-
-    Raises
-    ------
-    HistoCLIPError
-        If so few parameters leave no hidden unit.
-    """
-
-    def __init__(self, width: int, n_classes: int, n_parameters: int, dropout: float = 0.3) -> None:
-        super().__init__()
-        hidden = round((n_parameters - n_classes) / (width + 1 + n_classes))
-        if hidden < 1:
-            raise HistoCLIPError(
-                f"n_parameters: {n_parameters} are too few for {width} features and {n_classes} classes. Use at least "
-                f"{width + 1 + 2 * n_classes}."
-            )
-        self.options = {"width": width, "n_classes": n_classes, "n_parameters": n_parameters, "dropout": dropout}
-        self.register_buffer("token_mean", torch.zeros(width))
-        self.register_buffer("token_scale", torch.ones(()))
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes)
-        )
-
-    def fit_scale(self, features: torch.Tensor) -> None:
-        """Centre training features (..., d) and give them unit variance over all dimensions together."""
-        flat = features.float().flatten(0, -2)
-        self.token_mean.copy_(flat.mean(dim=0))
-        self.token_scale.copy_((flat - self.token_mean).square().mean().sqrt().clamp_min(1e-6))
-
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Score images: from pooled features (B, 1, d) to logits (B, N); there is no attention."""
-        features = (tokens.squeeze(1).to(self.token_mean.dtype) - self.token_mean) / self.token_scale
-        return self.layers(features), None
-
-
-def mlp_like(head: CMM) -> MLP:
-    """Return a fresh MLP with the number of parameters, the classes, the features and the dropout of a head."""
-    n_classes, width = head.class_embeddings.shape
-    return MLP(width, n_classes, sum(p.numel() for p in head.parameters()), head.options["dropout"])
-
+if TYPE_CHECKING:
+    from histoclip_lib.features.encode import ImageFeatures
 
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FURTHER_STRENGTHS = {min: (1e-5, 1e-6), max: (10.0, 100.0)}  # tried one by one while the best C is at that edge
@@ -87,16 +27,28 @@ NEIGHBOURS = (1, 3, 5, 7, 11, 15, 21, 31, 51, 71, 101)  # odd, so that a vote is
 CHOOSING = 1000  # training patches, at random, on whose neighbours k is chosen
 CHUNK = 256  # patches that are compared with all training examples at once
 
+register_method("all_negative", "All negative", "uninformative")
+register_method("all_positive", "All positive", "uninformative")
+register_method("majority", "Majority of train", "uninformative", "Majority", in_table_one=True)
+register_method("tissue_prior", "Tissue prior of train", "uninformative")
 
-def trivial_rows(train_labels: np.ndarray, n_patches: int) -> dict[str, Predictions]:
-    """Return the rows that look at no image: `all_negative`, `all_positive` and `majority`.
+
+def uninformative(train_labels: np.ndarray, n_patches: int) -> dict[str, Predictions]:
+    """Return the methods that look at no image: `all_negative`, `all_positive` and `majority`.
 
     Parameters
     ----------
     train_labels : ndarray of shape (T, N)
-        Labels of the training part; `majority` says of each class what most of these say.
+        Labels of the training part; `majority` gives each class the label that most of these have.
     n_patches : int
         Number of patches to predict.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from histoclip_lib.models import uninformative
+    >>> uninformative(np.array([[1, 0], [1, 0], [0, 1]]), n_patches=1)["majority"].decisions
+    array([[ True, False]])
     """
     prevalence = np.broadcast_to(train_labels.mean(axis=0), (n_patches, train_labels.shape[1]))
     constant = np.zeros_like(prevalence)
@@ -107,31 +59,70 @@ def trivial_rows(train_labels: np.ndarray, n_patches: int) -> dict[str, Predicti
     }
 
 
-def tissue_prior(train_labels: np.ndarray, train_tissue: np.ndarray, tissue: np.ndarray) -> Predictions:
-    """Predict from the organ alone: the training prevalence of each class in the same tissue.
+def tissue_prior_method(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
+    """Return `tissue_prior`: for each class its training prevalence in the tissue of the patch.
 
-    A tissue that no training patch has gets the prevalence over all.
+    A tissue that no training patch has gets the prevalence over all. Nothing is returned where the data set does not
+    know its tissues.
 
     Parameters
     ----------
-    train_labels : ndarray of shape (T, N)
-        Labels of the training part.
-    train_tissue : ndarray of shape (T,)
-        Tissue of each training patch.
-    tissue : ndarray of shape (B,)
-        Tissue of the patches to predict.
+    patches : PatchDataset
+        With labels, and tissues or none.
+    train, val : ndarray of int
+        The patches to count, and those to predict.
     """
-    scores = np.tile(train_labels.mean(axis=0), (len(tissue), 1))
-    for name in np.unique(train_tissue):
-        scores[tissue == name] = train_labels[train_tissue == name].mean(axis=0)
-    return from_probabilities(scores)
-
-
-def tissue_rows(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
-    """Return the row `tissue_prior` where the data set knows its tissues, else nothing."""
     if patches.tissue is None:
         return {}
-    return {"tissue_prior": tissue_prior(patches.labels[train], patches.tissue[train], patches.tissue[val])}
+    labels, known, tissue = patches.labels[train], patches.tissue[train], patches.tissue[val]
+    scores = np.tile(labels.mean(axis=0), (len(val), 1))
+    for name in np.unique(known):
+        scores[tissue == name] = labels[known == name].mean(axis=0)
+    return {"tissue_prior": from_probabilities(scores)}
+
+
+class FittedBaseline(Protocol):
+    """What fitting a baseline returns."""
+
+    def predict(self, features: ImageFeatures, index: np.ndarray) -> Predictions:
+        """Predict the patches at `index` (n,)."""
+
+    def about(self) -> str:
+        """Return a sentence of Markdown on what was chosen in fitting."""
+
+
+FitBaseline = Callable[["ImageFeatures", PatchDataset, np.ndarray, int], FittedBaseline]
+BASELINES: Registry[FitBaseline] = Registry("baseline", modules=(__name__,))
+
+
+def baseline(
+    name: str, label: str, short: str = "", in_table_one: bool = False
+) -> Callable[[FitBaseline], FitBaseline]:
+    """Register `fit(features, patches, train, seed) -> FittedBaseline` as a baseline, and as a method of the tables.
+
+    Parameters
+    ----------
+    name : str
+        In files, such as `linear_probe`.
+    label, short : str
+        In tables, and in narrow ones.
+    in_table_one : bool
+        Whether Table I has a column for it.
+    """
+
+    def register(fit: FitBaseline) -> FitBaseline:
+        BASELINES.add(name, fit)
+        register_method(name, label, "baseline", short, in_table_one)
+        return fit
+
+    return register
+
+
+def fit_baselines(
+    features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int
+) -> dict[str, FittedBaseline]:
+    """Fit every registered baseline on the patches `train` (T,); `seed` is that of its cross-validation."""
+    return {name: fit(features, patches, train, seed) for name, fit in BASELINES.load().items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +142,8 @@ class LinearProbe:
     losses : dict of float to float
         Cross-validated binary cross-entropy of each C that was tried, in rising order; empty where none could be.
     out_of_fold : ndarray of shape (T, N) or None
-        What regressions of the chosen C say of the training patches that they were not fitted on: the mean over the
-        views, clipped to [1e-6, 1 - 1e-6]. None without cross-validation.
+        Probabilities of the training patches from regressions of the chosen C that were not fitted on them: the mean
+        over the views, clipped to [1e-6, 1 - 1e-6]. None without cross-validation.
     """
 
     mean: np.ndarray
@@ -163,9 +154,9 @@ class LinearProbe:
     losses: dict[float, float]
     out_of_fold: np.ndarray | None
 
-    def predict(self, features: ImageFeatures, rows: np.ndarray) -> Predictions:
-        """Predict some patches; like the heads, by the mean over their views."""
-        return from_probabilities(self.probabilities(_all_views(features, rows)))
+    def predict(self, features: ImageFeatures, index: np.ndarray) -> Predictions:
+        """Predict the patches at `index` (n,), by the mean over their views as the heads do."""
+        return from_probabilities(self.probabilities(_all_views(features, index)))
 
     def probabilities(self, views: np.ndarray) -> np.ndarray:
         """Return the mean over the views of the probabilities (B, N), for pooled features (B, V, d)."""
@@ -176,6 +167,7 @@ class LinearProbe:
         return _choice(f"The linear probe's C = {self.strength:g}", self.losses)
 
 
+@baseline("linear_probe", "Linear probe", in_table_one=True)
 def fit_linear_probe(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int) -> LinearProbe:
     """Fit a linear probe on the pooled features, its C chosen by cross-validation inside the training part.
 
@@ -227,6 +219,10 @@ def _fit_regressions(
     losses: dict[float, float] | None = None,
     out_of_fold: np.ndarray | None = None,
 ) -> LinearProbe:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
     n_patches, n_views, width = views.shape
     scaler = StandardScaler().fit(views.reshape(-1, width))
     examples, labels = scaler.transform(views.reshape(-1, width)), np.repeat(labels, n_views, axis=0)
@@ -264,9 +260,9 @@ class KNearest:
     k: int
     losses: dict[int, float]
 
-    def predict(self, features: ImageFeatures, rows: np.ndarray) -> Predictions:
-        """Predict some patches by (positive neighbours + 1) / (k + 2), the mean over their views."""
-        queries = _unit(_all_views(features, rows) - self.mean)
+    def predict(self, features: ImageFeatures, index: np.ndarray) -> Predictions:
+        """Predict the patches at `index` (n,) by (positive neighbours + 1) / (k + 2), the mean over their views."""
+        queries = unit(_all_views(features, index) - self.mean)
         return from_probabilities(_votes(queries, self.examples, self.labels, (self.k,))[0])
 
     def about(self) -> str:
@@ -274,6 +270,7 @@ class KNearest:
         return _choice(f"The number of nearest neighbours, k = {self.k},", self.losses)
 
 
+@baseline("knn", "k-nearest neighbours")
 def fit_knn(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int) -> KNearest:
     """Keep the training patches as neighbours, their number k chosen by cross-validation inside the training part.
 
@@ -297,7 +294,7 @@ def fit_knn(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, s
     """
     views, labels = _all_views(features, train), patches.labels[train]
     mean = views.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
-    examples = _unit(views - mean)
+    examples = unit(views - mean)
     parts = _folds(patches, train, seed)
     if not parts:
         return KNearest(mean, examples, labels, max(k for k in NEIGHBOURS if k * k <= len(train)), {})
@@ -345,13 +342,9 @@ def _folds(patches: PatchDataset, train: np.ndarray, seed: int) -> list[tuple[np
     return parts if teaches else []
 
 
-def _all_views(features: ImageFeatures, rows: np.ndarray) -> np.ndarray:
+def _all_views(features: ImageFeatures, index: np.ndarray) -> np.ndarray:
     """Return the pooled features of some patches in all views, shape (n, V, d), float32."""
-    return np.stack([features.pooled.take(rows, view) for view in range(features.n_views)], axis=1)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.stack([features.pooled.take(index, view) for view in range(features.n_views)], axis=1)
 
 
 def _choice(chosen: str, losses: dict[float, float]) -> str:
@@ -363,3 +356,9 @@ def _choice(chosen: str, losses: dict[float, float]) -> str:
         )
     listed = ", ".join(f"{value:g}: {loss:.4f}" for value, loss in losses.items())
     return f"{chosen} was chosen by cross-validation inside the training part (cross-entropy of each: {listed})."
+
+
+register_method("mlp", "Two-layer MLP", "baseline")
+register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip")
+register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip")
+register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +15,11 @@ from torch.nn import functional
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.html import element, html, table
+
+QUERY_SCALE = 2.0
+UNIT_MARGIN = 2.0  # how far a hidden unit starts above 0 for its own class, and below 0 for the others
+RIDGE = 0.01  # keeps the hidden weights small where two class embeddings are nearly the same
+COUNTS, OTHERS = ("heads", "layers", "hidden"), ("dropout", "pre_norm")
 
 
 def dropout(values: torch.Tensor, p: float, training: bool = True) -> torch.Tensor:
@@ -50,72 +55,6 @@ class Dropout(nn.Dropout):
         return dropout(values, self.p, self.training)
 
 
-COUNTS, OTHERS = ("heads", "layers", "hidden"), ("dropout", "pre_norm")
-
-
-@dataclass(frozen=True)
-class About:
-    """What a file says: the options to build its head with, and for which classes and backbone it was trained."""
-
-    options: dict[str, object]
-    classes: list[str]
-    backbone: str
-
-
-def read_about(metadata: dict[str, str]) -> About:
-    """Return what the metadata of a file says.
-
-    Raises
-    ------
-    LookupError, ValueError, RecursionError
-        If something is missing or is not what `cmm.save_cmm` writes.
-    """
-    options, classes = json.loads(metadata["options"]), json.loads(metadata["classes"])
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes: {shown(classes)} is no list of names")
-    if not isinstance(options, dict) or not {*COUNTS, "dropout"} <= set(options) <= {*COUNTS, *OTHERS}:
-        raise ValueError(f"options: {shown(options)}, expected are {', '.join((*COUNTS, *OTHERS))}")
-    wrong = [name for name in COUNTS if type(options[name]) is not int or options[name] < 1]
-    wrong += ["dropout"] if type(options["dropout"]) not in (int, float) or not 0 <= options["dropout"] < 1 else []
-    wrong += ["pre_norm"] if type(options.get("pre_norm", True)) is not bool else []
-    if wrong:
-        raise ValueError("; ".join(f"the option {name} is {shown(options[name])}" for name in wrong))
-    return About(options, classes, metadata["backbone"])
-
-
-def require_layers(about: About, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError where a file has another number of classes or layers than it says."""
-    stored = shapes.get("class_embeddings", ())
-    if len(stored) != 2 or stored[0] != len(about.classes):
-        raise ValueError(f"class_embeddings has the shape {stored}, for {len(about.classes)} classes")
-    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
-    if len(layers) != about.options["layers"]:
-        raise ValueError(f"{len(layers)} layers are stored, the option layers is {about.options['layers']}")
-
-
-def require_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError, naming both sides, where the tensors of a file are not those that are expected."""
-    wrong = [
-        f"{name}: {found.get(name, 'nothing')} in the file, {expected.get(name, 'nothing')} expected"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    if wrong:
-        raise ValueError("; ".join(wrong))
-
-
-def require_finite(state: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError, naming them, where tensors hold infinities or what is no number."""
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{', '.join(broken)}: not all numbers are finite")
-
-
-QUERY_SCALE = 2.0
-UNIT_MARGIN = 2.0  # how far a hidden unit starts above 0 for its own class, and below 0 for the others
-RIDGE = 0.01  # keeps the hidden weights small where two class embeddings are nearly the same
-
-
 class CMMLayer(nn.TransformerDecoderLayer):
     """A decoder layer that computes what its parent computes, for few queries and many tokens.
 
@@ -141,25 +80,25 @@ class CMMLayer(nn.TransformerDecoderLayer):
         self.multihead_attn.out_proj.weight.copy_(identity)
 
     @torch.no_grad()
-    def deal_out_units(self, queries: torch.Tensor) -> None:
+    def assign_units(self, queries: torch.Tensor) -> None:
         """Give each class its own hidden units of the feed-forward network to start with.
 
-        All classes share the network and eq. (4) reads them out alike, so only which units are switched on tells one
-        class from another. Here unit j starts on for class j mod N and off for the others: each class has a nearly
-        linear map of the image of its own, as in a linear probe, and training can mix them from there.
+        All classes share the network and eq. (4) pools them alike, so only the units that are active distinguish one
+        class from another. Here unit j starts active for class j mod N and inactive for the others: each class has a
+        nearly linear map of the image of its own, as in a linear probe, and training can mix them from there.
 
         Parameters
         ----------
         queries : tensor of shape (N, d)
-            As the layer is asked; the answer that is added to them has about unit variance.
+            What the first layer is given; the attention output that is added to them has about unit variance.
         """
         n_classes, width = queries.shape
-        inputs = queries / (queries.square().mean(dim=1, keepdim=True) + 1).sqrt()  # what LayerNorm makes of them
+        inputs = queries / (queries.square().mean(dim=1, keepdim=True) + 1).sqrt()  # (N, d), as LayerNorm scales them
         centre = inputs.mean(dim=0) if n_classes > 1 else torch.zeros(width)
         apart = (inputs - centre) / width**0.5
-        # Rows that answer 1 - 1/N to their own class and -1/N to the others.
-        dual = torch.linalg.solve(apart @ apart.T + RIDGE * torch.eye(n_classes), apart) / width**0.5
-        owner = torch.arange(self.linear1.out_features) % n_classes
+        # Vectors whose product is 1 - 1/N with their own class and -1/N with the others.
+        dual = torch.linalg.solve(apart @ apart.T + RIDGE * torch.eye(n_classes), apart) / width**0.5  # (N, d)
+        owner = torch.arange(self.linear1.out_features) % n_classes  # (hidden,)
         self.linear1.weight.add_(2 * UNIT_MARGIN * dual[owner])
         constant = 2 * UNIT_MARGIN / n_classes if n_classes > 1 else 0.0
         self.linear1.bias.copy_(constant - UNIT_MARGIN - self.linear1.weight @ centre)
@@ -176,12 +115,12 @@ class CMMLayer(nn.TransformerDecoderLayer):
         Parameters
         ----------
         queries : tensor of shape (1 or B, N, d)
-            One row where the queries are the same for every image, as in the first layer: self-attention is then
-            computed once and not B times.
+            The first dimension is 1 where the queries are the same for every image, as in the first layer:
+            self-attention is then computed once and not B times.
         tokens : tensor of shape (B, L, d)
             Keys and values; L = 1 for the global embedding.
         mean : tensor of shape (d,), optional
-            Taken from every token first; done on the weights, where it costs nothing.
+            Subtracted from every token; done on the weights, where it costs nothing.
         scale : tensor of shape (), optional
             By which the tokens are then divided, likewise.
 
@@ -193,12 +132,12 @@ class CMMLayer(nn.TransformerDecoderLayer):
         """
         if self.norm_first:
             queries = queries + self._sa_block(self.norm1(queries), None, None)
-            answer, attention = self._cross_attention(self.norm2(queries), tokens, mean, scale)
-            queries = queries + self.dropout2(answer)
+            output, attention = self._cross_attention(self.norm2(queries), tokens, mean, scale)
+            queries = queries + self.dropout2(output)  # (B, N, d)
             return queries + self._ff_block(self.norm3(queries)), attention
         queries = self.norm1(queries + self._sa_block(queries, None, None))
-        answer, attention = self._cross_attention(queries, tokens, mean, scale)
-        queries = self.norm2(queries + self.dropout2(answer))
+        output, attention = self._cross_attention(queries, tokens, mean, scale)
+        queries = self.norm2(queries + self.dropout2(output))
         return self.norm3(queries + self._ff_block(queries)), attention
 
     def _cross_attention(
@@ -206,35 +145,60 @@ class CMMLayer(nn.TransformerDecoderLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return softmax(Q K^T / sqrt(d)) V of eq. (3), shape (B, N, d), and the weights (B, heads, N, L)."""
         mha = self.multihead_attn
-        heads, per_head, n_classes = mha.num_heads, mha.head_dim, queries.shape[1]
-        w_q, w_k, w_v = mha.in_proj_weight.unflatten(0, (3, heads, per_head))  # (heads, per_head, d) each
-        b_q, _, b_v = mha.in_proj_bias.unflatten(0, (3, heads, per_head))
+        heads, c, n_classes = mha.num_heads, mha.head_dim, queries.shape[1]  # c = d / heads
+        w_q, w_k, w_v = mha.in_proj_weight.unflatten(0, (3, heads, c))  # (heads, c, d) each
+        b_q, _, b_v = mha.in_proj_bias.unflatten(0, (3, heads, c))  # (heads, c) each
         if scale is not None:
             w_k, w_v = w_k / scale, w_v / scale
-        if mean is not None:  # of the scores it takes the same from all tokens, and drops out of the softmax
+        if mean is not None:  # it changes all scores of a query alike, and drops out of the softmax
             b_v = b_v - w_v @ mean
 
-        one_key = tokens.shape[1] == 1  # then the softmax is 1, whatever the query asks
+        one_key = tokens.shape[1] == 1  # then the softmax is 1, whatever the query
         if one_key:
             attention = tokens.new_ones(len(tokens), heads, n_classes, 1)
         else:
-            q = (torch.einsum("bnd,hcd->bhnc", queries, w_q) + b_q[:, None]) / per_head**0.5
+            q = (torch.einsum("bnd,hcd->bhnc", queries, w_q) + b_q[:, None]) / c**0.5  # (1 or B, heads, N, c)
             folded = torch.einsum("bhnc,hcd->bhnd", q, w_k).flatten(1, 2)  # (1 or B, heads * N, d)
             scores = functional.linear(tokens, folded[0]) if len(folded) == 1 else tokens @ folded.transpose(1, 2)
             attention = scores.softmax(dim=1).transpose(1, 2)  # (B, heads * N, L)
-            attention = attention.unflatten(1, (heads, n_classes))
+            attention = attention.unflatten(1, (heads, n_classes))  # (B, heads, N, L)
         weights = dropout(attention, mha.dropout, self.training)
-        total = weights.sum(dim=3, keepdim=True)  # 1 without dropout
+        total = weights.sum(dim=3, keepdim=True)  # (B, heads, N, 1), 1 without dropout
         if one_key:
             values = torch.einsum("bld,hcd->bhlc", tokens, w_v) * total  # the same value for all classes
         else:
-            gathered = (weights.flatten(1, 2) @ tokens).unflatten(1, (heads, n_classes))  # (B, heads, N, d)
-            values = torch.einsum("bhnd,hcd->bhnc", gathered, w_v)
-        values = values + total * b_v[:, None]
-        return mha.out_proj(values.transpose(1, 2).flatten(2)), attention
+            averages = (weights.flatten(1, 2) @ tokens).unflatten(1, (heads, n_classes))  # (B, heads, N, d)
+            values = torch.einsum("bhnd,hcd->bhnc", averages, w_v)
+        values = values + total * b_v[:, None]  # (B, heads, N, c)
+        return mha.out_proj(values.transpose(1, 2).flatten(2)), attention  # (B, N, d), (B, heads, N, L)
 
 
-class CMM(nn.Module):
+class ScaledHead(nn.Module):
+    """A head that centres its features of width d and divides them by one number.
+
+    One number for all dimensions: dividing each by its own deviation would raise those that hardly vary.
+
+    Attributes
+    ----------
+    token_mean : tensor of shape (d,)
+        Subtracted from the features.
+    token_scale : tensor of shape ()
+        By which they are then divided; `fit_scale` sets both from training features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("token_mean", torch.zeros(width))
+        self.register_buffer("token_scale", torch.ones(()))
+
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Centre training features (..., d) and give them unit variance over all dimensions together."""
+        flat = features.float().flatten(0, -2)
+        self.token_mean.copy_(flat.mean(dim=0))
+        self.token_scale.copy_((flat - self.token_mean).square().mean().sqrt().clamp_min(1e-6))
+
+
+class CMM(ScaledHead):
     """The head of HistoCLIP: from frozen image features to one logit for each class.
 
     Pre-norm, and no LayerNorm between the last residual and the pooling: with one, as in the post-norm layer of the
@@ -242,8 +206,8 @@ class CMM(nn.Module):
 
     Parameters
     ----------
-    class_embeddings : tensor of shape (N, d)
-        The class matrix C of eq. (2), one unit row for each class; kept with the head, not trained.
+    class_embeddings : tensor or ndarray of shape (N, d)
+        The class matrix C of eq. (2), unit vectors; kept with the head, not trained.
     heads : int
         Attention heads; must divide d.
     layers : int
@@ -255,49 +219,47 @@ class CMM(nn.Module):
     pre_norm : bool
         False for the post-norm layer, which the ablations compare.
 
-    Attributes
-    ----------
-    token_mean : tensor of shape (d,)
-        Taken from the features before the first layer.
-    token_scale : tensor of shape ()
-        By which they are then divided; `fit_scale` sets both from training features. One number for all dimensions:
-        dividing each by its own deviation would raise those that hardly vary.
+    Raises
+    ------
+    HistoCLIPError
+        If `heads` does not divide d.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from histoclip_lib.models import CMM
+    >>> head = CMM(torch.nn.functional.normalize(torch.randn(3, 16), dim=-1), heads=2)
+    >>> logits, attention = head(torch.randn(5, 49, 16))
+    >>> logits.shape, attention.shape
+    (torch.Size([5, 3]), torch.Size([5, 2, 3, 49]))
     """
 
     def __init__(
         self,
-        class_embeddings: torch.Tensor,
+        class_embeddings: torch.Tensor | np.ndarray,
         heads: int = 8,
         layers: int = 1,
         hidden: int = 256,
         dropout: float = 0.3,
         pre_norm: bool = True,
     ) -> None:
-        super().__init__()
         width = class_embeddings.shape[1]
+        super().__init__(width)
         if width % heads:
             raise HistoCLIPError(f"heads: {heads} does not divide the embedding width {width}. Use a divisor.")
         self.options = {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout, "pre_norm": pre_norm}
-        self.register_buffer("class_embeddings", class_embeddings.detach().clone().float())
-        self.register_buffer("token_mean", torch.zeros(width))
-        self.register_buffer("token_scale", torch.ones(()))
+        self.register_buffer("class_embeddings", torch.as_tensor(class_embeddings).detach().clone().float())
         self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout, pre_norm) for _ in range(layers))
         for layer in self.layers:
             layer.start_from_similarity()
-            layer.deal_out_units(self.queries().squeeze(0))
-
-    def fit_scale(self, features: torch.Tensor) -> None:
-        """Centre training features (..., d) and give them unit variance over all dimensions together."""
-        flat = features.float().flatten(0, -2)
-        self.token_mean.copy_(flat.mean(dim=0))
-        self.token_scale.copy_((flat - self.token_mean).square().mean().sqrt().clamp_min(1e-6))
+            layer.assign_units(self.queries().squeeze(0))
 
     def queries(self) -> torch.Tensor:
-        """Return what the first layer is asked, shape (1, N, d): the class embeddings, the same for every image.
+        """Return the queries of the first layer, shape (1, N, d): the class embeddings, the same for every image.
 
         They are unit vectors, whose entries would vanish beside those of the image in every residual. A Transformer
         scales its embeddings by sqrt(d) (Vaswani et al. 2017, section 3.4); QUERY_SCALE times that lets the class
-        outweigh the image where the feed-forward network must tell whose answer it reads.
+        outweigh the image where the feed-forward network must distinguish the classes.
         """
         return self.class_embeddings.unsqueeze(0) * (QUERY_SCALE * self.class_embeddings.shape[1] ** 0.5)
 
@@ -316,7 +278,7 @@ class CMM(nn.Module):
             Of the last layer.
         """
         queries, tokens = self.queries(), tokens.to(self.token_mean.dtype)
-        for layer in self.layers:
+        for layer in self.layers:  # queries (1, N, d) at first, then (B, N, d)
             queries, attention = layer(queries, tokens, self.token_mean, self.token_scale)
         return queries.mean(dim=-1), attention  # eq. (4): adaptive average pooling over the features
 
@@ -343,18 +305,79 @@ class CMM(nn.Module):
         )
 
 
-def save_cmm(head: CMM, path: Path, classes: list[str], backbone: str) -> None:
-    """Write a head, with what is needed to build it again, as safetensors."""
-    metadata = {"options": json.dumps(head.options), "classes": json.dumps(classes), "backbone": backbone}
-    state = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+def _options_and_classes(metadata: dict[str, str]) -> tuple[dict[str, object], list[str]]:
+    """Return with what options to build the head of a file, and for which classes it was trained.
+
+    Raises LookupError, ValueError or RecursionError if something is missing or is not what `save_cmm` writes.
+    """
+    options, classes = json.loads(metadata["options"]), json.loads(metadata["classes"])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes: {shown(classes)} is not a list of names")
+    if not isinstance(options, dict) or not {*COUNTS, "dropout"} <= set(options) <= {*COUNTS, *OTHERS}:
+        raise ValueError(f"options: {shown(options)}, expected are {', '.join((*COUNTS, *OTHERS))}")
+    wrong = [name for name in COUNTS if type(options[name]) is not int or options[name] < 1]
+    wrong += ["dropout"] if type(options["dropout"]) not in (int, float) or not 0 <= options["dropout"] < 1 else []
+    wrong += ["pre_norm"] if type(options.get("pre_norm", True)) is not bool else []
+    if wrong:
+        raise ValueError("; ".join(f"the option {name} is {shown(options[name])}" for name in wrong))
+    return options, classes
+
+
+def require_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError, naming both sides, where the tensors of a file are not those that are expected."""
+    wrong = [
+        f"{name}: {found.get(name, 'nothing')} in the file, {expected.get(name, 'nothing')} expected"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def save_cmm(head: CMM, path: Path, classes: list[str], backbone: str, identity: str = "", history: str = "") -> None:
+    """Write a head as safetensors, with what is needed to build it again.
+
+    Parameters
+    ----------
+    head : CMM
+        The head.
+    path : Path
+        The file.
+    classes : list of str
+        The N class columns.
+    backbone : str
+        Whose features it was trained on.
+    identity, history : str
+        What determined its training, by which `training.train_heads` finds it again, and its history as JSON.
+    """
+    about = {"options": json.dumps(head.options), "classes": json.dumps(classes), "backbone": backbone}
+    write_tensors(path, head.state_dict(), about | {"identity": identity, "history": history})
+
+
+def write_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata as safetensors, whole or not at all."""
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata)
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary, metadata)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; none where it is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def load_cmm(path: Path, classes: list[str], backbone: str) -> CMM:
     """Read a head that `save_cmm` wrote, in eval mode.
 
-    Nothing is unpickled, and no tensor is read before the file has said what it is and all shapes fit together.
+    Nothing is unpickled, and no tensor is read before the metadata has been checked and all shapes fit together.
 
     Raises
     ------
@@ -366,25 +389,37 @@ def load_cmm(path: Path, classes: list[str], backbone: str) -> CMM:
         raise HistoCLIPError(f"{path} was not found. Run the notebook 03_train of this run first.")
     try:
         with safe_open(path, "pt") as file:
-            about = read_about(file.metadata() or {})
-            is_ours = (about.classes, about.backbone) == (list(classes), backbone)
+            metadata = file.metadata() or {}
+            options, trained_for = _options_and_classes(metadata)
+            is_ours = (trained_for, metadata["backbone"]) == (list(classes), backbone)
             if is_ours:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                require_layers(about, shapes)
-                with torch.device("meta"):  # which takes no memory, whatever size the file claims
-                    planned = CMM(torch.zeros(shapes["class_embeddings"]), **about.options).state_dict()
-                require_shapes(shapes, {name: tuple(value.shape) for name, value in planned.items()})
-                state = {name: file.get_tensor(name) for name in shapes}
-                require_finite(state)
-                head = CMM(state["class_embeddings"], **about.options)
-                head.load_state_dict(state)
+                head = _read_head(file, options, len(classes))
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise HistoCLIPError(
             f"{path} is not a HistoCLIP head ({str(error)[:500] or type(error).__name__}). Delete it and train again."
         ) from error
     if not is_ours:
         raise HistoCLIPError(
-            f"{path} was trained for the classes {shown(about.classes, 500)} on {shown(about.backbone)}, this run has "
-            f"{shown(list(classes), 500)} on {shown(backbone)}. Delete it or give the run another name."
+            f"{path} was trained for the classes {shown(trained_for, 500)} on {shown(metadata['backbone'])}, this run "
+            f"has {shown(list(classes), 500)} on {shown(backbone)}. Delete it or give the run another name."
         )
     return head.eval()
+
+
+def _read_head(file: safe_open, options: dict[str, object], n_classes: int) -> CMM:
+    """Build the head of an open file; raise ValueError where its tensors are not those of the options."""
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    stored = shapes.get("class_embeddings", ())
+    if len(stored) != 2 or stored[0] != n_classes:
+        raise ValueError(f"class_embeddings has the shape {stored}, for {n_classes} classes")
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    if len(layers) != options["layers"]:  # looked at first: to plan a billion layers would take for ever
+        raise ValueError(f"{len(layers)} layers are stored, the option layers is {options['layers']}")
+    with torch.device("meta"):  # which takes no memory, whatever size the file claims
+        require_shapes(shapes, shapes_of(CMM(torch.zeros(stored), **options).state_dict()))
+    state = {name: file.get_tensor(name) for name in shapes}
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(f"{', '.join(broken)}: not all numbers are finite")
+    head = CMM(state["class_embeddings"], **options)
+    head.load_state_dict(state)
+    return head

@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import joblib
 import numpy as np
@@ -16,20 +17,32 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from histoclip_lib.clip.encoder import CLIP
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import Predictions, from_probabilities
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.splits import grouped_folds, split_dataset
-from histoclip_lib.features.encode import ImageFeatures
 from histoclip_lib.features.reader import FeatureReader
-from histoclip_lib.models.baselines import fit_linear_probe, mlp_like
-from histoclip_lib.models.training import TrainingOptions, new_head, predict_probabilities, train_head
+from histoclip_lib.models.baselines import BASELINES
+from histoclip_lib.models.mlp import mlp_like
+from histoclip_lib.models.training import (
+    TrainingOptions,
+    feature_names,
+    new_head,
+    predict_probabilities,
+    source_digest,
+    train_head,
+)
+
+if TYPE_CHECKING:
+    from histoclip_lib.clip.encoder import CLIP
+    from histoclip_lib.features.encode import ImageFeatures
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the training part, beside the whole of it
 FOLDS = 4
 SEEDED = ("histoclip_global", "histoclip_patch")
+KEYS = ["purpose", "name", "method"]
+COMPARED = ("linear_probe", "histoclip_patch")  # under the other split, and for each number of patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +51,14 @@ class Study:
 
     Attributes
     ----------
-    purpose : {"row", "seed", "fold", "split", "design", "size"}
+    purpose : {"method", "seed", "fold", "split", "design", "size"}
         Which question it answers.
     name : str
-        Such as `2 layers`; unique among the studies of one purpose and row.
-    row : str
-        The row of the table that it belongs to, such as `histoclip_patch`; it says what is fitted.
+        Such as `2 layers`; unique among the studies of one purpose and method.
+    method : str
+        What is fitted, such as `histoclip_patch`.
     train, test : ndarray of int
-        Positions of the patches to fit on and to predict.
+        Indices of the patches to fit on and to predict.
     head, training : dict
         Changes to the head's options and to `TrainingOptions`.
     views : int, optional
@@ -54,7 +67,7 @@ class Study:
 
     purpose: str
     name: str
-    row: str
+    method: str
     train: np.ndarray
     test: np.ndarray
     head: dict[str, object] = field(default_factory=dict)
@@ -64,14 +77,29 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a study found: `purpose`, `name` and `row` as in `Study`, the patches `test` (n,) and their predictions."""
+    """A study that is done.
+
+    Attributes
+    ----------
+    purpose, name, method
+        As in `Study`.
+    n_train : int
+        How many patches it was fitted on.
+    test : ndarray of int, shape (n,)
+        Indices of the patches that it predicted.
+    predictions : Predictions
+        For these, (n, N).
+    identity : str
+        What determined it: a study of the same identity gives the same predictions.
+    """
 
     purpose: str
     name: str
-    row: str
+    method: str
     n_train: int
     test: np.ndarray
     predictions: Predictions
+    identity: str = ""
 
 
 def plan_studies(
@@ -105,26 +133,26 @@ def plan_studies(
     draws : int
         Subsets of the training part for each number of patches.
     everything : bool
-        False for the rows of the table and the folds alone.
+        False for the methods of the table and the folds alone.
     """
     whole = {"train": train, "test": val}
-    plan = [Study("row", row, row, **whole) for row in ("mlp", "histoclip_text_free")]
+    plan = [Study("method", method, method, **whole) for method in ("mlp", "histoclip_text_free")]
     for number, (fit, held_out) in enumerate(grouped_folds(patches, train, FOLDS, options.seed), 1):
         plan.append(Study("fold", f"fold {number}", "histoclip_patch", train[fit], train[held_out]))
     if not everything:
         return plan
     for seed in dict.fromkeys(seeds):
         if seed != options.seed:
-            for row in SEEDED:
-                plan.append(Study("seed", f"seed {seed}", row, **whole, training={"seed": seed}))
+            for method in SEEDED:
+                plan.append(Study("seed", f"seed {seed}", method, **whole, training={"seed": seed}))
     plan += _other_split(patches, split, options.seed, val_fraction)
     plan += _designs(head_options, whole)
     draw = np.random.default_rng(options.seed)
     for size in sorted({max(2, round(fraction * len(train))) for fraction in FRACTIONS}):
         for number in range(1, draws + 1):
             subset = np.sort(draw.choice(train, size, replace=False))
-            for row in ("linear_probe", "histoclip_patch"):
-                plan.append(Study("size", f"{size} patches, draw {number}", row, subset, val))
+            for method in COMPARED:
+                plan.append(Study("size", f"{size} patches, draw {number}", method, subset, val))
     return plan
 
 
@@ -135,7 +163,7 @@ def _other_split(patches: PatchDataset, split: str, seed: int, val_fraction: flo
         train, val = split_dataset(patches, other, seed, val_fraction)
     except HistoCLIPError:  # no groups, too few of them, or a class without positives: there is no such split
         return []
-    return [Study("split", other, row, train, val) for row in ("linear_probe", "histoclip_patch")]
+    return [Study("split", other, method, train, val) for method in COMPARED]
 
 
 def _designs(head_options: dict[str, object], whole: dict[str, np.ndarray]) -> list[Study]:
@@ -153,7 +181,7 @@ def _designs(head_options: dict[str, object], whole: dict[str, np.ndarray]) -> l
 
 def run_studies(
     plan: list[Study],
-    class_embeddings: torch.Tensor,
+    class_embeddings: np.ndarray,
     head_options: dict[str, object],
     features: ImageFeatures,
     patches: PatchDataset,
@@ -163,56 +191,50 @@ def run_studies(
     progress: bool = True,
     workers: int | None = None,
 ) -> list[Finished]:
-    """Fit every model of a plan and predict its test patches.
+    """Fit every model of a plan, predict its test patches, and write `studies.parquet`.
 
-    Each is kept in `folder` as soon as it is done, so that a killed run goes on with the others.
+    A study that stands in that file with the same identity is not fitted again. Each new one is kept in
+    `folder/.studies` as soon as it is done, so that a run that was killed continues with the others.
 
     Parameters
     ----------
     plan : list of Study
         As `plan_studies` returns.
-    class_embeddings : tensor of shape (N, d)
-        The class matrix of eq. (2).
-    head_options, options
-        Of the two heads; each study says what it changes.
-    features : ImageFeatures
-        Of B patches.
-    patches : PatchDataset
-        The same.
-    clip : CLIP
-        Gives device and precision.
+    class_embeddings, head_options, features, patches, options, clip
+        As in `train_heads`; each study says what it changes.
     folder : Path
-        Where finished studies lie until all are done.
+        Of the run.
     progress : bool
         Whether to draw a bar.
     workers : int, optional
         Processes that share the models out among them. By default one for each core, each on one thread, for the models
         are too small for more; on CUDA one.
     """
-    class_embeddings = class_embeddings.cpu()
+    path, unsaved = folder / "studies.parquet", folder / ".studies"
     patches = replace(patches, source=None)  # labels and groups are all that is needed of them
-    content = _content(class_embeddings, features, patches.labels)
-    paths = [folder / f"{_identity(study, head_options, options, features.n_views, content)}.npy" for study in plan]
-    missing = [number for number, path in enumerate(paths) if not path.is_file()]
-    folder.mkdir(parents=True, exist_ok=True)
+    shared = _shared_identity(class_embeddings, features, patches, clip)
+    identities = [_identity(study, head_options, options, features.n_views, shared) for study in plan]
+    known = {done.identity: done.predictions for done in _earlier(path, patches)}
+    files = [unsaved / f"{identity}.npy" for identity in identities]
+    missing = [k for k, identity in enumerate(identities) if identity not in known and not files[k].is_file()]
+    # The longest first, so that no core is left with one of them at the end.
+    missing.sort(key=lambda k: -len(plan[k].train) * plan[k].head.get("layers", 1))
+    unsaved.mkdir(parents=True, exist_ok=True)
     if workers is None:
         workers = (os.cpu_count() or 1) if clip.device.type == "cpu" else 1
-    # The longest first, so that no core is left with one of them at the end.
-    missing.sort(key=lambda number: -len(plan[number].train) * plan[number].head.get("layers", 1))
-    tasks = [
-        joblib.delayed(_fit_and_keep)(
-            paths[number], plan[number], class_embeddings, head_options, features, patches, options, clip.device,
-            clip.amp_dtype, 3 * workers,
-        )
-        for number in missing
-    ]  # fmt: skip
+    shared_arguments = (class_embeddings, head_options, features, patches, options, clip.device, clip.amp_dtype)
+    tasks = [joblib.delayed(_fit_and_keep)(files[k], plan[k], *shared_arguments, 3 * workers) for k in missing]
     results = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
     for _ in tqdm(results, total=len(plan), initial=len(plan) - len(missing), desc="studies", disable=not progress):
         pass
-    return [
-        Finished(study.purpose, study.name, study.row, len(study.train), study.test, from_probabilities(np.load(path)))
-        for study, path in zip(plan, paths, strict=True)
-    ]
+    finished = []
+    for study, identity, file in zip(plan, identities, files, strict=True):
+        found = known[identity] if identity in known else from_probabilities(np.load(file))
+        about = (study.purpose, study.name, study.method, len(study.train), study.test)
+        finished.append(Finished(*about, found, identity))
+    save_studies(path, finished, patches)
+    shutil.rmtree(unsaved, ignore_errors=True)
+    return finished
 
 
 def _fit_and_keep(path: Path, study: Study, *arguments: object) -> None:
@@ -223,7 +245,7 @@ def _fit_and_keep(path: Path, study: Study, *arguments: object) -> None:
 
 def _fit(
     study: Study,
-    class_embeddings: torch.Tensor,
+    class_embeddings: np.ndarray,
     head_options: dict[str, object],
     features: ImageFeatures,
     patches: PatchDataset,
@@ -233,55 +255,55 @@ def _fit(
     share: int,
 ) -> np.ndarray:
     """Return the probabilities (n, N) of a study's test patches."""
-    if study.row == "linear_probe":
-        return fit_linear_probe(features, patches, study.train, options.seed).predict(features, study.test).scores
+    if study.method in BASELINES:
+        fitted = BASELINES[study.method](features, patches, study.train, options.seed)
+        return fitted.predict(features, study.test).scores
     options = replace(options, **study.training)
-    kind = "global" if study.row in ("mlp", "histoclip_global") else "patch"
-    reader = FeatureReader(features.of_kind(kind), device, share=share)
+    shards = features.of_kind("global" if study.method in ("mlp", "histoclip_global") else "patch")
+    reader = FeatureReader(shards, device, share=share)
     reader.n_views = study.views or reader.n_views
-    if study.row == "histoclip_text_free":
+    if study.method == "histoclip_text_free":
         generator = torch.Generator().manual_seed(options.seed)
         class_embeddings = functional.normalize(torch.randn(class_embeddings.shape, generator=generator), dim=-1)
-    head = new_head(class_embeddings, head_options | study.head, reader, study.train, options.seed)
-    if study.row == "mlp":
+    head = new_head(class_embeddings, head_options | study.head, shards, study.train, options.seed)
+    if study.method == "mlp":
         torch.manual_seed(options.seed)
-        scaled, head = head, mlp_like(head)
-        head.token_mean, head.token_scale = scaled.token_mean, scaled.token_scale
+        head = mlp_like(head)
     train_head(head, reader, patches.labels, study.train, study.train[:0], options, None, amp_dtype, progress=False)
     return predict_probabilities(head, reader, study.test)
 
 
-def _content(class_embeddings: torch.Tensor, features: ImageFeatures, labels: np.ndarray) -> str:
-    """Return a digest of what all studies of a run share; features are named by their content."""
-    digest = hashlib.sha256(class_embeddings.numpy().tobytes() + labels.tobytes())
-    for piece in (*features.pooled.pieces, *features.tokens.pieces):
-        digest.update(str(getattr(piece, "filename", "")).encode())
+def _shared_identity(class_embeddings: np.ndarray, features: ImageFeatures, patches: PatchDataset, clip: CLIP) -> str:
+    """Return a digest of what all studies of a run share; features are named by their files."""
+    digest = hashlib.sha256(np.ascontiguousarray(class_embeddings).tobytes() + patches.labels.tobytes())
+    names = feature_names(features.pooled) + feature_names(features.tokens)
+    about = [names, patches.classes, clip.device.type, str(clip.amp_dtype), source_digest()]
+    if patches.groups is not None:
+        about.append([str(group) for group in patches.groups])
+    digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 
 
 def _identity(
-    study: Study, head_options: dict[str, object], options: TrainingOptions, n_views: int, content: str
+    study: Study, head_options: dict[str, object], options: TrainingOptions, n_views: int, shared: str
 ) -> str:
-    about = {**asdict(options), **study.training, **head_options, **study.head, "row": study.row}
-    about |= {"views": study.views or n_views, "content": content}
+    about = {**asdict(options), **study.training, **head_options, **study.head, "method": study.method}
+    about |= {"views": study.views or n_views, "shared": shared}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     digest.update(study.train.tobytes() + b"/" + study.test.tobytes())
     return digest.hexdigest()[:32]
 
 
-def save_studies(path: Path, finished: list[Finished], patches: PatchDataset, folder: Path) -> None:
-    """Write studies in long form, and remove the folder in which `run_studies` kept them one by one.
+def save_studies(path: Path, finished: list[Finished], patches: PatchDataset) -> None:
+    """Write studies in long form.
 
-    Columns: `purpose`, `name`, `row`, `n_train`, `file`, `class` and `score` (float32).
+    Columns: `purpose`, `name`, `method`, `n_train`, `identity`, `file`, `class` and `score` (float32).
     """
     n_classes, files = len(patches.classes), np.asarray(patches.files, dtype=object)
     frames = [
         pd.DataFrame(
             {
-                "purpose": study.purpose,
-                "name": study.name,
-                "row": study.row,
-                "n_train": study.n_train,
+                **{column: getattr(study, column) for column in (*KEYS, "n_train", "identity")},
                 "file": np.repeat(files[study.test], n_classes),
                 "class": np.tile(patches.classes, len(study.test)),
                 "score": study.predictions.scores.astype(np.float32).ravel(),
@@ -290,10 +312,9 @@ def save_studies(path: Path, finished: list[Finished], patches: PatchDataset, fo
         for study in finished
     ]
     table = pd.concat(frames, ignore_index=True)
-    table = table.astype({c: "category" for c in ("purpose", "name", "row", "file", "class")})
+    table = table.astype({column: "category" for column in (*KEYS, "identity", "file", "class")})
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_studies(path: Path, patches: PatchDataset) -> list[Finished]:
@@ -302,19 +323,29 @@ def load_studies(path: Path, patches: PatchDataset) -> list[Finished]:
     Raises
     ------
     HistoCLIPError
-        If the file is absent or was written for other patches or classes.
+        If the file is absent or was written for other patches or classes, or by another version.
     """
     if not path.is_file():
         raise HistoCLIPError(f"{path} was not found. Run the notebook 03_train of this run first.")
     table = pd.read_parquet(path)
+    if not {*KEYS, "n_train", "identity", "file", "class", "score"} <= set(table):
+        raise HistoCLIPError(f"{path} was written by another version. Run 03_train again.")
     position = {file: number for number, file in enumerate(patches.files)}
     finished = []
-    for (purpose, name, row), part in table.groupby(["purpose", "name", "row"], observed=True, sort=False):
+    for key, part in table.groupby(KEYS, observed=True, sort=False):
         classes = list(part["class"][: len(patches.classes)])
         if classes != list(patches.classes) or not set(part["file"]) <= set(position):
             raise HistoCLIPError(f"{path} was written for other patches or classes. Run 03_train again.")
         scores = part["score"].to_numpy(dtype=np.float64).reshape(-1, len(patches.classes))
         test = np.array([position[file] for file in part["file"][:: len(patches.classes)]])
-        n_train = int(part["n_train"].iloc[0])
-        finished.append(Finished(purpose, name, row, n_train, test, from_probabilities(scores)))
+        n_train, identity = int(part["n_train"].iloc[0]), str(part["identity"].iloc[0])
+        finished.append(Finished(*key, n_train, test, from_probabilities(scores), identity))
     return finished
+
+
+def _earlier(path: Path, patches: PatchDataset) -> list[Finished]:
+    """Return the studies that a file holds, whatever is wrong with it."""
+    try:
+        return load_studies(path, patches)
+    except (HistoCLIPError, OSError, ValueError, LookupError):  # pyarrow's own errors are among the ValueErrors
+        return []

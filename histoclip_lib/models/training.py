@@ -7,78 +7,146 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from histoclip_lib.clip.encoder import CLIP
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import Predictions, from_probabilities, mean_accuracy
-from histoclip_lib.features.encode import ImageFeatures
+from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import FeatureReader
-from histoclip_lib.models.baselines import MLP
-from histoclip_lib.models.cmm import CMM, require_shapes
+from histoclip_lib.features.store import Shards
+from histoclip_lib.models.cmm import CMM, load_cmm, read_metadata, require_shapes, save_cmm, shapes_of, write_tensors
+from histoclip_lib.models.mlp import MLP
+
+if TYPE_CHECKING:
+    from histoclip_lib.clip.encoder import CLIP
+    from histoclip_lib.features.encode import ImageFeatures
+
+EVALUATION_BATCH = 512
+EVALUATIONS = 40  # of the validation part, along the way
+CHECKPOINT_EVERY = 25  # epochs
+KINDS = ("global", "patch")
+HISTORY = ["epoch", "learning_rate", "loss", "val_loss", "val_mAcc"]
+SCALE_PATCHES = 512  # of the training part, at even distances, for mean and scale of the features
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a head is fitted; the fields are parameters of the notebook 03_train.
+
+    Attributes
+    ----------
+    epochs, warmup_epochs : int
+        Passes over the training part, and how many of them raise the learning rate linearly from zero.
+    learning_rate : float
+        Its highest value; after the warm-up it falls to zero along a cosine.
+    weight_decay : float
+        Of AdamW, on matrices only, normalised: applied is `weight_decay * sqrt(batch_size / (T * epochs))` for T
+        training patches, so that one value serves few patches and many (Loshchilov and Hutter 2019, appendix B.1).
+    batch_size : int
+        Patches in one step.
+    token_dropout : float
+        Fraction of the patch tokens that a step leaves out, drawn anew for each patch: the head must find each class
+        wherever it appears, and a step costs less. Prediction sees all tokens.
+    mixup : float
+        Patches are mixed in pairs, tokens and labels alike, by a weight drawn from Beta(mixup, mixup) for each step
+        (Zhang et al. 2018), against overfitting to a few hundred patches. 0 for none.
+    seed : int
+        Of the initial weights, the order of patches, the views and tokens drawn, the mixing and dropout.
+    """
+
+    epochs: int = 100
+    warmup_epochs: int = 5
+    learning_rate: float = 1e-3
+    weight_decay: float = 25.0
+    batch_size: int = 64
+    token_dropout: float = 0.75
+    mixup: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values with which nothing can be trained."""
+        if not 0 <= self.token_dropout < 1:
+            raise HistoCLIPError(f"token_dropout: {self.token_dropout} must be at least 0 and below 1.")
+        if not self.mixup >= 0:
+            raise HistoCLIPError(f"mixup: {self.mixup} must be at least 0.")
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise HistoCLIPError(f"{name}: {getattr(self, name)} must be above 0.")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise HistoCLIPError(
+                f"warmup_epochs: {self.warmup_epochs} must be at least 0 and below epochs ({self.epochs})."
+            )
+
+    def rate(self, epoch: float) -> float:
+        """Return the learning rate at a point of the training, counted in epochs."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@cache
+def source_digest() -> str:
+    """Return a digest of the code that determines what a training gives: this room, and the reader of features."""
+    room = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in (*sorted(room.glob("*.py")), room.parent / "features" / "reader.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def feature_names(features: Shards) -> list[str]:
+    """Return the names of the files that hold features, which follow from encoder and patches; empty in memory."""
+    return [Path(getattr(piece, "filename", None) or "").name for piece in features.pieces]
 
 
 def training_identity(
-    head: torch.nn.Module, n_views: int, labels: np.ndarray, train: np.ndarray, options: dict[str, object]
+    head: CMM | MLP, features: Shards, n_views: int, labels: np.ndarray, train: np.ndarray, options: TrainingOptions
 ) -> str:
-    """Return what a checkpoint must agree in to be gone on with: options, labels, split, class matrix and features."""
-    digest = hashlib.sha256(train.tobytes() + labels[train].tobytes())
+    """Return as JSON what two trainings must agree in to give the same weights.
+
+    That is the options, labels and split, the class matrix, the features and their number of views, and the code.
+    """
+    digest = hashlib.sha256(train.tobytes() + labels[train].tobytes() + "/".join(feature_names(features)).encode())
     for buffer in head.buffers():  # the class matrix, and the mean and scale of the features
         digest.update(buffer.cpu().numpy().tobytes())
-    return json.dumps({**options, **head.options, "views": n_views, "data": digest.hexdigest()}, sort_keys=True)
+    about = {**asdict(options), **head.options, "views": n_views, "data": digest.hexdigest()}
+    return json.dumps(about | {"source": source_digest()}, sort_keys=True)
 
 
 def save_checkpoint(
     path: Path,
     identity: str,
-    head: torch.nn.Module,
+    head: CMM | MLP,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     history: list[dict],
 ) -> None:
-    """Write the state of a training as safetensors: weights, optimiser, loss scaling and history.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    identity : str
-        As `training_identity` returns.
-    head : Module
-        What is trained.
-    optimizer : AdamW
-        Its optimiser.
-    scaler : GradScaler
-        Its loss scaling.
-    history : list of dict
-        One entry for each finished epoch.
-    """
+    """Write the state of a training as safetensors: weights, optimiser, loss scaling, and what each epoch gave."""
     state = {f"head.{name}": value for name, value in head.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     about = {"identity": identity, "history": json.dumps(history), "scaler": json.dumps(scaler.state_dict())}
-    with replacing(path) as temporary:
-        save_file(state, temporary, about)
+    write_tensors(path, state, about)
 
 
 def load_checkpoint(
-    path: Path, identity: str, head: torch.nn.Module, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
+    path: Path, identity: str, head: CMM | MLP, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
 ) -> list[dict]:
     """Load an interrupted training of the same identity and return its history.
 
-    A file that is missing, damaged or of another training leaves all as it is and gives an empty history: training then
-    starts anew.
+    A file that is missing, damaged or of another training changes nothing and gives an empty history: training then
+    starts from the beginning.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -90,7 +158,7 @@ def load_checkpoint(
         if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
             return []
         weights = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
-        require_shapes(_shapes(weights), _shapes(head.state_dict()))
+        require_shapes(shapes_of(weights), shapes_of(head.state_dict()))
         moments = optimizer.state_dict()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in state.items():
@@ -107,25 +175,11 @@ def load_checkpoint(
     return history
 
 
-def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
 class TrainingStep:
-    """Takes batches and updates a head.
+    """Updates a head, batch by batch.
 
-    Parameters
-    ----------
-    head : Module
-        From tokens (B, L, d) to a pair whose first is the logits (B, N).
-    optimizer : Optimizer
-        Of its parameters.
-    scaler : GradScaler
-        Scales the loss for float16; may be disabled.
-    amp_dtype : torch.dtype or None
-        Autocast type.
-    compiled : bool
-        Run the loss through `torch.compile`, on CUDA as a captured graph.
+    The head maps tokens (B, L, d) to a pair whose first is the logits (B, N). `scaler` scales the loss for float16.
+    Where `compiled`, the loss runs through `torch.compile`, on CUDA as a captured graph.
     """
 
     def __init__(
@@ -210,69 +264,6 @@ def not_finite(head: nn.Module) -> list[str]:
     return [name for (name, _), finite in zip(head.named_parameters(), found, strict=True) if not finite]
 
 
-EVALUATION_BATCH = 512
-EVALUATIONS = 40  # of the validation part, along the way
-CHECKPOINT_EVERY = 25  # epochs
-KINDS = ("global", "patch")
-SCALE_ROWS = 512  # training patches, spread over all, from which mean and scale of the features are taken
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a head is fitted; the fields are parameters of the notebook 03_train.
-
-    Attributes
-    ----------
-    epochs, warmup_epochs : int
-        Passes over the training part, and how many of them raise the learning rate linearly from zero.
-    learning_rate : float
-        Its highest value; after the warm-up it falls to zero along a cosine.
-    weight_decay : float
-        Of AdamW, on matrices only, normalised: applied is `weight_decay * sqrt(batch_size / (T * epochs))` for T
-        training patches, so that one value serves few patches and many (Loshchilov and Hutter 2019, appendix B.1).
-    batch_size : int
-        Patches in one step.
-    token_dropout : float
-        Fraction of the patch tokens that a step leaves out, drawn anew for each patch: the head must find each class
-        wherever it shows, and a step costs so much less. Prediction sees all tokens.
-    mixup : float
-        Patches are mixed in pairs, tokens and labels alike, by a weight drawn from Beta(mixup, mixup) for each step
-        (Zhang et al. 2018): a few hundred patches are not learned by heart so soon. 0 for none.
-    seed : int
-        Of the initial weights, the order of patches, the views and tokens drawn, the mixing and dropout.
-    """
-
-    epochs: int = 100
-    warmup_epochs: int = 5
-    learning_rate: float = 1e-3
-    weight_decay: float = 25.0
-    batch_size: int = 64
-    token_dropout: float = 0.75
-    mixup: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values with which nothing can be trained."""
-        if not 0 <= self.token_dropout < 1:
-            raise HistoCLIPError(f"token_dropout: {self.token_dropout} must be at least 0 and below 1.")
-        if not self.mixup >= 0:
-            raise HistoCLIPError(f"mixup: {self.mixup} must be at least 0.")
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise HistoCLIPError(f"{name}: {getattr(self, name)} must be above 0.")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise HistoCLIPError(
-                f"warmup_epochs: {self.warmup_epochs} must be at least 0 and below epochs ({self.epochs})."
-            )
-
-    def rate(self, epoch: float) -> float:
-        """Return the learning rate at a point of the training, counted in epochs."""
-        if epoch < self.warmup_epochs:
-            return self.learning_rate * epoch / self.warmup_epochs
-        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def train_head(
     head: CMM | MLP,
     reader: FeatureReader,
@@ -298,24 +289,24 @@ def train_head(
     labels : ndarray of shape (B, N)
         0 or 1.
     train, val : ndarray of int
-        Positions of the two parts; `val` may be empty.
+        Indices of the patches of the two parts; `val` may be empty.
     options : TrainingOptions
         How to train.
     checkpoint : Path, optional
         File in which the state is kept every 25 epochs and from which an interrupted training with the same options
-        goes on: it ends with the weights of one that was not interrupted. Removed at the end.
+        continues, with the weights of one that was not interrupted at the end. Removed then.
     amp_dtype : torch.dtype, optional
         Autocast type; float16 brings loss scaling.
     progress : bool
         Whether to draw a bar with the loss and the validation mAcc.
     compiled : bool
-        Run the step through `torch.compile`, on CUDA as a captured graph. Dropout is then drawn otherwise, so the
+        Run the step through `torch.compile`, on CUDA as a captured graph. Dropout is then drawn differently, so the
         weights are not those of an uncompiled training.
 
     Returns
     -------
     DataFrame
-        One row for each epoch: `epoch`, `learning_rate`, `loss`, and `val_loss`, `val_mAcc` about forty times (NaN
+        A line for each epoch: `epoch`, `learning_rate`, `loss`, and `val_loss`, `val_mAcc` about forty times (NaN
         between).
 
     Raises
@@ -329,7 +320,7 @@ def train_head(
     optimizer = _optimizer(head, options, len(train))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     targets = torch.from_numpy(labels.astype(np.float32)).to(device)
-    identity = training_identity(head, reader.n_views, labels, train, asdict(options))
+    identity = training_identity(head, reader.features, reader.n_views, labels, train, options)
     history = load_checkpoint(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
     evaluate_every = max(1, options.epochs // EVALUATIONS)
@@ -344,17 +335,17 @@ def train_head(
         torch.manual_seed(int(draw.integers(2**62)))
         losses = []
         batches = list(zip(*(np.array_split(array, batches_per_epoch) for array in (order, views)), strict=True))
-        for number, ((rows, _), tokens) in enumerate(zip(batches, reader.batches(batches), strict=True), 1):
+        for number, ((index, _), tokens) in enumerate(zip(batches, reader.batches(batches), strict=True), 1):
             for group in optimizer.param_groups:
                 group["lr"] = options.rate(epoch + number / batches_per_epoch)
-            tokens, truth = some_tokens(tokens, options.token_dropout), targets[rows]
+            tokens, truth = some_tokens(tokens, options.token_dropout), targets[index]
             if options.mixup:
-                weight, partner = draw.beta(options.mixup, options.mixup), draw.permutation(len(rows))
+                weight, partner = draw.beta(options.mixup, options.mixup), draw.permutation(len(index))
                 tokens, truth = (values.float().lerp(values[partner].float(), weight) for values in (tokens, truth))
             losses.append(step(tokens, truth))
         losses = torch.stack(losses).cpu().numpy()
-        _require_finite(head, losses, epoch, options, history, checkpoint)
-        mean_loss = float(np.average(losses, weights=[len(rows) for rows, _ in batches]))
+        _require_finite(head, losses, epoch, options.learning_rate, checkpoint)
+        mean_loss = float(np.average(losses, weights=[len(index) for index, _ in batches]))
         record = {"epoch": epoch + 1, "learning_rate": options.rate(epoch + 1), "loss": mean_loss}
         if len(val) and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs):
             record |= _validation(head, reader, labels, val)
@@ -367,48 +358,37 @@ def train_head(
     head.eval()
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    return pd.DataFrame(history, columns=["epoch", "learning_rate", "loss", "val_loss", "val_mAcc"])
+    return pd.DataFrame(history, columns=HISTORY)
 
 
-def _require_finite(
-    head: CMM | MLP,
-    losses: np.ndarray,
-    epoch: int,
-    options: TrainingOptions,
-    history: list[dict],
-    checkpoint: Path | None,
-) -> None:
-    """Stop a training that has run away, before its state is kept."""
+def _require_finite(head: CMM | MLP, losses: np.ndarray, epoch: int, rate: float, checkpoint: Path | None) -> None:
+    """Stop a training that has diverged, before its state is kept."""
     damaged, wrong = not_finite(head), np.flatnonzero(~np.isfinite(losses))
     if not damaged and not len(wrong):
         return
     batch = wrong[0] if len(wrong) else len(losses) - 1
-    kept = len(history) // CHECKPOINT_EVERY * CHECKPOINT_EVERY if checkpoint and checkpoint.is_file() else 0
+    kept = epoch // CHECKPOINT_EVERY * CHECKPOINT_EVERY if checkpoint and checkpoint.is_file() else 0
     raise HistoCLIPError(
         f"epoch {epoch + 1}, batch {batch + 1} of {len(losses)}: the loss is {losses[batch]:g}, and not finite are "
         f"{', '.join(damaged[:5]) or 'no parameters, so look at the features'}"
-        f"{f' and {len(damaged) - 5} more' * (len(damaged) > 5)}. Lower learning_rate ({options.learning_rate:g}), or "
+        f"{f' and {len(damaged) - 5} more' * (len(damaged) > 5)}. Lower learning_rate ({rate:g}), or "
         f"use precision: fp32.{f' The state after epoch {kept} is kept in {checkpoint}.' * (kept > 0)}"
     )
 
 
 def new_head(
-    class_embeddings: torch.Tensor,
-    head_options: dict[str, object],
-    reader: FeatureReader,
-    train: np.ndarray,
-    seed: int,
+    class_embeddings: np.ndarray, head_options: dict[str, object], features: Shards, train: np.ndarray, seed: int
 ) -> CMM:
     """Return a head as it is before training: its weights drawn by `seed`, its scale fitted to the training features.
 
     Parameters
     ----------
-    class_embeddings : tensor of shape (N, d)
+    class_embeddings : ndarray or tensor of shape (N, d)
         The class matrix of eq. (2).
     head_options : dict
         `heads`, `layers`, `hidden`, `dropout` and so on of `CMM`.
-    reader : FeatureReader
-        Features of the B patches.
+    features : Shards
+        What the head is to attend to, for B patches.
     train : ndarray of int
         The training part.
     seed : int
@@ -416,38 +396,37 @@ def new_head(
     """
     torch.manual_seed(seed)
     head = CMM(class_embeddings, **head_options)
-    spread = np.linspace(0, len(train) - 1, min(SCALE_ROWS, len(train))).astype(int)
-    head.fit_scale(reader.take(train[spread]))
+    spread = np.linspace(0, len(train) - 1, min(SCALE_PATCHES, len(train))).astype(int)
+    head.fit_scale(torch.from_numpy(features.take(train[spread])))
     return head
 
 
-def train_both(
-    class_embeddings: torch.Tensor,
-    head_options: dict[str, float],
+def train_heads(
+    class_embeddings: np.ndarray,
+    head_options: dict[str, object],
     features: ImageFeatures,
-    labels: np.ndarray,
+    patches: PatchDataset,
     train: np.ndarray,
     val: np.ndarray,
     options: TrainingOptions,
     clip: CLIP,
     folder: Path,
 ) -> tuple[dict[str, CMM], pd.DataFrame]:
-    """Fit the head on the global embedding and on the patch tokens.
+    """Fit the head on the global embedding and on the patch tokens, or load those that the same training left.
 
     Parameters
     ----------
-    class_embeddings : tensor of shape (N, d)
-        The class matrix of eq. (2).
-    head_options : dict
-        `heads`, `layers`, `hidden` and `dropout` of `CMM`.
-    features : ImageFeatures
-        Of B patches.
-    labels, train, val, options
+    class_embeddings, head_options
+        As in `new_head`.
+    features, patches
+        Features, labels and classes of B patches.
+    train, val, options
         As in `train_head`.
     clip : CLIP
-        Gives device and precision, and whether steps are compiled.
+        Gives backbone, device and precision, and whether steps are compiled.
     folder : Path
-        Where checkpoints lie while a head is trained.
+        Of the run. `cmm_global.safetensors` and `cmm_patch.safetensors` are written there as soon as each is trained,
+        with the history and with what determined the training: a head for which all of that is the same is loaded.
 
     Returns
     -------
@@ -458,20 +437,45 @@ def train_both(
     """
     heads, histories = {}, []
     for kind in KINDS:
-        reader = FeatureReader(features.of_kind(kind), clip.device)
-        head = new_head(class_embeddings, head_options, reader, train, options.seed)
-        history = train_head(
-            *(head, reader, labels, train, val, options, folder / f".cmm_{kind}.checkpoint.safetensors"),
-            amp_dtype=clip.amp_dtype,
-            compiled=clip.compiled,
+        path, shards = folder / f"cmm_{kind}.safetensors", features.of_kind(kind)
+        head = new_head(class_embeddings, head_options, shards, train, options.seed)
+        identity = json.dumps(
+            [
+                training_identity(head, shards, features.n_views, patches.labels, train, options),
+                hashlib.sha256(val.tobytes() + patches.labels[val].tobytes()).hexdigest(),
+                *(clip.device.type, str(clip.amp_dtype), clip.compiled),
+            ]
         )
-        heads[kind] = head
+        found = _finished_head(path, identity, patches.classes, clip.backbone)
+        if found is None:
+            history = train_head(
+                *(head, FeatureReader(shards, clip.device), patches.labels, train, val, options),
+                checkpoint=folder / f".cmm_{kind}.checkpoint.safetensors",
+                amp_dtype=clip.amp_dtype,
+                compiled=clip.compiled,
+            )
+            kept = json.dumps(history.to_dict("records"))
+            save_cmm(head, path, patches.classes, clip.backbone, identity, kept)
+        else:
+            head, history = found
+        heads[kind] = head.to(clip.device)
         histories.append(history.assign(head=kind))
     return heads, pd.concat(histories, ignore_index=True)
 
 
+def _finished_head(path: Path, identity: str, classes: list[str], backbone: str) -> tuple[CMM, pd.DataFrame] | None:
+    """Return the head in a file and its history, or None where it is of another training or damaged."""
+    about = read_metadata(path)
+    if about.get("identity") != identity:
+        return None
+    try:
+        return load_cmm(path, classes, backbone), pd.DataFrame(json.loads(about["history"]), columns=HISTORY)
+    except (HistoCLIPError, LookupError, TypeError, ValueError, RuntimeError):
+        return None
+
+
 @torch.inference_mode()
-def predict_probabilities(head: CMM | MLP, reader: FeatureReader, rows: np.ndarray) -> np.ndarray:
+def predict_probabilities(head: CMM | MLP, reader: FeatureReader, index: np.ndarray) -> np.ndarray:
     """Return sigma of the logits, the mean over the views, of some patches, with the head in eval mode.
 
     Parameters
@@ -480,7 +484,7 @@ def predict_probabilities(head: CMM | MLP, reader: FeatureReader, rows: np.ndarr
         Moved to the reader's device; its mode is restored.
     reader : FeatureReader
         Features of the B patches in V views.
-    rows : ndarray of int, shape (n,)
+    index : ndarray of int, shape (n,)
         Which patches.
 
     Returns
@@ -489,7 +493,7 @@ def predict_probabilities(head: CMM | MLP, reader: FeatureReader, rows: np.ndarr
     """
     was_training = head.training
     head.to(reader.device).eval()
-    batches = np.array_split(rows, max(1, math.ceil(len(rows) / EVALUATION_BATCH)))
+    batches = np.array_split(index, max(1, math.ceil(len(index) / EVALUATION_BATCH)))
     views = range(reader.n_views)
     probabilities = [
         torch.stack([head(reader.take(batch, view))[0].float().sigmoid() for view in views]).mean(dim=0)
@@ -499,9 +503,9 @@ def predict_probabilities(head: CMM | MLP, reader: FeatureReader, rows: np.ndarr
     return torch.cat(probabilities).cpu().numpy()
 
 
-def predict(head: CMM, features: ImageFeatures, kind: str, rows: np.ndarray, device: torch.device) -> Predictions:
-    """Return the predictions of a head for some patches; `kind` is `global` or `patch`."""
-    return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), rows))
+def predict(head: CMM, features: ImageFeatures, kind: str, index: np.ndarray, device: torch.device) -> Predictions:
+    """Return the predictions of a head for the patches at `index` (n,); `kind` is `global` or `patch`."""
+    return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), index))
 
 
 def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
@@ -519,8 +523,5 @@ def _optimizer(head: CMM | MLP, options: TrainingOptions, n_train: int) -> torch
     decay = options.weight_decay * math.sqrt(options.batch_size / (n_train * options.epochs))
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)

@@ -1,21 +1,19 @@
-"""How far the zero-shot rows depend on their words: single templates, synonyms, and what ensembling gains."""
+"""Sensitivity of the zero-shot methods to their prompts: single templates, synonyms, and what ensembling gains."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.metrics import average_precision_score
-from torch.nn import functional
 
-from histoclip_lib.common.predictions import Predictions, mean_accuracy
-from histoclip_lib.prompting.strategies import baseline, one_vs_rest, power_set, top_k
+from histoclip_lib.common.arrays import unit
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.predictions import mean_accuracy
+from histoclip_lib.prompting.strategies import STRATEGIES, StrategyContext
 from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
 
 AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS = "as reported", "single template", "synonyms"
@@ -31,8 +29,8 @@ class Variants:
     Attributes
     ----------
     table : DataFrame
-        A line for each variant: `strategy`, `kind` (one of KINDS), `prompt` (the template, or the names used),
-        `mAcc` and `mAP` (NaN where no class has a positive patch).
+        A line for each variant: `strategy` (its label), `kind` (one of KINDS), `prompt` (the template, or the names
+        used), `mAcc` and `mAP` (NaN where no class has a positive patch).
     left_out : dict of str to int
         How many variants of a strategy were left out, since they needed more than MAX_NEW_PROMPTS new prompts.
     """
@@ -41,7 +39,7 @@ class Variants:
     left_out: dict[str, int]
 
 
-class TooManyPromptsError(Exception):
+class TooManyPromptsError(HistoCLIPError):
     """A variant needs more new prompts than it may encode."""
 
 
@@ -51,11 +49,17 @@ class LimitedEncoder(TextEncoder):
     def __init__(self, encode: TextEncoder, limit: int) -> None:
         self.clip, self.encoded, self.left = encode.clip, encode.encoded, limit
 
-    def __call__(self, prompts: list[str]) -> torch.Tensor:
-        """Return the embeddings of prompts, as `TextEncoder` does."""
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        """Return the embeddings of prompts, as `TextEncoder` does.
+
+        Raises
+        ------
+        TooManyPromptsError
+            If the calls so far need more new prompts than the limit.
+        """
         self.left -= len(set(prompts) - self.encoded.keys())
         if self.left < 0:
-            raise TooManyPromptsError
+            raise TooManyPromptsError("a choice of words needs too many new prompts")
         return super().__call__(prompts)
 
 
@@ -64,74 +68,61 @@ def score_variants(
     encode: TextEncoder,
     vocabulary: Vocabulary,
     labels: np.ndarray,
-    train_prevalence: np.ndarray,
-    baseline_rule: str = "sigmoid",
+    context: StrategyContext,
     draws: int = 12,
     seed: int = 0,
 ) -> Variants:
     """Score every strategy with every single template, and with random choices among the synonyms.
 
-    With a single template the Baseline's class matrix comes from that template alone, and the other strategies use it
-    in the place of `a photo of a {}`. With synonyms each class goes by its name or one of its synonyms, drawn at
+    With a single template the class matrix comes from that template alone, and the strategies that use one template
+    use it in place of `a photo of a {}`. With synonyms each class goes by its name or one of its synonyms, drawn at
     random, the same draws for every strategy; all else is as reported. The negative prompt stays.
 
     Parameters
     ----------
-    pooled : ndarray of shape (B, d)
-        Image embeddings, of any length: those of the validation part.
+    pooled, vocabulary, context
+        As in `score_zero_shot`, for the validation part.
     encode : TextEncoder
         Encodes each distinct prompt once. A variant that needs more than MAX_NEW_PROMPTS prompts which are not encoded
         yet is left out: the power-set has 2^N of them, and Top-k one for each beginning of a ranking that occurs.
-    vocabulary : Vocabulary
-        The N classes in words.
     labels : ndarray of shape (B, N)
         0 or 1.
-    train_prevalence, baseline_rule
-        As in `zero_shot.score_all`.
     draws : int
         Distinct choices of one name for each class, fewer where there are no more; none where there are no synonyms.
     seed : int
         Of the draws.
     """
-    images = functional.normalize(torch.from_numpy(np.asarray(pooled, dtype=np.float32)), dim=-1)
-    strategies: dict[str, Callable[..., Predictions]] = {
-        "Baseline": partial(baseline, rule=baseline_rule, train_prevalence=train_prevalence),
-        "One-vs-Rest": one_vs_rest,
-        "Power-set": power_set,
-        "Top-k": top_k,
-    }
+    from sklearn.metrics import average_precision_score
+
+    images = unit(np.asarray(pooled, dtype=np.float32))
     present = labels.any(axis=0)
     lines, left_out = [], Counter()
     for kind, prompt, words in _wordings(vocabulary, draws, seed):
-        for strategy, score in strategies.items():
+        for strategy in STRATEGIES.load().values():
             limited = encode if kind == AS_REPORTED else LimitedEncoder(encode, MAX_NEW_PROMPTS)
             try:
-                predictions = score(images, limited, words)
+                predictions = strategy.score(images, limited, words, context)
             except TooManyPromptsError:
-                left_out[strategy] += 1
+                left_out[strategy.label] += 1
                 continue
             precision = np.nan
             if present.any():
                 precision = average_precision_score(labels[:, present], predictions.scores[:, present])
-            lines.append([strategy, kind, prompt, mean_accuracy(labels, predictions.decisions), precision])
+            lines.append([strategy.label, kind, prompt, mean_accuracy(labels, predictions.decisions), precision])
     return Variants(pd.DataFrame(lines, columns=["strategy", "kind", "prompt", *METRICS]), dict(left_out))
 
 
 def _wordings(vocabulary: Vocabulary, draws: int, seed: int) -> Iterator[tuple[str, str, Vocabulary]]:
     """Yield kind, prompt and vocabulary: first as reported, then each single template, then draws of synonyms."""
-    yield AS_REPORTED, _listed(vocabulary.names), vocabulary
+    yield AS_REPORTED, "; ".join(vocabulary.names), vocabulary
     for template in vocabulary.templates:
         yield SINGLE_TEMPLATE, template, replace(vocabulary, templates=[template], photo_of=template)
     for names in draw_names(vocabulary, draws, seed):
-        yield SYNONYMS, _listed(names), replace(vocabulary, names=names)
-
-
-def _listed(names: list[str]) -> str:
-    return "; ".join(names)
+        yield SYNONYMS, "; ".join(names), replace(vocabulary, names=names)
 
 
 def draw_names(vocabulary: Vocabulary, draws: int, seed: int) -> list[list[str]]:
-    """Draw distinct choices of one name for each class among its name and synonyms, never the names themselves.
+    """Draw distinct choices of one name for each class among its name and synonyms, never all names as reported.
 
     All choices where there are no more than `draws`; none where there are no synonyms.
     """
@@ -169,7 +160,7 @@ def _range(values: pd.Series, between: str) -> str:
 
 def ensembling_note(variants: Variants) -> str:
     """Say in Markdown what the mean over templates, eq. (2), gains the Baseline over one template alone."""
-    own = variants.table[variants.table["strategy"] == "Baseline"]
+    own = variants.table[variants.table["strategy"] == STRATEGIES["baseline"].label]
     single = own[own["kind"] == SINGLE_TEMPLATE]
     if len(single) == 1:
         return "There is one template, so the Baseline has no ensemble over templates."
@@ -184,7 +175,7 @@ def ensembling_note(variants: Variants) -> str:
             beaten = int((together > alone).sum())
             sentences.append(
                 f"Its {metric} is {together:.4f} with the {len(single)} templates together; with one alone it is "
-                f"{alone.mean():.4f} in the mean, at the lowest {alone.min():.4f}, at the highest {alone.max():.4f}. "
+                f"{alone.mean():.4f} on average, {alone.min():.4f} at the lowest and {alone.max():.4f} at the highest. "
                 f"Together they change it by {together - alone.mean():+.4f} against the mean, and beat {beaten} of the "
                 f"{len(single)}."
             )
@@ -192,7 +183,7 @@ def ensembling_note(variants: Variants) -> str:
 
 
 def spread_note(variants: Variants) -> str:
-    """Say in Markdown how far mAcc and mAP of each strategy move with the words, and what was left out."""
+    """Say in Markdown how mAcc and mAP of each strategy vary with the words, and what was left out."""
     lines = []
     for strategy, own in variants.table.groupby("strategy", sort=False):
         parts = []
@@ -215,4 +206,7 @@ def spread_note(variants: Variants) -> str:
             f"\n\nLeft out, since each would need more than {MAX_NEW_PROMPTS} prompts that no other variant needs: "
             f"{listed}."
         )
-    return note + "\n\nThe best of these words could be picked on the validation part only; no row of the table does."
+    return (
+        note
+        + "\n\nThe best of these words could be picked on the validation part only; no method of the table does so."
+    )

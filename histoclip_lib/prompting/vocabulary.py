@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional
+import numpy as np
 
-from histoclip_lib.clip.encoder import CLIP
+from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import resolve
 from histoclip_lib.common.yaml_files import read_yaml
 
+if TYPE_CHECKING:
+    from histoclip_lib.clip.encoder import CLIP
+
+Encode = Callable[[list[str]], np.ndarray]  # from P prompts to unit embeddings (P, d)
 FOLDER = Path(__file__).parent / "words"
 NEGATIVE_PROMPT = "a photo with nothing in it."
 PHOTO_OF = "a photo of a {}"
@@ -60,13 +65,13 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     Parameters
     ----------
     dataset : str
-        Its words are in `assets/prompts/<dataset>.yaml`, where there is such a file.
+        Its words are in `prompting/words/<dataset>.yaml`, where there is such a file.
     classes : list of str
         The N class columns; one that has no entry is named after its column, underscores read as spaces.
     prompts_file : str
         Your own YAML file of the same form, with any of the keys `classes` (names for some class columns), `synonyms`
         (a list of other names for some class columns, tried beside the name to see how much the choice of words
-        matters), `templates` and `negative_prompt`; what it says goes before what HistoCLIP brings. For example::
+        matters), `templates` and `negative_prompt`; it overrides what HistoCLIP brings. For example::
 
             classes: {stroma: stroma}
             synonyms: {stroma: [connective tissue, fibrous stroma]}
@@ -75,31 +80,25 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     ------
     HistoCLIPError
         If `prompts_file` cannot be read as plain YAML (`yaml_files.read_yaml`), has other keys or one twice, names
-        classes that do not exist, has a name, a list of synonyms or a negative prompt that is empty or no text, or a
+        classes that do not exist, has a name, a list of synonyms or a negative prompt that is empty or not a text, or a
         template without `{}`.
     """
     shipped = FOLDER / f"{dataset}.yaml"
     path = resolve(prompts_file) if prompts_file else shipped
     words = _read(path) if prompts_file else {}
-    brought = _read(shipped) if shipped.is_file() else {}
     names = _by_column(words.get("classes", {}), classes, path)
-    if nameless := [
-        column
-        for column, name in names.items()
-        if name is None or name == "" or (isinstance(name, str) and name.isspace())
-    ]:
-        raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one behind the colon.")
+    if nameless := [column for column, name in names.items() if name is None or not str(name).strip()]:
+        raise HistoCLIPError(f"{path}: {', '.join(nameless)} have no name. Write one after the colon.")
     if wrong := [f"{column}: {shown(name)}" for column, name in names.items() if type(name) not in (str, int)]:
         raise HistoCLIPError(
-            f"{path}: each name is a text; put yes, no and dates in quotes. Not so:\n{bullet_list(wrong)}"
+            f"{path}: each name is a text; put yes, no and dates in quotes. These are not:\n{bullet_list(wrong)}"
         )
     synonyms = _by_column(words.get("synonyms", {}), classes, path)
     if wrong := [column for column, listed in synonyms.items() if not _are_texts(listed)]:
         raise HistoCLIPError(
-            f"{path}: the synonyms of {', '.join(wrong)} are no list of texts. Write them as [one, other], or leave "
+            f"{path}: the synonyms of {', '.join(wrong)} are not a list of texts. Write them as [one, other], or leave "
             "the class out."
         )
-    names, synonyms = brought.get("classes", {}) | names, brought.get("synonyms", {}) | synonyms
     templates = words["templates"] if "templates" in words else read_yaml(FOLDER / "templates.yaml")[0]
     if not templates:
         raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
@@ -107,6 +106,8 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     negative = words.get("negative_prompt", NEGATIVE_PROMPT)
     if not negative.strip():
         raise HistoCLIPError(f"{path}: negative_prompt is empty. Write a text, or leave the key out.")
+    defaults = _read(shipped) if shipped.is_file() else {}
+    names, synonyms = defaults.get("classes", {}) | names, defaults.get("synonyms", {}) | synonyms
     in_order = [_text(names.get(column, column.replace("_", " "))) for column in classes]
     others = [
         [text for text in dict.fromkeys(synonyms.get(column, [])) if text != name]
@@ -116,11 +117,11 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
 
 
 def check_templates(templates: list, place: str) -> None:
-    """Hold that each template takes a class name; `place` is where they were written, for the error."""
+    """Raise an error unless each template takes a class name; `place` is where they were written."""
     without_place = [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]
     if without_place:
         raise HistoCLIPError(
-            f"{place}: each template needs one {{}} for the class name; not so: {shown(without_place, 1000)}."
+            f"{place}: each template needs one {{}} for the class name; these do not fit: {shown(without_place, 1000)}."
         )
 
 
@@ -129,7 +130,7 @@ def _by_column(entries: dict, classes: list[str], path: Path) -> dict[str, objec
     named = {_text(column): entry for column, entry in entries.items()}  # YAML reads 1 as a number
     if unknown := sorted(set(named) - set(classes)):
         raise HistoCLIPError(
-            f"{path}: {', '.join(unknown)[:1000]} are no classes of this data set; it has {shown(classes, 1000)}."
+            f"{path}: {', '.join(unknown)[:1000]} are not classes of this data set, which has {shown(classes, 1000)}."
         )
     return named
 
@@ -138,12 +139,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else shown(value)
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 def _are_texts(listed: object) -> bool:
-    return isinstance(listed, list) and bool(listed) and all(_is_text(text) for text in listed)
+    return isinstance(listed, list) and bool(listed) and all(isinstance(text, str) and text.strip() for text in listed)
 
 
 def _read(path: Path) -> dict:
@@ -152,7 +149,7 @@ def _read(path: Path) -> dict:
     except HistoCLIPError as error:
         raise HistoCLIPError(f"prompts_file: {error}") from error
     if repeated:
-        raise HistoCLIPError(f"prompts_file: {path} says some things twice. Keep one of each:\n{bullet_list(repeated)}")
+        raise HistoCLIPError(f"prompts_file: {path} has some keys twice. Keep one of each:\n{bullet_list(repeated)}")
     expected = {"classes": dict, "synonyms": dict, "templates": list, "negative_prompt": str}
     if not isinstance(words, dict) or any(
         key not in expected or not isinstance(value, expected[key]) for key, value in words.items()
@@ -169,29 +166,34 @@ class TextEncoder:
 
     Attributes
     ----------
-    encoded : dict of str to tensor of shape (d,)
+    encoded : dict of str to ndarray of shape (d,)
         The unit embedding of every prompt so far.
     """
 
     def __init__(self, clip: CLIP) -> None:
         self.clip = clip
-        self.encoded: dict[str, torch.Tensor] = {}
+        self.encoded: dict[str, np.ndarray] = {}
 
-    def __call__(self, prompts: list[str]) -> torch.Tensor:
+    def __call__(self, prompts: list[str]) -> np.ndarray:
         """Return unit embeddings, shape (P, d), float32."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.encoded]
         if new:
-            self.encoded.update(zip(new, self.clip.encode_text(new), strict=True))
-        return torch.stack([self.encoded[prompt] for prompt in prompts])
+            self.encoded.update(zip(new, self.clip.encode_text(new).cpu().numpy(), strict=True))
+        return np.stack([self.encoded[prompt] for prompt in prompts])
+
+    @property
+    def temperature(self) -> float:
+        """By which the model divides cosines before a softmax."""
+        return 1 / self.clip.model.logit_scale.exp().item()
 
 
-def class_embeddings(encode: TextEncoder, vocabulary: Vocabulary) -> torch.Tensor:
-    """Return the class matrix of eq. (2), one unit row for each class: Norm(mean over templates).
+def class_embeddings(encode: Encode, vocabulary: Vocabulary) -> np.ndarray:
+    """Return the class matrix of eq. (2), a unit vector for each class: Norm(mean over templates).
 
     Returns
     -------
-    tensor of shape (N, d), float32
+    ndarray of shape (N, d), float32
     """
     prompts = [template.replace("{}", name) for name in vocabulary.names for template in vocabulary.templates]
-    embeddings = encode(prompts).unflatten(0, (len(vocabulary.names), len(vocabulary.templates)))
-    return functional.normalize(embeddings.mean(dim=1), dim=-1)
+    embeddings = encode(prompts)  # (N * M, d)
+    return unit(embeddings.reshape(len(vocabulary.names), len(vocabulary.templates), -1).mean(axis=1))

@@ -1,4 +1,4 @@
-"""Turn executed notebooks and filled templates into pages that stand alone."""
+"""Turn executed notebooks into pages that stand alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jinja2
 import nbformat
-from IPython.display import Image
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
@@ -24,14 +23,14 @@ from histoclip_lib.common.files import write_text
 from histoclip_lib.report.html import Heading, clean_output, finish_article, markdown_to_html, text_base64
 from histoclip_lib.report.navigation import Link, neighbours
 
-LIBRARY = Path(__file__).parents[1]
 ASSETS = Path(__file__).with_name("assets")
 DIGEST = re.compile(rb'<meta (?=[^>]*name="histoclip-digest")[^>]*content="([0-9a-f]{64})"')
 DIGEST_WITHIN = 1000  # bytes: it stands at the top of a page
 HIDDEN_TAGS = frozenset({"remove-cell", "hide"})
-EXPLORER_TYPES = ["application/vnd.histoclip.attention+json", "application/vnd.histoclip.gallery+json"]
+PARAMETER_TAGS = frozenset({"parameters", "injected-parameters"})
+EXPLORER_TYPE = "application/vnd.histoclip.explorer+json"
 SHOWN_TYPES = [
-    *EXPLORER_TYPES,
+    EXPLORER_TYPE,
     "text/html",
     "text/markdown",
     "image/svg+xml",
@@ -54,17 +53,17 @@ class Parameter:
 
 
 def page_digest(*parts: bytes) -> str:
-    """Digest what a page is drawn from: `parts`, and the templates and the code that draw them."""
-    digest = hashlib.sha256(_library_source())
+    """Digest what a page is drawn from: `parts`, the template, and the code that fills it."""
+    digest = hashlib.sha256(_own_source())
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 
 @cache
-def _library_source() -> bytes:
-    sources = [path for path in sorted(LIBRARY.rglob("*")) if path.suffix in (".py", ".j2", ".css", ".js")]
-    return b"\0".join(path.read_bytes() for path in sources)
+def _own_source() -> bytes:
+    code = [Path(__file__), Path(__file__).with_name("html.py")]
+    return b"\0".join(path.read_bytes() for path in (*code, *sorted(ASSETS.rglob("*"))) if path.is_file())
 
 
 def drawn_digest(page: Path) -> str:
@@ -77,33 +76,20 @@ def drawn_digest(page: Path) -> str:
     return found[1].decode("ascii") if found else ""
 
 
-def render(template: str, page: Path, **details: object) -> None:
-    """Fill a template of `assets` and write it to `page`; its text is escaped, its script and style are inline."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([ASSETS, ASSETS / "template"]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["address"] = _address
-    write_text(page, _encodable(environment.get_template(template).render(assets=page_assets("site"), **details)))
-
-
-def _address(picture: Image) -> str:
-    """Return an image, PNG or JPEG, as a data address."""
-    kind = "png" if picture.data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"
-
-
 def export_page(
-    notebook: Path, page: Path, title: str, navigation: list[Link], provenance: dict[str, str], digest: str = ""
+    notebook: Path,
+    page: Path,
+    title: str,
+    navigation: list[Link],
+    provenance: dict[str, str],
+    digest: str = "",
+    as_heading: bool = False,
 ) -> None:
     """Turn an executed notebook into one HTML file that fetches nothing.
 
-    Code is folded away, equations are MathML, and text from users is cleaned. Tracebacks, stderr, widgets and
-    progress bars are left out, as are cells tagged `remove-cell` or `hide`. The cell tagged
-    `injected-parameters` (else `parameters`) is followed by a table of all parameters.
+    Code is hidden until a reader asks for it, equations are MathML, and text from users is cleaned. Tracebacks, stderr,
+    widgets and progress bars are left out, as are cells tagged `remove-cell` or `hide`. In the place of the cell tagged
+    `injected-parameters` (else `parameters`) stands a table of all parameters.
 
     Parameters
     ----------
@@ -119,6 +105,8 @@ def export_page(
         Name and value of each line of the table at the foot.
     digest : str
         Of what the page is drawn from; see `page_digest`.
+    as_heading : bool
+        Whether `title` is the h1, and the notebook's own first h1 stands above it.
 
     Raises
     ------
@@ -134,7 +122,8 @@ def export_page(
     previous, following = neighbours(navigation)
     details = {
         "title": title,
-        "assets": page_assets(*(["explorers"] if _has_explorers(tidied) else [])),
+        "as_heading": as_heading,
+        "assets": page_assets(explorers=_has_explorers(tidied)),
         "navigation": navigation,
         "previous": previous,
         "next": following,
@@ -149,30 +138,33 @@ def export_page(
 
 @dataclass(frozen=True)
 class PageAssets:
-    """The style and the script of every page, and the policy that allows these and nothing else."""
+    """The style and the scripts of every page, and the policy that allows these and nothing else."""
 
     css: str = field(repr=False)
     script: str = field(repr=False)
+    module: str = field(repr=False)
     policy: str
 
 
 @cache
-def page_assets(*more: str) -> PageAssets:
+def page_assets(explorers: bool = False) -> PageAssets:
     """Return what every page carries inline; the policy makes the browser refuse any request and other script.
 
-    `more` names further styles and scripts: `site` for the pages that sum up runs, `explorers` for those with figures
-    that a reader can move through.
+    With `explorers` the page carries the ES module for figures that a reader can move through.
     """
-    css, script = (
-        "\n".join((ASSETS / "template" / f"{name}{suffix}").read_text(encoding="utf-8") for name in ("page", *more))
-        for suffix in (".css", ".js")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+    def read(*names: str) -> str:
+        return "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in names)
+
+    css, script = read("template/page.css"), read("template/page.js")
+    more, module = (read("explorers.css"), read("explorers.js")) if explorers else ("", "")
+    digests = [hashlib.sha256(own.encode("utf-8")).digest() for own in (script, module) if own]
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests)
     policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; "
         "base-uri 'none'; form-action 'none'"
     )
-    return PageAssets(css, script, policy)
+    return PageAssets(css + more, script, module, policy)
 
 
 class _PageExporter(HTMLExporter):
@@ -201,26 +193,20 @@ class _PageExporter(HTMLExporter):
 
 def _tidy(notebook: NotebookNode) -> NotebookNode:
     """Return the notebook without what a reader should not see, its parameters ready for the table."""
-    parameters: dict[str, Parameter] = {}
-    table_cell = None
+    parameters, table_cell = list(declared_parameters(notebook).values()), None
     for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        cell.outputs = [output for output in map(_tidy_output, cell.outputs) if output is not None]
-        if {"parameters", "injected-parameters"} & _tags(cell):
-            for given in read_parameters(cell.source):
-                declared = parameters.get(given.name, given)  # papermill injects values without their comments
-                parameters[given.name] = replace(given, meaning=declared.meaning or given.meaning)
-            table_cell = cell
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_tidy_output, cell.outputs) if output is not None]
+            table_cell = cell if PARAMETER_TAGS & _tags(cell) else table_cell
     if table_cell is not None:
-        table_cell.metadata["histoclip_parameters"] = list(parameters.values())
+        table_cell.metadata["histoclip_parameters"] = parameters
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN_TAGS & _tags(cell)]
     return notebook
 
 
 def _has_explorers(notebook: NotebookNode) -> bool:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    return any(output.get("data", {}).keys() & EXPLORER_TYPES for output in outputs)
+    return any(EXPLORER_TYPE in output.get("data", {}) for output in outputs)
 
 
 def _encodable(text: str) -> str:
@@ -246,6 +232,17 @@ def visible_text(text: str) -> str:
     """Return printed text without colour codes and without the lines that progress bars leave."""
     lines = strip_ansi(text.replace("\r\n", "\n")).split("\n")
     return "\n".join(line for line in lines if "\r" not in line and not PROGRESS.search(line))
+
+
+def declared_parameters(notebook: NotebookNode) -> dict[str, Parameter]:
+    """Return the parameters of a notebook by name: the values injected last, with the meanings of the declarations."""
+    found: dict[str, Parameter] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and PARAMETER_TAGS & _tags(cell):
+            for given in read_parameters(cell.source):
+                declared = found.get(given.name, given)  # papermill injects values without their comments
+                found[given.name] = replace(given, meaning=declared.meaning or given.meaning)
+    return found
 
 
 def read_parameters(source: str) -> list[Parameter]:

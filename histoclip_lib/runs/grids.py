@@ -11,18 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.yaml_files import read_yaml
-from histoclip_lib.evaluation.artifacts import RunSummary, Score, read_metrics
-from histoclip_lib.evaluation.methods import ROW_LABELS
-from histoclip_lib.report.export import render
-from histoclip_lib.report.html import Heading
-from histoclip_lib.report.navigation import GRID_PREFIX, SUMMARY_PAGE, TABLE_PAGE, Link, overview_navigation
+from histoclip_lib.evaluation.artifacts import RunMetrics, Score, read_metrics
+from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.runs.parameters import Parameter, check_params, read_params
 
 KEY = "grid"
@@ -78,6 +74,8 @@ def read_runs(paths: list[Path], schema: dict[str, dict[str, Parameter]]) -> lis
     """
     runs = []
     for path in paths:
+        if "name" not in (read_yaml(path)[0] or {"name": ""}):
+            raise HistoCLIPError(f"{path} has no `name`, which names the run and its folder. Add `name: {path.stem}`.")
         found = [run.values for run in read_grid(path, schema)] if is_grid(path) else [read_params(path, schema)]
         runs += [(path, values) for values in found]
     by_name: dict[str, list[str]] = {}
@@ -187,7 +185,7 @@ def grid_table(runs: list[GridRun], reports: Path) -> pd.DataFrame:
     for run, summary in zip(runs, _summaries(runs, reports), strict=True):
         line = {name: _value_text(value) for name, value in run.varied.items()}
         for row in HEADLINE:
-            line |= _cells(ROW_LABELS[row], row, summary if isinstance(summary, RunSummary) else None)
+            line |= _cells(label_of(row), row, summary if isinstance(summary, RunMetrics) else None)
         line["state"] = summary if isinstance(summary, str) else "finished" if summary.is_current else "started again"
         lines[run.name] = line
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -208,17 +206,17 @@ def seed_spread(runs: list[GridRun], reports: Path) -> pd.DataFrame:
         HEADLINE the mean, the standard deviation of the sample (n - 1), and the lowest and highest value. Dashes where
         no seed is finished, or one has no deviation.
     """
-    groups: dict[str, list[tuple[GridRun, RunSummary | str]]] = {}
+    groups: dict[str, list[tuple[GridRun, RunMetrics | str]]] = {}
     for run, summary in zip(runs, _summaries(runs, reports), strict=True):
         groups.setdefault(json.dumps(_other(run), sort_keys=True), []).append((run, summary))
     lines = []
     for group in groups.values():
-        finished = [summary for _, summary in group if isinstance(summary, RunSummary) and summary.is_current]
+        finished = [summary for _, summary in group if isinstance(summary, RunMetrics) and summary.is_current]
         line = {name: _value_text(value) for name, value in _other(group[0][0]).items()}
         line["seeds"] = f"{len(finished)} of {len(group)}"
         for row in HEADLINE:
             values = [summary.scores[row].value for summary in finished if row in summary.scores]
-            label = ROW_LABELS[row]
+            label = label_of(row)
             line[f"{label}: mAcc, mean"] = f"{np.mean(values):.4f}" if values else "—"
             line[f"{label}: s.d."] = f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "—"
             line[f"{label}: range"] = f"{min(values):.4f} – {max(values):.4f}" if values else "—"
@@ -282,7 +280,7 @@ def _other(run: GridRun) -> dict[str, object]:
     return {name: value for name, value in run.varied.items() if name != "seed"}
 
 
-def _summaries(runs: list[GridRun], reports: Path) -> list[RunSummary | str]:
+def _summaries(runs: list[GridRun], reports: Path) -> list[RunMetrics | str]:
     """Return what each run found, or why there is nothing."""
     found = []
     for run in runs:
@@ -294,7 +292,7 @@ def _summaries(runs: list[GridRun], reports: Path) -> list[RunSummary | str]:
     return found
 
 
-def _cells(label: str, row: str, summary: RunSummary | None) -> dict[str, str]:
+def _cells(label: str, row: str, summary: RunMetrics | None) -> dict[str, str]:
     accuracy: Score | None = summary.scores.get(row) if summary else None
     average: Score | None = summary.mean_ap.get(row) if summary else None
     interval = accuracy.interval if accuracy else None
@@ -303,45 +301,3 @@ def _cells(label: str, row: str, summary: RunSummary | None) -> dict[str, str]:
         f"{label}: 95 %": f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else "—",
         f"{label}: mAP": f"{average.value:.3f}" if average else "—",
     }
-
-
-def write_grid_page(path: Path, schema: dict[str, dict[str, Parameter]], reports: Path) -> Path:
-    """Write the page of a grid beside the overview, with what its runs have found by now.
-
-    Parameters
-    ----------
-    path : Path
-        The grid's file; the page is named after it.
-    schema : dict
-        As `params.read_schema` returns.
-    reports : Path
-        Holds a folder for each run.
-
-    Raises
-    ------
-    HistoCLIPError
-        As `grids.read_grid` does.
-    """
-    runs = read_grid(path, schema)
-    page = reports / f"{GRID_PREFIX}{path.stem}.html"
-    table_is_there = (reports / f"{TABLE_PAGE}.html").is_file()
-    sections = [("runs", "Every run", grid_table(runs, reports))]
-    if "seed" in runs[0].varied:
-        sections.append(("seeds", "Over the seeds", seed_spread(runs, reports)))
-    render(
-        "grid.html.j2",
-        page,
-        digest="",
-        title=path.stem,
-        navigation=[*overview_navigation(page.stem, table_is_there), Link(path.stem, quote(page.name), current=True)],
-        headings=[Heading(2, text, identifier) for identifier, text, _ in sections],
-        sections=sections,
-        varied=list(runs[0].varied),
-        summaries={run.name: href for run in runs if (href := _summary_of(run, reports))},
-    )
-    return page
-
-
-def _summary_of(run: GridRun, reports: Path) -> str:
-    there = (reports / run.name / f"{SUMMARY_PAGE}.html").is_file()
-    return quote(f"{run.name}/{SUMMARY_PAGE}.html") if there else ""

@@ -13,7 +13,8 @@ from histoclip_lib.common.executors import named_errors, run_task
 from histoclip_lib.common.files import resolve
 from histoclip_lib.features.remote import encode_shards_on
 from histoclip_lib.runs.parameters import Parameter
-from histoclip_lib.runs.pipeline import STEPS, StepEvent, finished_steps, run_steps
+from histoclip_lib.runs.pipeline import StepEvent, finished_steps, run_steps
+from histoclip_lib.runs.record import update_record
 
 ENDINGS = ("skipped", "finished", "failed")
 
@@ -87,17 +88,19 @@ def run_all_on(
 
     if force:
         for values in runs:
-            (reports / str(values["name"]) / "steps.json").unlink(missing_ok=True)
-    execute(STEPS[:1])
+            if (folder := reports / str(values["name"])).is_dir():
+                update_record(folder, steps={})
+    steps = tuple(schema)
+    execute(steps[:1])
     for values in runs:
         name = str(values["name"])
-        if name in failed or finished_steps(values, schema, reports) == list(STEPS):
+        if name in failed or finished_steps(values, schema, reports) == list(steps):
             continue
         try:
             encode_shards_on(executor, values, lambda done, total, _, name=name: shard_done(name, done, total))
         except HistoCLIPError as error:
             failed[name] = str(error)
-    execute(STEPS[1:])
+    execute(steps[1:])
     return failed
 
 

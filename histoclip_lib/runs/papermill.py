@@ -30,6 +30,7 @@ except ImportError:  # Windows
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 LONGEST_SOCKET = 90  # characters of its path: systems allow some 100
+STEP_CONFIG = "HistoCLIP.step"  # in the configuration of the notebook's process: it is executed by a run
 QUIET_KERNEL = ["--log-level=50"]  # it would tell of the interrupt that ends it, in the midst of the display
 NO_COST = ("name", "reports_dir", "seed")  # parameters on which the time of a notebook does not depend
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
@@ -58,8 +59,9 @@ def execute(
     workplace: Path,
     at_cell: Callable[[Cell], None] = lambda cell: None,
     at_line: Callable[[str], None] = lambda line: None,
+    step: str = "",
 ) -> None:
-    """Execute a notebook in a process of its own and write it to `folder`, under its own name.
+    """Execute a notebook in a process of its own and write it to `folder`.
 
     Parameters
     ----------
@@ -75,13 +77,15 @@ def execute(
         Called as each code cell starts.
     at_line : callable
         Called with the latest line of the notebook's error stream, such as a progress bar.
+    step : str
+        The name under which it is written; by default its own. The notebook's process finds it in its configuration.
 
     Raises
     ------
     HistoCLIPError
         If a cell raises or the process dies; the notebook as far as it came is kept as `<notebook>.failed.ipynb`.
     """
-    step = notebook.stem
+    step = step or notebook.stem
     running, failed = folder / f".{step}.running.ipynb", folder / f"{step}.failed.ipynb"
     cells = _CellCounter(notebook, at_cell)
     memory_before = _peak_memory()
@@ -95,7 +99,7 @@ def execute(
                 start_timeout=START_TIMEOUT,
                 stderr_file=_LatestLine(at_line),
                 config=config,
-                extra_arguments=QUIET_KERNEL,
+                extra_arguments=[*QUIET_KERNEL, f"--{STEP_CONFIG}={step}"],
                 resources={"metadata": {"path": str(workplace)}},  # papermill's own cwd would move this whole process
                 on_cell_start=cells.start,
             )

@@ -16,6 +16,7 @@ from histoclip_lib.common.yaml_files import read_yaml
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list}
 TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
+SHARED = ("name", "reports_dir")  # parameters that every notebook declares, to find its run
 LARGEST = 2**53  # the largest integer that every reader of metrics.json holds exactly
 
 
@@ -45,7 +46,7 @@ def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
     Raises
     ------
     HistoCLIPError
-        If a declaration lacks a type or a comment, or two notebooks declare the same name differently.
+        If a declaration lacks a type or a comment, or a notebook declares a parameter of an earlier one again.
     """
     schema = {}
     seen: dict[str, tuple[str, Parameter]] = {}
@@ -62,6 +63,10 @@ def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
             where, earlier = seen.setdefault(name, (notebook.stem, parameter))
             if earlier != parameter:
                 raise HistoCLIPError(f"parameter {name}: {where} and {notebook.stem} declare it differently.")
+            if where != notebook.stem and name not in SHARED:
+                raise HistoCLIPError(
+                    f"parameter {name}: {where} declares it already, so {notebook.stem} reads it there."
+                )
             declared[name] = parameter
         schema[notebook.stem] = declared
     return schema

@@ -18,29 +18,28 @@ from pathlib import Path
 
 from histoclip_lib.common.cache import cache_dir, sweep_cache
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.files import alone_in, sweep, write_text
+from histoclip_lib.common.files import alone_in, sweep
+from histoclip_lib.common.registry import plugin_digest
 from histoclip_lib.report.executed import stamp
-from histoclip_lib.report.navigation import TABLE_PAGE
-from histoclip_lib.report.overview import write_index, write_site
+from histoclip_lib.report.notebooks import COMPARE, TABLE, run_notebooks
 from histoclip_lib.report.run_pages import write_run_pages
 from histoclip_lib.runs.papermill import execute, last_seconds
-from histoclip_lib.runs.parameters import Parameter
+from histoclip_lib.runs.parameters import Parameter, read_schema
+from histoclip_lib.runs.record import (
+    LIBRARY,
+    product_digests,
+    read_record,
+    source_digest,
+    step_entries,
+    update_record,
+)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = ("01_data", "02_zero_shot", "03_train", "04_evaluate", "05_attention")
-PRODUCTS = {
-    "01_data": ("split.csv",),
-    "02_zero_shot": ("zero_shot.parquet",),
-    "03_train": ("cmm_global.safetensors", "cmm_patch.safetensors", "history.csv", "studies.parquet"),
-    "04_evaluate": ("metrics.json", "predictions.parquet", "model_card.md"),
-    "05_attention": ("thumbnail.png",),
-}
-OVERVIEW_PATIENCE = 600.0  # seconds to wait for another process that writes the overview
 PACKAGES = ("histoclip", "torch", "open_clip_torch", "timm", "scikit-learn", "numpy", "papermill")
+DATA_PARAMETERS = ("data_dir", "prompts_file", "pretrained", "backbone")  # may name files on which a step depends
 
 
 def find_notebooks(workplace: Path | None = None) -> Path:
-    """Return the folder of the notebooks: that in `workplace`, by default the current folder, or beside the library.
+    """Return the folder of the notebooks: that in `workplace`, by default the current folder, or the library's own.
 
     Raises
     ------
@@ -48,13 +47,26 @@ def find_notebooks(workplace: Path | None = None) -> Path:
         If there is neither.
     """
     here = (workplace or Path.cwd()) / "notebooks"
-    for folder in (here, REPOSITORY / "notebooks"):
-        if all((folder / f"{step}.ipynb").is_file() for step in (*STEPS, TABLE_PAGE)):
+    needed = [*(name for name, notebook in run_notebooks().items() if notebook.path is None), TABLE, COMPARE]
+    looked_in = (here, LIBRARY.parent / "notebooks", LIBRARY / "project" / "notebooks")
+    for folder in looked_in:
+        if all((folder / f"{name}.ipynb").is_file() for name in needed):
             return folder
     raise HistoCLIPError(
-        f"The notebooks {STEPS[0]} ... {TABLE_PAGE} are neither in {here} nor in "
-        f"{REPOSITORY / 'notebooks'}. Run histoclip in a clone of its repository."
+        f"The notebooks {needed[0]} ... {needed[-1]} were not found in {here}. Write them there with `histoclip init "
+        "DIR`, and run histoclip in that folder."
     )
+
+
+def notebook_paths(workplace: Path | None = None) -> dict[str, Path]:
+    """Return the path of each notebook of a run, by its name, in the order of execution."""
+    folder = find_notebooks(workplace)
+    return {name: notebook.path or folder / f"{name}.ipynb" for name, notebook in run_notebooks().items()}
+
+
+def load_schema(workplace: Path | None = None) -> dict[str, dict[str, Parameter]]:
+    """Return the parameters that each notebook of a run declares; see `parameters.read_schema`."""
+    return read_schema(list(notebook_paths(workplace).values()))
 
 
 @dataclass(frozen=True)
@@ -90,15 +102,16 @@ def run_steps(
 ) -> Path:
     """Execute the notebooks of one run, each in a process of its own, and write their pages.
 
-    A step whose notebook, parameters, library, data, local weights and earlier steps are those of last time, and whose
-    products are there, is skipped.
+    A step is skipped where nothing that it depends on has changed: its notebook, the parameters that it and earlier
+    notebooks declare, the modules of the library that it imported, plugins, package versions, the data, local weights,
+    and the products of earlier steps; and where its own products are as it left them.
 
     Parameters
     ----------
     params : dict of str to object
-        As `params.read_params` returns.
+        As `parameters.read_params` returns.
     schema : dict
-        As `params.read_schema` returns.
+        As `parameters.read_schema` returns.
     reports : Path
         The run's folder is `reports/<name>`.
     force : bool
@@ -122,85 +135,131 @@ def run_steps(
         the others as `<step>.failed.ipynb`. If another process executes the run.
     """
     workplace = workplace or Path.cwd()
-    notebooks, folder = find_notebooks(workplace), reports / str(params["name"])
+    folder = reports / str(params["name"])
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "steps.json"
-    if not (reports / "index.html").is_file():
-        write_index(reports)  # the run's pages link it
+    steps = _Steps(folder, params, schema, notebook_paths(workplace), workplace)
     with alone_in(folder):
         for left in (folder, reports):
             sweep(left)
         sweep_cache(cache_dir())
-        keys = _step_keys(params, schema, notebooks, workplace)
-        kept = [] if force else _finished(folder, keys)
-        for step in STEPS if until is None else STEPS[: STEPS.index(until) + 1]:
-            if step in kept:
+        if force:
+            update_record(folder, steps={})
+        update_record(folder, parameters={name: params[name] for name in params if name != "reports_dir"})
+        names = list(schema)
+        for step in names if until is None else names[: names.index(until) + 1]:
+            if steps.is_current(step):
+                steps.keep(step)
                 report(StepEvent(step, "skipped"))
                 continue
-            done = {earlier: keys[earlier] for earlier in STEPS if earlier < step}
-            write_text(record, json.dumps(done, indent=1))
+            steps.forget(step)
             values = {name: params[name] for name in schema[step]} | {"reports_dir": str(reports)}
-            _run_step(notebooks / f"{step}.ipynb", folder, values, report, workplace)
-            write_text(record, json.dumps(done | {step: keys[step]}, indent=1))
+            seconds = execute_notebook(steps.paths[step], folder, step, values, report, workplace)
+            steps.remember(step, seconds)
             write_run_pages(folder)
         write_run_pages(folder)  # also where nothing was executed: templates may have changed, or a page be gone
     return folder
 
 
 def finished_steps(params: dict[str, object], schema: dict[str, dict[str, Parameter]], reports: Path) -> list[str]:
-    """Return the steps of a run that need not be executed again; `run_steps` has the parameters and the rule."""
-    return _finished(reports / str(params["name"]), _step_keys(params, schema, find_notebooks(), Path.cwd()))
-
-
-def _finished(folder: Path, keys: dict[str, str]) -> list[str]:
-    done, finished = _read_record(folder / "steps.json"), []
-    for step, key in keys.items():
-        products = [folder / product for product in (*PRODUCTS[step], f"{step}.ipynb")]
-        if done.get(step) != key or not all(product.is_file() for product in products):
+    """Return the steps of a run that need not be executed again, up to the first that must be."""
+    steps, finished = _Steps(reports / str(params["name"]), params, schema, notebook_paths(), Path.cwd()), []
+    for step in schema:
+        if not steps.is_current(step):
             break
         finished.append(step)
     return finished
 
 
-def _step_keys(
-    params: dict[str, object], schema: dict[str, dict[str, Parameter]], notebooks: Path, workplace: Path
-) -> dict[str, str]:
-    """Return a digest for each step of all that its outcome depends on, which is also all that the earlier ones do."""
-    inputs = hashlib.sha256((_library_digest() + _data_digest(params, workplace)).encode())
-    keys = {}
-    for step in STEPS:
-        values = {name: params[name] for name in schema[step]}
-        inputs.update((notebooks / f"{step}.ipynb").read_bytes())
-        inputs.update(json.dumps(values, sort_keys=True).encode())
-        keys[step] = inputs.hexdigest()
-    return keys
+class _Steps:
+    """What the steps of a run depend on, compared with what its record says."""
+
+    def __init__(
+        self, folder: Path, params: dict, schema: dict[str, dict], paths: dict[str, Path], workplace: Path
+    ) -> None:
+        self.folder, self.params, self.schema, self.paths = folder, params, schema, paths
+        packages = repr([sys.version, *(version(package) for package in PACKAGES)])
+        self.common = f"{packages}{plugin_digest()}{_data_digest(params, workplace)}"
+
+    def is_current(self, step: str) -> bool:
+        """Whether a step is finished, its products are as it left them, and nothing that it depends on has changed."""
+        record = read_record(self.folder)
+        entry = (step_entries(record, "earlier") | step_entries(record)).get(step)
+        if entry is None or not (self.folder / f"{step}.ipynb").is_file():
+            return False
+        same = product_digests(self.folder, run_notebooks()[step].products) == entry.get("products")
+        return same and entry.get("inputs") == self._inputs(step, entry.get("modules") or [])
+
+    def forget(self, step: str) -> None:
+        """Take a step, which is about to be executed, and all later ones out of those that are finished.
+
+        What is known of the later ones is kept apart: where the step leaves the same products as before, they stand.
+        """
+        record = read_record(self.folder)
+        entries = step_entries(record, "earlier") | step_entries(record)
+        update_record(
+            self.folder,
+            steps={name: entry for name, entry in entries.items() if name < step},
+            earlier={name: entry for name, entry in entries.items() if name > step},
+        )
+
+    def keep(self, step: str) -> None:
+        """Count a step that is current as finished again."""
+        record = read_record(self.folder)
+        earlier = step_entries(record, "earlier")
+        if step in earlier:
+            update_record(self.folder, steps=step_entries(record) | {step: earlier.pop(step)}, earlier=earlier)
+
+    def remember(self, step: str, seconds: float) -> None:
+        """Record a finished step."""
+        record = read_record(self.folder)
+        modules = (record.get("modules") or {}).get(step, [])
+        entry = {
+            "inputs": self._inputs(step, modules),
+            "modules": modules,
+            "products": product_digests(self.folder, run_notebooks()[step].products),
+            "seconds": round(seconds, 1),
+        }
+        update_record(self.folder, steps=step_entries(record) | {step: entry})
+
+    def _inputs(self, step: str, modules: list[str]) -> str:
+        entries = step_entries(read_record(self.folder))
+        declared = {name for earlier in self.schema if earlier <= step for name in self.schema[earlier]}
+        about = {
+            "common": self.common,
+            "parameters": {name: self.params[name] for name in sorted(declared - {"reports_dir"})},
+            "source": source_digest(modules),
+            "earlier": {name: entry.get("products") for name, entry in entries.items() if name < step},
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        digest.update(self.paths[step].read_bytes())
+        return digest.hexdigest()
 
 
-def write_overview(reports: Path, report: Callable[[StepEvent], None] = lambda event: None) -> Path:
-    """Gather all runs below a folder: execute 06_table and write all pages that are stale; return the overview."""
-    with alone_in(reports, OVERVIEW_PATIENCE):
-        _run_step(find_notebooks() / f"{TABLE_PAGE}.ipynb", reports, {"reports_dir": str(reports)}, report, Path.cwd())
-        return write_site(reports)
-
-
-def _run_step(
-    notebook: Path, folder: Path, values: dict[str, object], report: Callable[[StepEvent], None], workplace: Path
-) -> None:
-    step, started = notebook.stem, time.time()
+def execute_notebook(
+    notebook: Path,
+    folder: Path,
+    step: str,
+    values: dict[str, object],
+    report: Callable[[StepEvent], None],
+    workplace: Path,
+    title: str = "",
+) -> float:
+    """Execute a notebook into `folder` as `<step>.ipynb`, stamp its origin on it, and return the seconds it took."""
+    started = time.time()
 
     def tell(state: str, text: object) -> None:
         report(StepEvent(step, state, text=str(text)))
 
     report(StepEvent(step, "started", last_seconds(folder / f"{step}.ipynb", values)))
     try:
-        execute(notebook, folder, values, workplace, partial(tell, "cell"), partial(tell, "line"))
+        execute(notebook, folder, values, workplace, partial(tell, "cell"), partial(tell, "line"), step)
     except Exception:
         report(StepEvent(step, "failed", time.time() - started))
         raise
     seconds = time.time() - started
-    title = str(values.get("name", "HistoCLIP: all runs"))
-    stamp(folder / f"{step}.ipynb", title, provenance(seconds))
+    stamp(folder / f"{step}.ipynb", title or str(values.get("name", "HistoCLIP: all runs")), provenance(seconds))
     report(StepEvent(step, "finished", seconds))
+    return seconds
 
 
 def provenance(seconds: float) -> dict[str, str]:
@@ -222,7 +281,7 @@ def _commit() -> str:
     """Return the commit of the repository that holds the library, marked when files differ from it."""
     try:
         described = subprocess.run(  # noqa: S603
-            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607
+            ["git", "-C", str(LIBRARY.parent), "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607
             capture_output=True,
             text=True,
             check=True,
@@ -232,30 +291,13 @@ def _commit() -> str:
     return described.stdout.strip()
 
 
-def _library_digest() -> str:
-    digest = hashlib.sha256(sys.version.encode())
-    digest.update(repr([version(package) for package in PACKAGES]).encode())
-    for path in sorted(Path(__file__).parents[1].rglob("*")):
-        if path.is_file() and path.suffix not in (".pyc", ".j2", ".css", ".js"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _data_digest(params: dict[str, object], workplace: Path) -> str:
     """Digest the names, sizes and times of the files that parameters name: data, prompts and local weights."""
     digest = hashlib.sha256()
-    named = [params.get(key) for key in ("data_dir", "prompts_file", "pretrained", "backbone")]
+    named = [params.get(key) for key in DATA_PARAMETERS]
     for root in [workplace / str(name).removeprefix("local-dir:") for name in named if name]:
         for path in sorted([root, *root.rglob("*")]):
             if path.is_file():
                 facts, name = path.stat(), os.path.relpath(path, workplace)
                 digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _read_record(path: Path) -> dict[str, str]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

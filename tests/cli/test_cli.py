@@ -26,7 +26,7 @@ METRICS = {
     "backbone": "lite0-minilm",
     "split": "grouped",
     "n_val": 40,
-    "rows": {"majority": ROW, "linear_probe": ROW | {"mAP": 0.5}},
+    "methods": {"majority": ROW, "linear_probe": ROW | {"mAP": 0.5}},
 }
 ERRORS = {  # by the name of the run that raises it
     "fails": HistoCLIPError("03_train: the [red]cell's[/red] own :warning: message\nThe notebook: x.ipynb"),

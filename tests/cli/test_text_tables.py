@@ -9,7 +9,7 @@ from rich.console import Console
 from histoclip_lib.cli.show import as_markdown, headline_lines, print_headline, print_table_one
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.evaluation.artifacts import read_metrics
-from histoclip_lib.evaluation.methods import PAPER, ROW_LABELS
+from histoclip_lib.evaluation.methods import labels as method_labels
 from histoclip_lib.report.tables import table_one_frame
 
 HOSTILE = ['"><img src=x onerror=alert(1)>', "a|b`c", "[red]a[/red]", "标签" * 100, "x" * 200, "\x1b[31ma"]
@@ -22,7 +22,7 @@ def row(macc, interval=(0.1, 0.9), average=0.5):
 def write_metrics(folder, rows, **more):
     folder.mkdir(exist_ok=True)
     about = {"name": "demo", "dataset": "synthetic", "backbone": "ViT-B-32", "split": "random", "n_val": 40}
-    (folder / "metrics.json").write_text(json.dumps(about | {"rows": rows} | more))
+    (folder / "metrics.json").write_text(json.dumps(about | {"methods": rows} | more))
     return folder
 
 
@@ -46,11 +46,11 @@ def summary(tmp_path):
 
 
 def test_the_head_and_the_probe_come_first_and_the_trivial_rows_last():
-    lines = headline_lines({name: row(0.5 + k / 100) for k, name in enumerate(ROW_LABELS)})
+    lines = headline_lines({name: row(0.5 + k / 100) for k, name in enumerate(method_labels())})
     labels = [label for _, label, *_ in lines]
     assert labels[:3] == ["HistoCLIP, patch keys", "HistoCLIP, global key", "Linear probe"]
     assert labels[-2:] == ["All positive", "All negative"]
-    assert sorted(labels) == sorted(ROW_LABELS.values())
+    assert sorted(labels) == sorted(method_labels().values())
     assert labels.index("Zero-shot: Baseline") < labels.index("Majority of train")
 
 
@@ -120,7 +120,7 @@ def test_runs_stand_beside_the_paper_and_the_paper_s_other_data_sets_follow(caps
 
 def test_without_runs_the_paper_stands_alone(capsys):
     text = printed(capsys, print_table_one, [])
-    assert text.splitlines()[1].split() == ["mAcc", *(label for label, _ in PAPER.values())]
+    assert text.splitlines()[1].split() == ["mAcc", "BCSS-WSSS", "LUAD-HistoSeg", "PanNuke"]
     assert "0.9507" in text
 
 

@@ -1,8 +1,10 @@
-"""Files are written whole or not at all, and the cache lies where it is told to."""
+"""Atomic writes, modes, temporary files of killed processes, full disks, and the lock of a folder."""
 
 import errno
 import os
+import platform
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import (
     ABANDONED,
+    alone_in,
     replacing,
     require_space,
     resolve,
@@ -70,6 +73,19 @@ def test_the_temporary_file_is_beside_the_other_and_keeps_its_suffix(tmp_path):
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "table.csv"):
         pass
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_created_for_its_owner_alone_follows_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "head.safetensors") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+        write_text(tmp_path / "note.md", "text")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
+    assert names_in(tmp_path) == ["head.safetensors", "note.md"]
 
 
 def test_text_is_utf_8(tmp_path):
@@ -339,3 +355,83 @@ def test_a_disk_that_may_only_be_read(small_disk):
             write_text(path, "text")
     assert (small_disk / "kept").read_text() == "kept"
     assert sweep(small_disk) == []
+
+
+# The lock of a folder
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from histoclip_lib.common.files import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Start processes that hold the lock; return once they do."""
+    started = []
+
+    def start(seconds):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path, str(seconds)], stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_nothing_is_left_behind(tmp_path):
+    for _ in range(2):
+        with alone_in(tmp_path):
+            assert list(tmp_path.iterdir())
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyError), alone_in(tmp_path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_process_is_told_who_holds_it(tmp_path, hold):
+    process = hold(60)
+    with pytest.raises(HistoCLIPError) as raised, alone_in(tmp_path):
+        pytest.fail("two at once")
+    first, second = str(raised.value).split("\n")
+    assert first.startswith(f"{tmp_path}: process {process.pid} on {platform.node()}, since 2")
+    assert "another `name`" in second
+    assert process.poll() is None
+
+
+def test_a_killed_process_holds_nothing(tmp_path, hold):
+    process = hold(60)
+    process.kill()
+    process.wait()
+    assert list(tmp_path.iterdir())
+    with alone_in(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock-owner").read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_is_patient_gets_it_when_it_is_free(tmp_path, hold):
+    process = hold(1.5)
+    with alone_in(tmp_path, patience=60):
+        assert (tmp_path / ".lock").is_file()
+        deadline = time.time() + 30
+        while process.poll() is None and time.time() < deadline:
+            time.sleep(0.05)
+        assert process.returncode == 0
+        with pytest.raises(HistoCLIPError), alone_in(tmp_path):
+            pytest.fail("two at once")
+
+
+def test_an_owner_who_left_no_name_is_another_process(tmp_path, hold):
+    hold(60)
+    (tmp_path / ".lock-owner").unlink()
+    with pytest.raises(HistoCLIPError, match="another process is at work here"), alone_in(tmp_path):
+        pytest.fail("two at once")

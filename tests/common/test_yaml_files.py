@@ -42,7 +42,7 @@ def test_a_byte_order_mark_and_any_line_end_are_taken(file, text):
 def test_keys_that_stand_there_twice_are_listed_at_every_level(file):
     text = "a: 1\nb: {c: 1, c: 2, c: 3}\na: 2\nd: [{e: 1, e: 1}]\n"
     assert read_yaml(file(text))[1] == [
-        "a: stands there 2 times", "c: stands there 3 times", "e: stands there 2 times"
+        "a: appears 2 times", "c: appears 3 times", "e: appears 2 times"
     ]  # fmt: skip
 
 
@@ -119,12 +119,12 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(file):
     [
         (b"a: b\0", "is not YAML: unacceptable character #x0000"),
         (b'a: "\\0"', "line 1: a text with a null character"),
-        (b'a: "\\ud800"', "line 1: a text with a null character or half a character"),
+        (b'a: "\\ud800"', "line 1: a text with a null character or invalid Unicode"),
         (b'a: "\\UFFFFFFFF"', "is not YAML"),
         ("a: 1".encode("utf-16"), "it is UTF-16. Save it as UTF-8"),
-        (b"a: 1\nb: gr\xfcn\n", "the byte 0xfc in line 2 is no UTF-8"),
+        (b"a: 1\nb: gr\xfcn\n", "the byte 0xfc in line 2 is not UTF-8"),
         (b"a:\n\tb: 1\n", "Indent with spaces"),
-        (b"\x80\x04\x95", "is no UTF-8"),
+        (b"\x80\x04\x95", "is not UTF-8"),
         (b"a: [1", "is not YAML"),
         (b"a: !!int ''", "is not YAML"),
         (b"a: !!float ''", "is not YAML"),

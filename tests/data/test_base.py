@@ -42,7 +42,7 @@ def test_without_masks_no_mask_is_read():
     assert make([[1, 0]], source=Arrays([blank()], [np.zeros((40, 40))])).mask(0) is None
 
 
-BYTES = b"gr\xfcn.png".decode(errors="surrogateescape")  # as Python reads a name that is no UTF-8
+BYTES = b"gr\xfcn.png".decode(errors="surrogateescape")  # as Python reads a name that is not UTF-8
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ BYTES = b"gr\xfcn.png".decode(errors="surrogateescape")  # as Python reads a nam
     ],
 )
 def test_a_name_that_no_table_could_hold_is_refused_at_once_and_shown(names):
-    with pytest.raises(HistoCLIPError, match=r"no Unicode text.*Rename:\n  - gr\\udcfcn\.png"):
+    with pytest.raises(HistoCLIPError, match=r"not valid Unicode.*Rename:\n  - gr\\udcfcn\.png"):
         make([[1, 0], [0, 1]], **names)
 
 

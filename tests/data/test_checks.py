@@ -81,7 +81,7 @@ def test_a_mask_that_does_not_fit_or_cannot_be_read_is_listed(tmp_path):
     with pytest.raises(HistoCLIPError, match="3 of 4 patches") as raised:
         check_images(from_files(images, masks), progress=False)
     assert "b.png: the mask is 48x47, the image 48x48" in str(raised.value)
-    assert re.search(r"c\.png: .*mask_c\.png: mask values \[3\] name no class", str(raised.value))
+    assert re.search(r"c\.png: .*mask_c\.png: mask values \[3\] do not name a class", str(raised.value))
     assert "- d.png: " in str(raised.value)
 
 

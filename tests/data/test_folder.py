@@ -68,7 +68,7 @@ def test_mask_value_k_is_the_kth_class_column(root):
     assert dataset.mask(2).tolist() == stored.tolist()
     stored[0, 0] = 3
     Image.fromarray(stored).save(root / "mask.png")
-    with pytest.raises(HistoCLIPError, match=r"mask values \[3\] name no class"):
+    with pytest.raises(HistoCLIPError, match=r"mask values \[3\] do not name a class"):
         check_images(dataset, progress=False)
 
 
@@ -119,13 +119,13 @@ def test_a_missing_folder_or_table_says_what_was_looked_for_and_what_it_should_h
     ("content", "reason"),
     [
         (b"", "is empty"),
-        ("file,krebs\ngr\u00fcn.png,1\n".encode("latin-1"), "line 2: the byte 0xfc is no UTF-8"),
+        ("file,krebs\ngr\u00fcn.png,1\n".encode("latin-1"), "line 2: the byte 0xfc is not UTF-8"),
         (b"file,tumor\n000.png,1\n001.png,0,1\n", "line 3: 3 cells"),
         (b"file,tumor\n000.png,1\n001.png\n", "line 3: 1 cells"),
         (b"image,tumor\n000.png,1\n", r"has the columns \['image', 'tumor'\]"),
         (b"file,tumor\n", "has no rows"),
         (b"file,group\n000.png,a\n", "has no class column"),
-        (b"file,tumor,stroma,tumor\n000.png,1,0,1\n", "'tumor' stands there 2 times"),
+        (b"file,tumor,stroma,tumor\n000.png,1,0,1\n", "'tumor' appears 2 times"),
     ],
 )
 def test_a_table_of_another_form_is_refused_with_the_form_that_is_expected(root, content, reason):
@@ -206,7 +206,7 @@ def test_a_name_of_any_length_is_no_class_and_no_group(root):
 def test_more_classes_than_a_mask_can_tell_apart_are_refused(root):
     names = ",".join(f"c{n}" for n in range(255))
     (root / "labels.csv").write_text(f"file,{names}\n000.png{',1' * 255}\n")
-    assert "255 columns are taken for classes, more than 254" in refusal(root)
+    assert "255 class columns, more than 254" in refusal(root)
 
 
 def test_spaces_around_a_group_make_no_other_patient(root):
@@ -225,8 +225,8 @@ def test_every_file_that_is_not_there_is_listed(root):
     (root / "003.png").unlink()
     message = refusal(root)
     assert "2 files cannot be used" in message
-    assert "line 3: '001.png' is not there" in message
-    assert "line 5: '003.png' is not there" in message
+    assert "line 3: '001.png' does not exist" in message
+    assert "line 5: '003.png' does not exist" in message
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "/etc/hostname", "link.png"])
@@ -235,7 +235,7 @@ def test_a_file_outside_the_folder_is_refused(root, name):
     (root / "sub").mkdir()
     (root / "link.png").symlink_to(root.parent / "outside.png")
     rewrite(root, lambda table: table.__setitem__("file", ["000.png", name, "002.png", "003.png"]))
-    assert f"line 3: {name!r} leads out of the folder" in refusal(root)
+    assert f"line 3: {name!r} is outside the folder" in refusal(root)
 
 
 def test_a_link_within_the_folder_and_a_linked_folder_are_followed(root):
@@ -251,7 +251,7 @@ def test_a_folder_of_links_that_leads_out_is_refused(root):
     (root.parent / "outside/x.png").write_bytes((root / "000.png").read_bytes())
     (root / "sub").symlink_to(root.parent / "outside")
     rewrite(root, lambda table: table.__setitem__("file", ["000.png", "sub/x.png", "002.png", "003.png"]))
-    assert "line 3: 'sub/x.png' leads out of the folder" in refusal(root)
+    assert "line 3: 'sub/x.png' is outside the folder" in refusal(root)
 
 
 def test_what_is_no_regular_file_is_refused_and_a_backslash_explained(root):
@@ -260,9 +260,9 @@ def test_what_is_no_regular_file_is_refused_and_a_backslash_explained(root):
     rewrite(root, lambda table: table.__setitem__("file", ["sub", "pipe.png", "sub\\\\a.png", "."]))
     message = refusal(root)
     assert "4 files cannot be used" in message
-    assert "line 2: 'sub' is no file" in message
-    assert "line 3: 'pipe.png' is no file" in message
-    assert "folders are parted by /" in message
+    assert "line 2: 'sub' is not a regular file" in message
+    assert "line 3: 'pipe.png' is not a regular file" in message
+    assert "folders are separated by /" in message
 
 
 def test_a_name_with_a_line_break_or_markup_is_taken_and_inert(root):
@@ -306,7 +306,7 @@ def test_an_image_without_mask_is_refused_where_the_table_has_masks(root):
     message = refusal(root)
     assert "column mask: 2 files cannot be used" in message
     assert "line 3: '' is empty" in message
-    assert "line 5: 'gone.png' is not there" in message
+    assert "line 5: 'gone.png' does not exist" in message
 
 
 def test_an_empty_group_is_refused(root):

@@ -14,13 +14,11 @@ from PIL import Image
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data import histoseg
 from histoclip_lib.data.histoseg import (
-    bcss_patient,
+    BCSS,
+    LUAD,
     labels_from_mask,
     load_bcss_wsss,
     load_luad_histoseg,
-    luad_patient,
-    parse_bcss_name,
-    parse_luad_name,
 )
 
 BCSS_IMAGE = "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500"
@@ -47,30 +45,30 @@ def test_every_real_name_parses(shared_data):
     bcss = lines(shared_data / "bcss_wsss/train_names.txt")
     assert len(bcss) == 5856
     for name in bcss:
-        assert parse_bcss_name(name).tolist() == [int(c) for c in name[-9:-5]]
-    patients = {bcss_patient(name) for name in bcss + lines(shared_data / "bcss_wsss/val_test_names.txt")}
+        assert BCSS.labels_of(name).tolist() == [int(c) for c in name[-9:-5]]
+    patients = {BCSS.patient_of(name) for name in bcss + lines(shared_data / "bcss_wsss/val_test_names.txt")}
     assert all(re.fullmatch(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", patient) for patient in patients)
-    assert len({bcss_patient(name) for name in bcss}) == 50
+    assert len({BCSS.patient_of(name) for name in bcss}) == 50
 
     luad = lines(shared_data / "luad_histoseg/train_names.txt")
-    assert [parse_luad_name(name).tolist() for name in luad] == [[1, 0, 0, 1]] * len(luad)
+    assert [LUAD.labels_of(name).tolist() for name in luad] == [[1, 0, 0, 1]] * len(luad)
     val_test = lines(shared_data / "luad_histoseg/val_test_names.txt")
-    assert {luad_patient(name) for name in val_test} == {name.split("-")[0] for name in val_test}
+    assert {LUAD.patient_of(name) for name in val_test} == {name.split("-")[0] for name in val_test}
 
 
 @given(LABELS, st.from_regex(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", fullmatch=True), st.integers(0, 999))
 def test_bcss_names_round_trip(labels, patient, index):
     name = f"{patient}-DX1_xmin98787_ymin6725_MPP-0.2500+{index}[{''.join(map(str, labels))}].png"
-    assert parse_bcss_name(name).tolist() == labels
-    assert parse_bcss_name(name).dtype == np.uint8
-    assert bcss_patient(name) == patient
+    assert BCSS.labels_of(name).tolist() == labels
+    assert BCSS.labels_of(name).dtype == np.uint8
+    assert BCSS.patient_of(name) == patient
 
 
 @given(LABELS, st.integers(0, 10**7), st.integers(0, 99999), st.integers(0, 99999))
 def test_luad_names_round_trip(labels, patient, x, y):
     name = f"{patient}-{x}-{y}-[{' '.join(map(str, labels))}].png"
-    assert parse_luad_name(name).tolist() == labels
-    assert luad_patient(name) == str(patient) == luad_patient(f"{patient}-{x}-{y}.png")
+    assert LUAD.labels_of(name).tolist() == labels
+    assert LUAD.patient_of(name) == str(patient) == LUAD.patient_of(f"{patient}-{x}-{y}.png")
 
 
 LOOK_ALIKES = {
@@ -108,7 +106,7 @@ LOOK_ALIKES = {
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in LOOK_ALIKES.items() for name in names])
 def test_look_alike_names_are_refused(kind, name):
-    parse = {"bcss": parse_bcss_name, "luad": parse_luad_name}[kind]
+    parse = {"bcss": BCSS.labels_of, "luad": LUAD.labels_of}[kind]
     with pytest.raises(HistoCLIPError, match=re.escape(name)):
         parse(name)
 
@@ -129,7 +127,7 @@ def test_labels_from_mask_need_the_coverage():
 def test_threshold_rule_reproduces_the_real_labels(shared_data):
     """The official patches of four original masks, cut as README.md of the data says."""
     folder = shared_data / "bcss_wsss/original_masks"
-    expected = {name.split("[")[0]: parse_bcss_name(name) for name in lines(folder / "patch_names.txt")}
+    expected = {name.split("[")[0]: BCSS.labels_of(name) for name in lines(folder / "patch_names.txt")}
     found, any_pixel = {}, {}
     for path in sorted(folder.glob("TCGA*.png")):
         codes = np.asarray(Image.open(path))
@@ -194,7 +192,7 @@ def test_every_layout_loads(tmp_path, kind, nested, val, train):
     assert training.parts is None
     assert training.mask(0) is None
 
-    everything = LOADERS[kind](tmp_path, official=True, progress=False)
+    everything = LOADERS[kind](tmp_path, split="given", progress=False)
     assert everything.parts.tolist() == ["train", "train", "val", "test"]
     assert everything.labels.tolist() == [*expected, [1, 0, 0, 1], [1, 0, 0, 1]]
     assert everything.has_masks
@@ -211,8 +209,8 @@ def test_every_layout_loads(tmp_path, kind, nested, val, train):
 def test_classes_and_groups(tmp_path):
     build(tmp_path / "b", "bcss")
     build(tmp_path / "l", "luad")
-    bcss = load_bcss_wsss(tmp_path / "b", official=True, progress=False)
-    luad = load_luad_histoseg(tmp_path / "l", official=True, progress=False)
+    bcss = load_bcss_wsss(tmp_path / "b", split="given", progress=False)
+    luad = load_luad_histoseg(tmp_path / "l", split="given", progress=False)
     assert bcss.classes == ["tumor", "stroma", "lymphocyte", "necrosis"]
     assert luad.classes == ["tumor_epithelial", "necrosis", "lymphocyte", "tumor_associated_stroma"]
     assert bcss.groups.tolist() == ["TCGA-A1-A0SK", "TCGA-A1-A0SK", "TCGA-D8-A27F", "TCGA-A1-A0SK"]
@@ -222,10 +220,10 @@ def test_classes_and_groups(tmp_path):
 
 def test_mask_coverage_is_used(tmp_path):
     build(tmp_path, "bcss")
-    assert load_bcss_wsss(tmp_path, True, mask_coverage=0, progress=False).labels[2].tolist() == [1, 0, 1, 1]
-    assert load_bcss_wsss(tmp_path, True, mask_coverage=0.5, progress=False).labels[2].tolist() == [1, 0, 0, 0]
+    assert load_bcss_wsss(tmp_path, "given", mask_coverage=0, progress=False).labels[2].tolist() == [1, 0, 1, 1]
+    assert load_bcss_wsss(tmp_path, "given", mask_coverage=0.5, progress=False).labels[2].tolist() == [1, 0, 0, 0]
     with pytest.raises(HistoCLIPError, match="mask_coverage: 5"):
-        load_bcss_wsss(tmp_path, True, mask_coverage=5)
+        load_bcss_wsss(tmp_path, "given", mask_coverage=5)
 
 
 def test_desktop_debris_is_ignored(tmp_path):
@@ -256,7 +254,7 @@ def test_all_images_without_mask_are_listed(tmp_path):
     for x in (1, 2):
         write_image(tmp_path / f"test/img/1004470-{x}-1.png")
     with pytest.raises(HistoCLIPError, match="2 images have no mask") as caught:
-        load_luad_histoseg(tmp_path, official=True, progress=False)
+        load_luad_histoseg(tmp_path, split="given", progress=False)
     assert "1004470-1-1.png" in str(caught.value)
     assert "1004470-2-1.png" in str(caught.value)
 
@@ -268,7 +266,7 @@ def test_unusable_masks_are_listed(tmp_path):
     write_image(tmp_path / "val/img" / second)
     (tmp_path / "val/mask" / second).write_bytes(b"no image")
     with pytest.raises(HistoCLIPError, match="2 masks cannot be used") as caught:
-        load_bcss_wsss(tmp_path, official=True, progress=False)
+        load_bcss_wsss(tmp_path, split="given", progress=False)
     assert "[5, 6, 7]" in str(caught.value)
     assert second in str(caught.value)
 
@@ -279,7 +277,7 @@ def test_what_is_called_like_an_image_and_is_no_file_is_listed_and_not_waited_fo
     os.mkfifo(train / f"{BCSS_IMAGE}+1[1101].png")
     (train / f"{BCSS_IMAGE}+2[1101].png").mkdir()
     (train / f"{BCSS_IMAGE}+3[1101].png").symlink_to("nowhere.png")
-    with pytest.raises(HistoCLIPError, match="3 entries are called like images but are folders, devices") as caught:
+    with pytest.raises(HistoCLIPError, match="3 entries have names of images but are folders, devices") as caught:
         load_bcss_wsss(tmp_path)
     assert all(f"+{number}[1101].png" in str(caught.value) for number in (1, 2, 3))
 
@@ -287,7 +285,7 @@ def test_what_is_called_like_an_image_and_is_no_file_is_listed_and_not_waited_fo
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (b"TCGA-A1-A0SK-\xfc+0[1101].png", "no Unicode text.*TCGA-A1-A0SK-\\\\udcfc"),
+        (b"TCGA-A1-A0SK-\xfc+0[1101].png", "not valid Unicode.*TCGA-A1-A0SK-\\\\udcfc"),
         (b"gr\xfcn.png", r"1 of 3 names are not.*gr\\udcfcn\.png"),
         (b"a\n  - b.png", r"1 of 3 names are not.*- a\\n  - b\.png"),
     ],
@@ -305,7 +303,7 @@ def test_two_masks_of_one_image_are_listed(tmp_path):
     mask = tmp_path / "val/mask" / OTHER_NAMES["luad"]["val"]
     mask.with_suffix(".bmp").write_bytes(mask.read_bytes())
     with pytest.raises(HistoCLIPError, match=r"Keep one of each:\n  - 387709-10900-67592\."):
-        load_luad_histoseg(tmp_path, official=True, progress=False)
+        load_luad_histoseg(tmp_path, split="given", progress=False)
 
 
 def test_missing_folders_say_where_to_get_the_data(tmp_path):
@@ -317,10 +315,10 @@ def test_missing_folders_say_where_to_get_the_data(tmp_path):
     build(tmp_path, "luad", val=None)
     assert len(load_luad_histoseg(tmp_path)) == 2
     with pytest.raises(HistoCLIPError, match="val or valid"):
-        load_luad_histoseg(tmp_path, official=True)
+        load_luad_histoseg(tmp_path, split="given")
     (tmp_path / "val/img").mkdir(parents=True)
     with pytest.raises(HistoCLIPError, match="mask not found"):
-        load_luad_histoseg(tmp_path, official=True)
+        load_luad_histoseg(tmp_path, split="given")
 
 
 def test_several_copies_and_empty_folders_are_refused(tmp_path):

@@ -127,7 +127,7 @@ def test_12_bits_that_are_stored_as_16_are_refused_and_not_read_as_black():
     for content in (png_of_any_depth(dark, 0), png_of_any_depth(np.stack([dark] * 3, axis=2), 2)):
         message = refusal(content)
         assert "no value above 4,095 of 65,535" in message
-        assert "Save it anew as 8-bit RGB" in message
+        assert "Save it again, upright, as an 8-bit RGB PNG" in message
     assert (read_rgb(saved(Image.new("RGB", (40, 50), (9, 9, 9))), "a") == 9).all()  # 8 bits may be dark
 
 
@@ -186,7 +186,7 @@ def test_a_mask_is_held_to_the_same(tmp_path):
 @pytest.mark.parametrize("side", [4001, 5000, 30_000])
 def test_a_slide_in_disguise_is_refused_before_it_is_decoded(form, side, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
-    assert "are too much for a patch (at most 16,000,000 pixels)" in refusal(header_of(form, side))
+    assert "are too many for a patch (at most 16,000,000 pixels)" in refusal(header_of(form, side))
 
 
 def test_the_same_header_with_fewer_pixels_is_decoded():
@@ -198,25 +198,25 @@ def test_a_file_of_many_bytes_is_not_opened(tmp_path, monkeypatch):
         sparse.write(encoded("png"))
         sparse.truncate(MAX_BYTES + 1)
     monkeypatch.setattr(images.Image, "open", lambda *_, **__: pytest.fail("it was opened"))
-    assert "268,435,457 bytes are too much" in refusal(tmp_path / "a.png")
+    assert "268,435,457 bytes are too many" in refusal(tmp_path / "a.png")
 
 
-# What is no image
+# What is not an image
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"not an image at all", "is no image, or in none of the formats PNG, JPEG, TIFF"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "is no image"),  # Pillow would call Ghostscript
-        (b"%PDF-1.4\n", "is no image"),
-        (saved(Image.new("RGB", (40, 50)), "PPM"), "is no image"),
-        (saved(Image.new("RGB", (40, 50)), "TGA"), "is no image"),
+        (b"not an image at all", "is not an image, or in none of the formats PNG, JPEG, TIFF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "is not an image"),  # Pillow would call Ghostscript
+        (b"%PDF-1.4\n", "is not an image"),
+        (saved(Image.new("RGB", (40, 50)), "PPM"), "is not an image"),
+        (saved(Image.new("RGB", (40, 50)), "TGA"), "is not an image"),
         (encoded("png")[:900], "cannot be decoded"),
         (encoded("jpeg")[:700], "cannot be decoded (image file is truncated"),
         (encoded("tiff")[:900], "cannot be decoded"),
-        (encoded("png")[:12], "is no image"),
+        (encoded("png")[:12], "is not an image"),
     ],
 )
 def test_what_is_no_image_or_a_part_of_one_says_so(content, reason, tmp_path):
@@ -234,7 +234,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     assert "is a folder or a device" in refusal(tmp_path / "folder.png")
     assert "is empty (0 bytes)" in refusal(tmp_path / "empty.png")
     assert "No such file" in refusal(tmp_path / "link.png")
-    assert "is no image" in refusal(b"")
+    assert "is not an image" in refusal(b"")
 
 
 # Masks and sources
@@ -275,7 +275,7 @@ def test_mask_values_become_class_numbers(tmp_path, mode):
 
 def test_mask_values_that_name_no_class_are_listed(tmp_path):
     Image.fromarray(np.array([[0, 9], [2, 7]], dtype=np.uint8)).save(tmp_path / "mask.png")
-    with pytest.raises(HistoCLIPError, match=r"mask\.png: mask values \[7, 9\] name no class"):
+    with pytest.raises(HistoCLIPError, match=r"mask\.png: mask values \[7, 9\] do not name a class"):
         read_class_map(tmp_path / "mask.png", TWO_CLASSES)
 
 

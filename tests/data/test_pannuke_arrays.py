@@ -137,8 +137,8 @@ def test_counting_needs_little_memory(tmp_path):
         ({"images": np.zeros((3, 32, 32, 3), dtype="datetime64[s]")}, "images.npy: dtype datetime64"),
         ({"images": np.zeros((3, 32, 32, 3), dtype=[("r", float)])}, "images.npy: dtype"),
         ({"images": np.float64(3)}, r"images.npy: shape \(\), expected"),
-        ({"types": np.array(["Breast", BYTES, "Colon"])}, "types.npy: holds what is no text"),
-        ({"types": np.full(3, 0x110000, dtype=np.uint32).view("<U1")}, "types.npy: holds what is no text"),
+        ({"types": np.array(["Breast", BYTES, "Colon"])}, "types.npy: contains invalid Unicode"),
+        ({"types": np.full(3, 0x110000, dtype=np.uint32).view("<U1")}, "types.npy: contains invalid Unicode"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, replaced, message):

@@ -22,15 +22,15 @@ def test_parquet_tissues_are_those_of_the_real_arrays(shared_data):
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("categories", [[0, 5], []], r"row 0: categories \[5\] name no class"),
+        ("categories", [[0, 5], []], r"row 0: categories \[5\] do not name a class"),
         ("tissue", [0, 19], "row 1: tissue 19"),
         ("tissue", None, "lacks tissue; it has image"),
-        ("tissue", [0, None], "row 1: tissue None names no organ"),
+        ("tissue", [0, None], "row 1: tissue None does not name an organ"),
         ("tissue", [0.0, 1.0], "column tissue holds double, expected integers or text"),
         ("categories", [0, 1], "column categories holds int64, expected a list of integers"),
         ("categories", [["0"], []], "column categories holds list<.*string>, expected"),
-        ("categories", [[None], [0]], r"row 0: categories \[None\] name no class"),
-        ("categories", [[-1, 7], []], r"row 0: categories \[-1, 7\] name no class"),
+        ("categories", [[None], [0]], r"row 0: categories \[None\] do not name a class"),
+        ("categories", [[-1, 7], []], r"row 0: categories \[-1, 7\] do not name a class"),
         ("image", [b"x", b"y"], "column image holds binary, expected a struct"),
         ("image", [{"path": "a.png"}] * 2, "column image holds struct<path: string>, expected a struct with `bytes`"),
         ("image", [{"bytes": "a"}] * 2, "column image holds struct<bytes: string>"),
@@ -80,7 +80,7 @@ def test_every_cell_that_is_no_picture_is_listed_by_the_check(tmp_path):
     with pytest.raises(HistoCLIPError) as raised:
         check_images(load_pannuke(tmp_path), progress=False)
     for fault in (
-        "4 of 5 patches", "fold1/00001: patch 1, column image: is no image", "fold1/00002: PanNuke, patch 2",
+        "4 of 5 patches", "fold1/00001: patch 1, column image: is not an image", "fold1/00002: PanNuke, patch 2",
         "fold1/00003: PanNuke, patch 3, column instances: a nucleus is 32x30, the image 32x32",
         "fold1/00004: patch 4, column instances: one channel was expected",
     ):  # fmt: skip

@@ -1,18 +1,48 @@
-"""Comparisons: what is said of two rows is what the tests found, flattering or not."""
-
-import re
+"""Comparisons within a run and between two runs: what is said follows from intervals and tests."""
 
 import numpy as np
 import pytest
+from small_runs import make_patches, make_run, predict
 
+from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation import comparisons
-from histoclip_lib.evaluation.methods import ROW_LABELS
-from histoclip_lib.evaluation.uncertainty import Comparison, Difference, compare, evaluate, holm
+from histoclip_lib.evaluation.artifacts import (
+    RunMetrics,
+    Score,
+    ValidationPredictions,
+    evaluate_methods,
+    read_predictions,
+)
+from histoclip_lib.evaluation.comparisons import (
+    ALIKE,
+    BETTER,
+    OURS,
+    WORSE,
+    align,
+    compare_runs,
+    correction_note,
+    differences_table,
+    disagreements,
+    finding,
+    finding_sentence,
+)
+from histoclip_lib.evaluation.methods import label_of, labels
+from histoclip_lib.evaluation.metrics import point_metrics
+from histoclip_lib.evaluation.text import p_text
+from histoclip_lib.evaluation.uncertainty import (
+    Comparison,
+    Difference,
+    accuracy_gap,
+    compare,
+    draw_units,
+    evaluate,
+    holm,
+    resampled_metrics,
+)
 
 VAL = np.arange(0, 200, 2)
-MANY = np.arange(100)  # units
 
 
 def make(groups=True):
@@ -28,135 +58,101 @@ def guesses(patches, accuracy, seed):
     return Predictions(right + 0.3 * random.normal(size=labels.shape), right)
 
 
-def all_rows(patches, ours=0.9, theirs=0.6):
-    return {
-        name: guesses(patches, ours if name == comparisons.OURS else theirs, seed)
-        for seed, name in enumerate(ROW_LABELS)
-    }
+def all_methods(patches, ours=0.9, theirs=0.6):
+    return {name: guesses(patches, ours if name == OURS else theirs, seed) for seed, name in enumerate(labels())}
 
 
-def test_every_other_row_is_compared_in_the_order_of_the_table():
-    patches = make()
-    rows = all_rows(patches)
-    found = comparisons.against_every_row(dict(reversed(rows.items())), patches, VAL, 50, 0)
-    assert list(found) == [name for name in ROW_LABELS if name != "histoclip_patch"]
-    expected = compare(patches.labels[VAL], rows["histoclip_patch"], rows["top_k"], patches.groups[VAL], 50, 0)
-    assert found["top_k"] == expected
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "finding"),
-    [(0.95, 0.5, "is ahead of"), (0.5, 0.95, "is behind"), (0.7, 0.7, "cannot be told from")],
-)
-def test_the_verdict_says_how_it_is(ours, theirs, finding):
-    patches = make()
-    found = comparisons.against_every_row(all_rows(patches, ours, theirs), patches, VAL, 99, 0)
-    *lines, _ = comparisons.verdict(found, MANY).splitlines()
-    assert len(lines) == len(comparisons.RIVALS)
-    for line, (name, label) in zip(lines, comparisons.RIVALS.items(), strict=True):
-        assert line.startswith(f"- HistoCLIP with patch keys **{finding}** {label} in mAcc (")
-        assert f"**{finding}** it in mAP (" in line
-        macc, mean_ap = found[name].macc, found[name].map
-        numbers = [macc.value, macc.low, macc.high, mean_ap.value, mean_ap.low, mean_ap.high]
-        assert [float(text) for text in re.findall(r"[+-]0\.\d{4}", line)] == pytest.approx(numbers, abs=6e-5)
-        assert [float(text) for text in re.findall(r"p = (\d\.\d{4})", line)] == pytest.approx(
-            [macc.p, mean_ap.p], abs=6e-5
-        )
-
-
-def test_the_verdict_speaks_of_rows_that_are_there():
-    patches = make()
-    rows = {name: guesses(patches, 0.7, 0) for name in ("baseline", "majority", "histoclip_patch")}
-    line, _ = comparisons.verdict(comparisons.against_every_row(rows, patches, VAL, 50, 0), MANY).splitlines()
-    assert "the majority row" in line
-    assert "p = 1.0000" in line
-
-
-def gap(p):
-    return Difference(0.1, 0.05, 0.15, p)
-
-
-def test_the_verdict_ends_with_what_the_correction_over_all_rows_leaves():
-    p = {"majority": (0.001, 0.2), "knn": (0.03, 0.04), "mlp": (0.02, 0.9)}
-    found = {name: Comparison(gap(macc), gap(mean_ap)) for name, (macc, mean_ap) in p.items()}
-    last = comparisons.verdict(found, MANY).splitlines()[-1]
-    assert last.endswith(
-        "over all 3 rows compared, p stays below 0.05 against: in mAcc Majority of train; "
-        "k-nearest neighbours; Two-layer MLP, and in mAP no row."
-    )
-    found["knn"] = Comparison(gap(0.06), gap(0.01))
-    last = comparisons.verdict(found, MANY).splitlines()[-1]
-    assert last.endswith("in mAcc Majority of train; Two-layer MLP, and in mAP k-nearest neighbours.")
-
-
-@pytest.mark.parametrize(("units", "rows", "said"), [(8, 7, True), (8, 6, False), (10, 13, False), (11, 13, False)])
-def test_the_verdict_says_where_too_few_groups_leave_no_corrected_p_small(units, rows, said):
-    found = dict.fromkeys(list(ROW_LABELS)[:rows], Comparison(gap(0.01), gap(0.01)))
-    assert "majority" in found
-    ending = f" It could not: with {units} groups no p falls below {2 / 2**units:.4f} before correction."
-    assert comparisons.verdict(found, np.arange(40) % units).endswith(ending) == said
-
-
-def test_no_rival_no_verdict():
-    assert comparisons.verdict({"top_k": Comparison(gap(0.01), gap(0.01))}, MANY) == ""
+# One rule
 
 
 @pytest.mark.parametrize(
     ("low", "high", "p", "says"),
     [
-        (0.01, 0.2, 0.01, "is ahead of"),
-        (-0.2, -0.01, 0.01, "is behind"),
-        (-0.01, 0.2, 0.01, "cannot be told from"),
-        (0.01, 0.2, 0.06, "cannot be told from"),
-        (-0.2, -0.01, 0.06, "cannot be told from"),
-        (np.nan, np.nan, np.nan, "cannot be told from"),
+        (0.01, 0.2, 0.01, BETTER),
+        (-0.2, -0.01, 0.01, WORSE),
+        (-0.01, 0.2, 0.01, ALIKE),
+        (0.01, 0.2, 0.06, ALIKE),
+        (-0.2, -0.01, 0.06, ALIKE),
+        (0.01, 0.2, np.nan, BETTER),  # no test was made
+        (np.nan, np.nan, np.nan, ALIKE),
     ],
 )
-def test_interval_and_test_must_agree(low, high, p, says):
-    assert comparisons.finding(Difference((low + high) / 2, low, high, p)) == says
+def test_finding_needs_interval_and_test_to_agree(low, high, p, says):
+    assert finding(Difference((low + high) / 2, low, high, p)) == says
 
 
-def test_an_undefined_map_is_said_and_shown_as_such():
-    undefined = Difference(np.nan, np.nan, np.nan, np.nan)
-    found = {"majority": Comparison(Difference(0.1, 0.05, 0.15, 0.01), undefined)}
-    assert "it in mAP (not defined: no class is present)" in comparisons.verdict(found, MANY)
-    assert comparisons.differences_table(found).iloc[0].tolist() == [
-        *("+0.1000 (+0.050 to +0.150)", "0.0100"),
-        *("—", "—"),
-    ]
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0001, "< 0.001"), (0.001, "0.0010"), (0.0321, "0.032"), (0.05, "0.050"), (0.996, "1.0"), (np.nan, "—")],
+)
+def test_p_has_two_significant_digits(p, text):
+    assert p_text(p) == text
 
 
-def test_the_table_of_differences_corrects_p_over_its_lines():
+# Within a run
+
+
+def test_every_other_method_is_compared_in_the_order_of_the_table():
     patches = make()
-    found = comparisons.against_every_row(all_rows(patches, 0.75, 0.65), patches, VAL, 99, 0)
-    table = comparisons.differences_table(found)
-    assert table.columns.is_unique
-    assert table.index.tolist() == [ROW_LABELS[name] for name in found]
+    methods = all_methods(patches)
+    found = comparisons.against_every_method(dict(reversed(methods.items())), patches, VAL, 50, 0)
+    assert list(found) == [name for name in labels() if name != OURS]
+    assert found["top_k"] == compare(patches.labels[VAL], methods[OURS], methods["top_k"], patches.groups[VAL], 50, 0)
+
+
+def test_accuracy_gap_equals_that_of_the_full_comparison():
+    patches = make()
+    one, other = guesses(patches, 0.8, 0), guesses(patches, 0.7, 1)
+    arguments = (patches.labels[VAL], one, other, patches.groups[VAL], 100, 0)
+    assert vars(accuracy_gap(*arguments)) == pytest.approx(vars(compare(*arguments).macc))
+
+
+def test_differences_table_corrects_p_over_its_lines():
+    patches = make()
+    found = comparisons.against_every_method(all_methods(patches, 0.75, 0.65), patches, VAL, 99, 0)
+    table = differences_table(found)
+    assert table.index.tolist() == [label_of(name) for name in found]
     for metric, key in (("mAcc", "macc"), ("mAP", "map")):
         gaps = [getattr(comparison, key) for comparison in found.values()]
         expected = [f"{gap.value:+.4f} ({gap.low:+.3f} to {gap.high:+.3f})" for gap in gaps]
         assert table[metric].tolist() == expected
-        expected = holm(np.array([gap.p for gap in gaps]))
-        assert table[f"p, {metric}"].astype(float).tolist() == pytest.approx(expected, abs=6e-5)
+        assert table[f"p, {metric}"].tolist() == [p_text(p) for p in holm(np.array([gap.p for gap in gaps]))]
+
+
+def test_differences_table_has_dashes_for_an_undefined_map():
+    undefined = Difference(np.nan, np.nan, np.nan)
+    found = {"majority": Comparison(Difference(0.1, 0.05, 0.15, 0.01), undefined)}
+    assert differences_table(found).iloc[0].tolist() == ["+0.1000 (+0.050 to +0.150)", "0.010", "—", "—"]
+
+
+@pytest.mark.parametrize(("units", "compared", "said"), [(8, 7, True), (8, 6, False), (10, 13, False), (11, 13, False)])
+def test_correction_note_says_where_groups_are_too_few(units, compared, said):
+    gap = Difference(0.1, 0.05, 0.15, 0.01)
+    found = dict.fromkeys(list(labels())[:compared], Comparison(gap, gap))
+    note = correction_note(found, np.arange(40) % units)
+    assert f"for {compared} comparisons" in note
+    assert (f"With {units} groups no p falls below {2 / 2**units:.2g}" in note) == said
 
 
 def test_all_pairs_are_row_minus_column_with_one_correction_for_all():
     patches = make()
-    rows = {name: guesses(patches, 0.5 + 0.06 * k, k) for k, name in enumerate(("top_k", "knn", "mlp", "linear_probe"))}
-    differences, p = comparisons.all_pairs(rows, patches, VAL, 0)
-    names = [name for name in ROW_LABELS if name in rows]
-    labels = [ROW_LABELS[name] for name in names]
-    assert list(differences.index) == list(differences.columns) == list(p.index) == list(p.columns) == labels
+    methods = {
+        name: guesses(patches, 0.5 + 0.06 * k, k) for k, name in enumerate(("top_k", "knn", "mlp", "linear_probe"))
+    }
+    differences, p = comparisons.all_pairs(methods, patches, VAL, 0)
+    names = [name for name in labels() if name in methods]
+    for axis in (differences.index, differences.columns, p.index, p.columns):
+        assert list(axis) == [label_of(name) for name in names]
     truth, units = patches.labels[VAL], patches.groups[VAL]
     single = {}
     for i in range(4):
         assert np.isnan([differences.iloc[i, i], p.iloc[i, i]]).all()
         for j in range(4):
             if i != j:
-                one, other = rows[names[i]], rows[names[j]]
-                scored = [evaluate(truth, row, list("abc"), units, 10, 0)["mAcc"] for row in (one, other)]
+                one, other = methods[names[i]], methods[names[j]]
+                scored = [evaluate(truth, method, list("abc"), units, 10, 0)["mAcc"] for method in (one, other)]
                 assert differences.iloc[i, j] == pytest.approx(scored[0] - scored[1])
-                single[i, j] = compare(truth, one, other, units, 10, 0).macc.p
+                single[i, j] = accuracy_gap(truth, one, other, units, 10, 0).p
     upper = [(i, j) for i, j in single if i < j]
     adjusted = holm(np.array([single[pair] for pair in upper]))
     for (i, j), value in zip(upper, adjusted, strict=True):
@@ -164,13 +160,212 @@ def test_all_pairs_are_row_minus_column_with_one_correction_for_all():
 
 
 def test_all_pairs_swap_patches_where_groups_are_not_known():
-    rows = all_rows(make())
-    by_group, by_patch = (comparisons.all_pairs(rows, make(groups), VAL, 0) for groups in (True, False))
+    methods = all_methods(make())
+    by_group, by_patch = (comparisons.all_pairs(methods, make(groups), VAL, 0) for groups in (True, False))
     assert by_group[0].equals(by_patch[0])
     assert not by_group[1].equals(by_patch[1])
 
 
-def test_one_row_alone_has_no_pairs():
+def test_a_single_method_has_no_pairs():
     differences, p = comparisons.all_pairs({"majority": guesses(make(), 0.5, 0)}, make(), VAL, 0)
     assert differences.shape == p.shape == (1, 1)
     assert np.isnan(differences.iloc[0, 0])
+
+
+# The finding of a run
+
+
+def results_of(tmp_path, **accuracy):
+    """Return metrics and predictions of methods with given accuracies."""
+    patches = make()
+    methods = {name: guesses(patches, value, k) for k, (name, value) in enumerate(accuracy.items())}
+    units, truth = patches.groups[VAL], patches.labels[VAL]
+    predictions = ValidationPredictions(np.array(patches.files)[VAL], patches.classes, truth, units, methods)
+    scores = {
+        name: {"mAcc": Score(values["mAcc"], None)}
+        for name, values in evaluate_methods(methods, patches, VAL, 10, 0).items()
+    }
+    return RunMetrics(tmp_path, "demo", "folder", "lite0-minilm", "grouped", "", scores), predictions
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        ((0.95, 0.7, 0.5), f"HistoCLIP with patch keys {BETTER} the linear probe on the same features (mAcc "),
+        ((0.7, 0.95, 0.5), f"HistoCLIP with patch keys {WORSE} the linear probe on the same features (mAcc "),
+        ((0.8, 0.8, 0.5), "and the linear probe are not significantly different on this data (mAcc "),
+        ((0.9, 0.9, 0.5), "; both are far above the best zero-shot strategy (Top-k, "),
+        ((0.9, 0.9, 0.9), f"; the head {ALIKE} the best zero-shot strategy (Top-k, "),
+        ((0.5, 0.9, 0.9), f"; the head {WORSE} the best zero-shot strategy (Top-k, "),
+    ],
+)
+def test_finding_sentence_compares_with_the_probe_and_with_zero_shot(tmp_path, accuracy, said):
+    metrics, predictions = results_of(tmp_path, **dict(zip((OURS, "linear_probe", "top_k"), accuracy, strict=True)))
+    sentence = finding_sentence(metrics, predictions)
+    assert said in sentence
+    assert f"(mAcc {metrics.scores[OURS].value:.3f} and {metrics.scores['linear_probe'].value:.3f})" in sentence
+    assert sentence.count(".") == 4  # one sentence with three numbers
+
+
+def test_finding_sentence_names_the_best_strategy(tmp_path):
+    metrics, predictions = results_of(tmp_path, **{OURS: 0.9, "baseline": 0.4, "power_set": 0.7, "top_k": 0.5})
+    assert comparisons.best_zero_shot(metrics) == "power_set"
+    sentence = finding_sentence(metrics, predictions)
+    assert sentence.endswith(f"the best zero-shot strategy (Power-set, {metrics.scores['power_set'].value:.3f}).")
+    assert "; it is far above" in sentence
+
+
+def test_finding_sentence_without_predictions_says_that_nothing_was_tested(tmp_path):
+    metrics, _ = results_of(tmp_path, **{OURS: 0.9, "linear_probe": 0.4})
+    assert "the linear probe 0." in finding_sentence(metrics, None)
+    assert finding_sentence(metrics, None).endswith("; differences were not tested.")
+
+
+def test_finding_sentence_of_a_run_without_the_head_says_so(tmp_path):
+    assert "no results of HistoCLIP" in finding_sentence(*results_of(tmp_path, majority=0.7))
+
+
+# Two runs
+
+
+def simple(truth, decisions, files=None, classes=None, groups=None):
+    """Return predictions with one method that decides as given."""
+    files = np.array(files or [f"{k:03d}" for k in range(len(truth))], dtype=object)
+    truth, decisions = np.asarray(truth, np.uint8), np.asarray(decisions, bool)
+    method = Predictions(np.where(decisions, 0.9, 0.1), decisions)
+    return ValidationPredictions(files, classes or list("abc")[: truth.shape[1]], truth, groups, {OURS: method})
+
+
+@pytest.fixture(scope="module")
+def common():
+    """Two runs on the same patches; the majority and the Baseline do not depend on the seed."""
+    patches = make_patches()
+    names = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", OURS)
+    return align(
+        *(
+            ValidationPredictions(
+                np.array(patches.files, dtype=object),
+                patches.classes,
+                patches.labels,
+                patches.groups,
+                {name: predict(patches.labels, k if k < 2 else 100 * seed + k, 0.25) for k, name in enumerate(names)},
+            )
+            for seed in (0, 1)
+        )
+    )
+
+
+def test_runs_are_aligned_on_the_patches_they_share(tmp_path):
+    folders = (
+        make_run(tmp_path, "one", val=range(16)),
+        make_run(tmp_path, "two", val=[20, 15, 10, 9, 8, 23], seed=1),
+    )
+    one, two = (read_predictions(folder / "predictions.parquet") for folder in folders)
+    found = align(one, two)
+    assert list(found.first.files) == list(found.second.files) == ["008.png", "009.png", "010.png", "015.png"]
+    assert (found.first.labels == make_patches().labels[[8, 9, 10, 15]]).all()
+    assert (found.only_first, found.only_second, found.relabelled) == (12, 2, 0)
+    place = list(two.files).index("010.png")
+    assert (found.second.methods[OURS].scores[2] == two.methods[OURS].scores[place]).all()
+
+
+def test_classes_in_another_order_are_matched_by_name():
+    one = simple([[1, 0], [1, 1]], [[1, 0], [1, 1]], classes=["a", "b"])
+    two = simple([[0, 1], [1, 1]], [[0, 1], [0, 1]], classes=["b", "a"])
+    found = align(one, two)
+    assert found.second.classes == ["a", "b"]
+    assert found.second.methods[OURS].decisions.tolist() == [[True, False], [True, False]]
+
+
+def test_patches_with_other_labels_are_left_out_and_counted():
+    one = simple([[1, 0], [1, 1], [0, 0]], [[1, 0]] * 3)
+    two = simple([[1, 0], [1, 0], [0, 0]], [[1, 0]] * 3)
+    found = align(one, two)
+    assert (list(found.first.files), found.relabelled) == (["000", "002"], 1)
+    assert align(simple([[1, 0]], [[1, 0]]), simple([[0, 0]], [[1, 0]])) is None
+    assert align(simple([[1, 0]], [[1, 0]], ["a"]), simple([[1, 0]], [[1, 0]], ["b"])) is None
+
+
+def test_runs_of_other_classes_or_without_the_head_are_refused():
+    one = simple([[1, 0]], [[1, 0]])
+    with pytest.raises(HistoCLIPError, match="different classes"):
+        align(one, simple([[1, 0]], [[1, 0]], classes=["a", "x"]))
+    with pytest.raises(HistoCLIPError, match="no predictions of histoclip_patch"):
+        align(one, ValidationPredictions(one.files, one.classes, one.labels, None, {}))
+
+
+def test_gaps_are_the_second_run_minus_the_first(common):
+    found = compare_runs(common)
+    truth, classes = common.first.labels, common.first.classes
+    assert found.resamples == 1000
+    for gaps in found.methods:
+        one, other = (point_metrics(truth, run.methods[gaps.method], classes) for run in (common.first, common.second))
+        for gap, metric in ((gaps.macc, "mAcc"), (gaps.mean_ap, "mAP")):
+            assert (gap.first, gap.second) == pytest.approx((one[metric], other[metric]))
+            assert gap.value == pytest.approx(other[metric] - one[metric])
+            assert gap.interval[0] - 1e-12 <= gap.value <= gap.interval[1] + 1e-12
+        assert gaps.same == (gaps.method in ("majority", "baseline"))
+        assert gaps.same == (gaps.macc.interval == gaps.mean_ap.interval == (0, 0))
+    ours = found.methods[-1]
+    assert ours.method == OURS
+    assert found.test.value == pytest.approx(ours.macc.value)
+    one, other = (point_metrics(truth, run.methods[OURS], classes) for run in (common.first, common.second))
+    for line in found.classes:
+        values = [part["per_class"][line.name] for part in (one, other)]
+        assert (line.accuracy.first, line.accuracy.second) == pytest.approx(tuple(v["accuracy"] for v in values))
+        assert line.ap.value == pytest.approx(values[1]["ap"] - values[0]["ap"])
+
+
+def test_both_runs_are_resampled_by_group_with_the_same_draws(common):
+    draws = draw_units(common.first.groups, 1000, 0)
+    one, other = (
+        resampled_metrics(common.first.labels, run.methods[OURS], draws) for run in (common.first, common.second)
+    )
+    ours = compare_runs(common).methods[-1]
+    for gap, metric in ((ours.macc, "mAcc"), (ours.mean_ap, "mAP")):
+        assert gap.interval == pytest.approx(np.quantile(other[metric] - one[metric], [0.025, 0.975]))
+
+
+def test_many_patches_reduce_the_number_of_resamples(common, monkeypatch):
+    cells = common.first.labels.size * 2 * 4  # four methods differ
+    monkeypatch.setattr(comparisons, "MOST_CELLS", 400 * cells)
+    assert compare_runs(common).resamples == 400
+    monkeypatch.setattr(comparisons, "MOST_CELLS", 1)
+    assert compare_runs(common).resamples == comparisons.FEWEST_RESAMPLES
+
+
+def test_which_run_is_right_is_counted_by_class():
+    truth = [[1, 0], [1, 0], [0, 1], [0, 0]]
+    one, other = [[1, 1], [1, 0], [0, 1], [0, 0]], [[1, 1], [0, 0], [1, 1], [1, 1]]
+    first, second = compare_runs(align(simple(truth, one), simple(truth, other))).classes
+    assert (first.both, first.only_first, first.only_second, first.neither) == (1, 3, 0, 0)
+    assert (second.both, second.only_first, second.only_second, second.neither) == (2, 1, 0, 1)
+    first, _ = compare_runs(align(simple(truth, other), simple(truth, one))).classes
+    assert (first.only_first, first.only_second) == (0, 3)
+
+
+def test_a_class_that_is_never_present_has_no_precision():
+    truth = [[1, 0], [0, 0], [1, 0]]
+    found = compare_runs(align(simple(truth, [[1, 0]] * 3), simple(truth, [[0, 0]] * 3)))
+    gap = found.classes[1].ap
+    assert (gap.first, gap.second, gap.value, gap.interval) == (None, None, None, None)
+    nothing = [[0, 0], [0, 0]]
+    found = compare_runs(align(simple(nothing, nothing), simple(nothing, [[1, 0]] * 2)))
+    assert found.methods[0].mean_ap.value is None
+
+
+def test_disagreements_are_the_widest_with_no_patch_twice_for_one_run(common):
+    found = disagreements(common, 3)
+    truth = common.first.labels.astype(bool)
+    for first_is_right in (True, False):
+        cases = [case for case in found if case.first_is_right == first_is_right]
+        assert 0 < len(cases) <= 3
+        assert len({case.place for case in cases}) == len(cases)
+        widths = [abs(case.first - case.second) for case in cases]
+        assert widths == sorted(widths, reverse=True)
+        for case in cases:
+            cell = case.place, case.class_number
+            right = [run.methods[OURS].decisions[cell] == truth[cell] for run in (common.first, common.second)]
+            assert right == [first_is_right, not first_is_right]
+            assert case.first == common.first.methods[OURS].scores[cell]
+    assert disagreements(align(common.first, common.first), 3) == []

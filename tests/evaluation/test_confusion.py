@@ -35,7 +35,7 @@ def test_confusion_equals_scikit_learn(case):
     assert np.array_equal(confusion(labels, decisions), expected)
 
 
-def test_predicted_when_missed_counts_by_hand():
+def test_predicted_when_missed_by_hand():
     labels = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
     decisions = np.array([[0, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
     rates, misses = predicted_when_missed(labels, decisions)
@@ -102,7 +102,7 @@ def test_multilabel_confusion_of_single_labels_is_the_confusion_matrix():
 
 @given(labelled())
 @settings(max_examples=60, deadline=None)
-def test_multilabel_confusion_holds_every_label_and_every_invention(case):
+def test_multilabel_confusion_holds_every_label_and_every_false_positive(case):
     labels, decisions = case[0].astype(bool), case[1]
     matrix = multilabel_confusion(labels, decisions)
     n_classes = labels.shape[1]
@@ -176,7 +176,7 @@ def made(n_patches=300, n_classes=3, effect=0.0, seed=0):
     return labels, generator.random(labels.shape) < chance
 
 
-def test_a_planted_bias_is_found_where_it_is_and_nowhere_else():
+def test_a_planted_bias_is_found_and_no_other():
     labels, decisions = made(effect=0.5)
     bias = co_occurrence_bias(labels, decisions, np.arange(300))
     assert np.argwhere(bias.found).tolist() == [[0, 0, 1]]
@@ -202,7 +202,7 @@ def test_the_largest_gap_is_named_whichever_its_sign(sign):
     assert f"(difference {sign:+.2f}," in bias_note(bias, ["a", "b", "c"], "row")
 
 
-def test_a_loss_of_recall_is_found_as_one():
+def test_a_loss_of_recall_is_found_and_named():
     labels, decisions = made()
     decisions[labels[:, 2] & labels[:, 0], 2] = False
     bias = co_occurrence_bias(labels, decisions, np.arange(300))
@@ -211,17 +211,17 @@ def test_a_loss_of_recall_is_found_as_one():
     assert "among patches with necrosis, it is found in 0%" in bias_note(bias, ["tumor", "stroma", "necrosis"], "row")
 
 
-def test_all_intervals_hold_at_once_about_as_often_as_they_say():
+def test_simultaneous_intervals_cover_at_the_nominal_rate():
     """Twelve gaps that are all nothing but chance, patients with their own rates: a mark is to be rare."""
     marked = 0
-    for seed in range(120):
+    for seed in range(60):
         generator = np.random.default_rng(seed)
         unit = np.repeat(np.arange(40), 6)
         labels, decisions = made(240, seed=seed)
         shift = generator.random((40, 3)) < 0.15  # some patients turn every decision on a class into yes
         decisions |= shift[unit]
         marked += co_occurrence_bias(labels, decisions, unit, 200, seed).found.any()
-    assert marked / 120 < 0.11
+    assert marked / 60 < 0.12
 
 
 def test_intervals_widen_when_patches_of_a_unit_are_copies():
@@ -233,13 +233,13 @@ def test_intervals_widen_when_patches_of_a_unit_are_copies():
 
 def test_standard_errors_are_those_of_a_plain_bootstrap():
     labels, decisions = (np.repeat(values, 10, axis=0) for values in made(60, 2))
-    bias = co_occurrence_bias(labels, decisions, np.repeat(np.arange(60), 10), 3000)
+    bias = co_occurrence_bias(labels, decisions, np.repeat(np.arange(60), 10), 2000)
     generator, gaps = np.random.default_rng(1), []
 
     def rate(values):
         return (values.sum() + 1) / (len(values) + 2)
 
-    for _ in range(3000):
+    for _ in range(2000):
         rows = (10 * generator.integers(0, 60, 60)[:, None] + np.arange(10)).ravel()
         truth, answer = labels[rows], decisions[rows]
         gaps.append(
@@ -254,7 +254,7 @@ def test_standard_errors_are_those_of_a_plain_bootstrap():
     assert 2.2 < factor[0] < 2.8  # four gaps; 1.96 for a single one, 2.5 for independent ones
 
 
-def test_a_rate_of_zero_in_a_few_patches_is_not_taken_for_certain():
+def test_a_rate_of_zero_in_a_few_patches_is_not_significant():
     """None of 6 against 12 of 40: Fisher's exact test gives p = 0.17, a plain bootstrap would exclude zero."""
     labels = np.zeros((46, 2), dtype=bool)
     labels[:6, 0] = True
@@ -265,24 +265,24 @@ def test_a_rate_of_zero_in_a_few_patches_is_not_taken_for_certain():
     assert bias.high[0, 0, 1] > 0
 
 
-def test_too_few_units_are_not_judged():
+def test_too_few_units_are_not_tested():
     labels, decisions = made(200)
     bias = co_occurrence_bias(labels, decisions, np.arange(200) % 4)
     assert np.isnan(bias.low).all()
     assert not bias.found.any()
-    assert "no gap can be judged" in bias_note(bias, ["a", "b", "c"], "row")
+    assert "no gap can be tested" in bias_note(bias, ["a", "b", "c"], "row")
     assert not np.isnan(co_occurrence_bias(labels, decisions, np.arange(200) % 5).low[0, 0, 1])
 
 
-def test_no_finding_is_said_as_such_and_not_as_proof():
+def test_a_note_without_significant_gaps_does_not_rule_them_out():
     labels, decisions = made()
     note = bias_note(co_occurrence_bias(labels, decisions, np.arange(300)), ["a", "b", "c"], "row")
-    assert "of 12 gaps none can be told from zero" in note
+    assert "none of 12 gaps is significantly different from zero" in note
     assert "nor does it rule it out" in note
 
 
 @pytest.mark.parametrize("name", ["$x^{$", "<script>alert(1)</script>", "a_b *c* `d`", "[x](javascript:y)\n# z"])
-def test_a_note_shows_any_class_name_as_text(name):
+def test_a_note_shows_any_class_name_literally(name):
     from bs4 import BeautifulSoup
 
     labels, decisions = made(effect=0.5)

@@ -12,19 +12,26 @@ from drawing import HOSTILE, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 
+from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.synthetic.patches import load_synthetic
 from histoclip_lib.evaluation import leakage
 from histoclip_lib.evaluation.leakage import (
     SAME_PIXELS,
+    SplitScores,
     find_near_duplicates,
     near_duplicate_note,
     near_duplicate_table,
     nearest_training_patches,
     pixel_correlation,
+    split_gap_note,
+    split_gap_table,
+    split_gaps,
 )
+from histoclip_lib.evaluation.uncertainty import bootstrap_interval
 from histoclip_lib.features.reader import view_of
 from histoclip_lib.features.store import SHARD_SIZE, Shards
 from histoclip_lib.report import figures
@@ -65,7 +72,7 @@ def tissue(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
         patches = load_synthetic(20)
-        return [patches.image(row) for row in range(len(patches))]
+        return [patches.image(index) for index in range(len(patches))]
 
 
 class Pictures:
@@ -115,7 +122,7 @@ def brute(pooled, queries, train, groups):
 
 @pytest.mark.parametrize("with_groups", [False, True])
 @pytest.mark.parametrize("views", [1, 3])
-def test_nearest_is_its_brute_force(views, with_groups):
+def test_nearest_equals_brute_force(views, with_groups):
     generator = np.random.default_rng(0)
     pooled = (generator.normal(size=(30, views, 5)) + 4).astype(np.float32)
     groups = generator.choice(["p", "q", "r"], 30) if with_groups else None
@@ -139,21 +146,21 @@ def test_chunks_do_not_change_what_is_found(chunk, seed):
     np.testing.assert_allclose(whole[1], pieces[1], rtol=1e-5)
 
 
-def test_common_component_of_all_features_does_not_matter():
+def test_a_component_common_to_all_features_does_not_matter():
     pooled = np.random.default_rng(0).normal(size=(40, 1, 6))
     near, far = (nearest_training_patches(shards(pooled + c), np.arange(8), np.arange(8, 40)) for c in (0, 50))
     np.testing.assert_array_equal(near[0], far[0])
     np.testing.assert_allclose(near[1], far[1], atol=1e-3)
 
 
-def test_one_group_has_no_neighbour_in_another():
+def test_a_single_group_has_no_neighbour_in_another():
     pooled = shards(np.random.default_rng(0).normal(size=(6, 1, 3)))
     nearest, similarity = nearest_training_patches(pooled, np.arange(6), np.arange(6), np.full(6, "p"))
     assert (nearest == -1).all()
     assert (similarity == -np.inf).all()
 
 
-def test_features_that_are_all_the_same_have_a_cosine_of_zero():
+def test_identical_features_have_a_cosine_of_zero():
     _, similarity = nearest_training_patches(shards(np.ones((5, 2, 3))), np.arange(2), np.arange(2, 5))
     np.testing.assert_array_equal(similarity, 0)
 
@@ -175,13 +182,13 @@ def test_each_of_the_eight_flips_and_rotations_is_tried(tissue):
         assert pixel_correlation(np.ascontiguousarray(turned), tissue[0]) > 0.99
 
 
-def test_other_patches_do_not(tissue):
+def test_different_patches_do_not_have_the_same_pixels(tissue):
     highest = [pixel_correlation(first, second) for k, first in enumerate(tissue) for second in tissue[:k:5]]
     assert len(highest) > 30
     assert np.nanmax(highest) < SAME_PIXELS - 0.1
 
 
-def test_real_patches_are_told_from_their_copies(shared_data):
+def test_real_patches_are_distinguished_from_their_copies(shared_data):
     table = pd.read_csv(shared_data / "consep" / "labels.csv")
     rows = table[~table["group"].duplicated()].head(8)  # one patch of each of eight images
     images = [np.asarray(Image.open(shared_data / "consep" / file).convert("RGB")) for file in rows["file"]]
@@ -192,7 +199,7 @@ def test_real_patches_are_told_from_their_copies(shared_data):
     assert all(pixel_correlation(one, other) < 0.8 for k, one in enumerate(images) for other in images[:k])
 
 
-def test_plain_patches_cannot_be_compared():
+def test_blank_patches_have_no_correlation():
     generator = np.random.default_rng(0)
     blank = (240 + generator.normal(0, 3, (100, 100, 3))).astype(np.uint8)
     nearly = blank.copy()
@@ -248,7 +255,7 @@ def test_the_reference_is_of_other_groups_and_raises_no_alarm(leaky):
     assert np.nanmax(found.reference_correlation) < SAME_PIXELS
 
 
-def test_the_reference_leaves_copies_within_a_group_out(tissue):
+def test_the_reference_excludes_copies_within_a_group(tissue):
     images = [*tissue[:6], np.ascontiguousarray(tissue[0][::-1])]
     features, train, val = small_features(images), np.array([0, 1, 2, 3, 6]), np.array([4, 5])
     groups = np.array(["p", "q", "r", "s", "t", "u", "p"])
@@ -334,7 +341,7 @@ def test_table_lists_the_worst_pairs_first(leaky):
     assert list(table.index) == [1, 2, 3, 4]
 
 
-def test_histogram_says_the_quartiles_and_marks_the_threshold(leaky):
+def test_histogram_states_the_medians_and_marks_the_threshold(leaky):
     _, found = leaky
     figure = figures.similarity_histogram(found)
     [line] = figure.axes[1].lines
@@ -362,3 +369,98 @@ def test_gallery_shows_pairs_side_by_side_and_draws_any_name(leaky):
     assert "near-duplicate: pixels 1.000" in draw(figure)
     unknown = galleries.near_duplicate_pairs(dataset(patches.source.images), found, 50)
     assert "group" not in draw(unknown)
+
+
+# Random against grouped split
+
+
+def scored(n_patches, skill, seed=0, n_classes=3, methods=("linear_probe", "histoclip_patch"), groups=20):
+    """Scores that see the label by `skill` standard deviations."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, (n_patches, n_classes))
+    scores = {name: skill * (2 * labels - 1) + generator.normal(size=labels.shape) for name in methods}
+    units = generator.integers(0, groups, n_patches)
+    return SplitScores(labels, units, {name: Predictions(values, values > 0) for name, values in scores.items()})
+
+
+def of(gaps, method, metric):
+    [found] = [gap for gap in gaps if (gap.method, gap.metric) == (method, metric)]
+    return found
+
+
+def test_split_gap_is_the_difference_of_the_metrics_of_both_parts():
+    random, grouped = scored(90, 1.0), scored(70, 0.5, seed=1)
+    gaps = split_gaps(random, grouped, resamples=50)
+    assert [gap.method for gap in gaps] == ["linear_probe"] * 2 + ["histoclip_patch"] * 2
+    for method in random.methods:
+        for metric in ("mAcc", "mAP"):
+            values = [
+                mean_accuracy(part.labels, part.methods[method].decisions)
+                if metric == "mAcc"
+                else average_precision_score(part.labels, part.methods[method].scores)
+                for part in (random, grouped)
+            ]
+            found = of(gaps, method, metric)
+            assert [found.random.value, found.grouped.value] == pytest.approx(values)
+            assert found.gap.value == pytest.approx(values[0] - values[1])
+
+
+def test_split_gap_intervals_of_each_part_are_those_of_the_table():
+    random, grouped = scored(90, 1.0), scored(70, 0.5, seed=1)
+    found = of(split_gaps(random, grouped, resamples=300, seed=4), "linear_probe", "mAcc")
+    for gap, part, seed in ((found.random, random, 4), (found.grouped, grouped, 5)):
+        correct = (part.labels == part.methods["linear_probe"].decisions).mean(axis=1)
+        assert (gap.low, gap.high) == pytest.approx(bootstrap_interval(correct, part.units, 300, seed))
+
+
+def test_split_gap_draws_the_parts_independently():
+    """Var(difference) = Var + Var, even where both parts are the same patches."""
+    part = scored(120, 0.5, groups=40)
+    found = of(split_gaps(part, part, resamples=4000), "linear_probe", "mAcc")
+    assert found.gap.value == 0
+    one, both = found.random.high - found.random.low, found.gap.high - found.gap.low
+    assert both == pytest.approx(2**0.5 * one, rel=0.1)
+
+
+def test_split_gap_note_names_the_direction():
+    good, bad = scored(200, 2.0), scored(200, 0.2, seed=1)
+    note = split_gap_note(split_gaps(good, bad, 200))
+    assert note.count("the random split is **optimistic**") == 4
+    assert "- Linear probe, mAcc: " in note
+    assert split_gap_note(split_gaps(bad, good, 200)).count("is **pessimistic**") == 4
+    alike = split_gap_note(split_gaps(bad, scored(200, 0.2, seed=2), 200))
+    assert alike.count("**not significantly different**") == 4
+
+
+def test_split_gap_leaves_out_methods_that_one_split_lacks():
+    one, other = scored(40, 1, methods=("majority", "linear_probe")), scored(40, 1, methods=("linear_probe",))
+    assert {gap.method for gap in split_gaps(one, other, resamples=20)} == {"linear_probe"}
+
+
+def test_split_gap_of_constant_scores_is_defined():
+    random, grouped = scored(40, 1), scored(30, 1, seed=1)
+    random.labels[:, 0] = 0
+    constant = Predictions(np.zeros((30, 3)), np.zeros((30, 3), dtype=bool))
+    grouped = SplitScores(grouped.labels, grouped.units, {"linear_probe": constant})
+    gaps = split_gaps(random, grouped, resamples=100)
+    assert "—" not in split_gap_table(gaps).to_numpy()
+    assert of(gaps, "linear_probe", "mAP").grouped.value == pytest.approx(grouped.labels.mean())
+
+
+def test_split_gap_of_map_is_undefined_without_a_positive_patch():
+    random, grouped = scored(40, 1), scored(30, 1, seed=1)
+    grouped.labels[:] = 0
+    gaps = split_gaps(random, grouped, resamples=20)
+    found = of(gaps, "linear_probe", "mAP")
+    assert np.isnan([found.grouped.value, found.gap.value, found.gap.low]).all()
+    assert "Linear probe, mAP: not defined" in split_gap_note(gaps)
+    table = split_gap_table(gaps)
+    assert table[table["metric"] == "mAP"]["random minus grouped"].tolist() == ["—", "—"]
+
+
+def test_split_gap_table_is_text_with_intervals():
+    gaps = split_gaps(scored(90, 1.0), scored(70, 0.5, seed=1), resamples=50)
+    gap, table = of(gaps, "histoclip_patch", "mAcc").gap, split_gap_table(gaps)
+    cell = table[table["metric"] == "mAcc"].loc["HistoCLIP, patch keys", "random minus grouped"]
+    assert cell == f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+    assert list(table.columns) == ["metric", "random split", "grouped split", "random minus grouped"]

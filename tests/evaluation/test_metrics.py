@@ -27,19 +27,19 @@ def labelled(draw):
 
 
 @given(labelled())
-@settings(max_examples=60, deadline=None)
-def test_metrics_equal_scikit_learn(case):
+@settings(max_examples=30, deadline=None)
+def test_point_metrics_equal_scikit_learn(case):
     labels, logits = case
     predictions, classes = from_probabilities(expit(logits)), [f"c{k}" for k in range(labels.shape[1])]
-    row = point_metrics(labels, predictions, classes)
-    assert row["mAcc"] == pytest.approx(1 - hamming_loss(labels, predictions.decisions))
-    assert row["exact_match"] == pytest.approx(accuracy_score(labels, predictions.decisions))
+    found = point_metrics(labels, predictions, classes)
+    assert found["mAcc"] == pytest.approx(1 - hamming_loss(labels, predictions.decisions))
+    assert found["exact_match"] == pytest.approx(accuracy_score(labels, predictions.decisions))
     by_class = [f1_score(*pair, zero_division=0) for pair in zip(labels.T, predictions.decisions.T, strict=True)]
-    assert row["macro_f1"] == pytest.approx(np.mean(by_class))
+    assert found["macro_f1"] == pytest.approx(np.mean(by_class))
     if len(classes) > 1:  # scikit-learn takes a single column for a question of two classes
         for average in ("macro", "micro"):
             expected = f1_score(labels, predictions.decisions, average=average, zero_division=0)
-            assert row[f"{average}_f1"] == pytest.approx(expected)
+            assert found[f"{average}_f1"] == pytest.approx(expected)
     with_positive = [k for k in range(labels.shape[1]) if labels[:, k].any()]
     with_both = [k for k in with_positive if not labels[:, k].all()]
     for key, usable, reference in (
@@ -48,10 +48,10 @@ def test_metrics_equal_scikit_learn(case):
     ):
         if usable:
             expected = np.mean([reference(labels[:, k], predictions.scores[:, k]) for k in usable])
-            assert row[key] == pytest.approx(expected)
+            assert found[key] == pytest.approx(expected)
         else:
-            assert row[key] is None
-    assert set(row["per_class"]) == set(classes)
+            assert found[key] is None
+    assert set(found["per_class"]) == set(classes)
 
 
 def test_mean_accuracy_is_the_mean_over_classes():
@@ -70,7 +70,7 @@ WEIGHTED = {"average precision": (average_precision, average_precision_score), "
 
 @pytest.mark.parametrize("metric", WEIGHTED)
 @given(labelled())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_ranking_of_many_weightings_equals_scikit_learn_one_by_one(metric, case):
     """With ties, zero weights, and weightings that leave no positive or no negative patch."""
     labels, scores = case

@@ -135,7 +135,7 @@ NAMES = ["TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+0[1101].png", "1031280
 )
 @fuzz
 def test_names_that_hold_labels(name):
-    for parse in (histoseg.parse_bcss_name, histoseg.parse_luad_name, histoseg.bcss_patient, histoseg.luad_patient):
+    for parse in (f for release in (histoseg.BCSS, histoseg.LUAD) for f in (release.labels_of, release.patient_of)):
         try_case("HistoSeg names", lambda parse=parse: parse(name))
 
 
@@ -336,7 +336,7 @@ SCORES = {"mAcc": 0.8, "mAcc_ci": [0.7, 0.9], "mAP": 0.5, "mAP_ci": [0.4, 0.6]}
 METRICS = {
     "name": "demo", "dataset": "synthetic", "backbone": "lite0-minilm", "pretrained": "", "split": "grouped", "seed": 0,
     "classes": CLASS_NAMES, "n_train": 8, "n_val": 2, "prevalence": {"tumor": 0.5, "stroma": 0.5},
-    "rows": {"linear_probe": SCORES, "histoclip_patch": SCORES, "majority": SCORES},
+    "methods": {"linear_probe": SCORES, "histoclip_patch": SCORES, "majority": SCORES},
 }  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+"""Attention maps against their formula, and the reference maps."""
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,14 @@ from torch import nn
 
 from histoclip_lib.features.reader import FeatureReader, view_of
 from histoclip_lib.features.store import Shards
-from histoclip_lib.models.attention import attention_maps, enlarge, square_crop
+from histoclip_lib.models.attention import (
+    MAP_LABELS,
+    attention_maps,
+    enlarge,
+    maps_to_compare,
+    similarity_maps,
+    square_crop,
+)
 from histoclip_lib.models.cmm import CMM
 
 
@@ -23,9 +32,9 @@ def reader_of(grids):
 
 def test_map_is_attention_times_gradient_of_the_own_logit(head):
     grids = torch.randn(3, 1, 16, 4, 4)
-    rows = np.array([2, 0])
-    maps = attention_maps(head, reader_of(grids), rows)
-    tokens = grids[rows, 0].flatten(2).transpose(1, 2)
+    index = np.array([2, 0])
+    maps = attention_maps(head, reader_of(grids), index)
+    tokens = grids[index, 0].flatten(2).transpose(1, 2)
     for k in range(2):
         logits, attention = head(tokens)
         (gradient,) = torch.autograd.grad(logits[:, k].sum(), attention)
@@ -35,7 +44,7 @@ def test_map_is_attention_times_gradient_of_the_own_logit(head):
     np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, rtol=1e-5)
 
 
-def test_map_is_uniform_where_nothing_speaks_for_the_class(head):
+def test_map_is_uniform_without_evidence(head):
     grids = torch.randn(1, 1, 16, 1, 1).expand(1, 1, 16, 4, 4)  # the same token everywhere: no gradient is kept apart
     maps = attention_maps(head, reader_of(grids), np.array([0]))
     np.testing.assert_allclose(maps, 1 / 16, rtol=1e-3)
@@ -59,3 +68,84 @@ def test_enlarged_map_equals_torch_bilinear():
     small = np.random.default_rng(0).random((7, 7)).astype(np.float32)
     expected = nn.functional.interpolate(torch.from_numpy(small)[None, None], size=56, mode="bilinear")[0, 0]
     np.testing.assert_allclose(enlarge(small, 56), expected, atol=1e-5)
+
+
+# Reference maps
+
+
+def fresh(seed=3):
+    generator = torch.Generator().manual_seed(1)
+    embeddings = nn.functional.normalize(torch.randn(2, 16, generator=generator), dim=-1)
+    torch.manual_seed(seed)
+    return CMM(embeddings, heads=2, hidden=32)
+
+
+@pytest.fixture(scope="module")
+def grids():
+    return torch.randn(5, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def compared(grids):
+    """A head whose weights were changed, and what `maps_to_compare` makes of it."""
+    head, before = fresh(), fresh()
+    for module in (head, before):
+        module.fit_scale(grids.movedim(2, -1))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    index = np.array([4, 0, 2])
+    state = torch.get_rng_state()
+    maps = maps_to_compare(head, reader_of(grids), index, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)  # drawing the untrained head leaves no trace
+    return head, before, index, maps
+
+
+def test_every_map_is_a_distribution_over_the_patch(compared):
+    *_, maps = compared
+    assert list(maps) == list(MAP_LABELS)
+    for values in maps.values():
+        assert values.shape == (3, 2, 4, 4)
+        assert values.dtype == np.float32
+        assert values.min() >= 0
+        np.testing.assert_allclose(values.sum(axis=(2, 3)), 1, rtol=1e-5)
+
+
+def test_trained_and_untrained_are_the_attention_of_the_head_now_and_at_its_start(compared, grids):
+    head, before, index, maps = compared
+    np.testing.assert_allclose(maps["trained"], attention_maps(head, reader_of(grids), index), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(maps["untrained"], attention_maps(before, reader_of(grids), index), rtol=1e-4, atol=1e-7)
+    assert np.abs(maps["trained"] - maps["untrained"]).max() > 0.01
+
+
+def test_the_centre_prior_is_a_gaussian_of_a_quarter_of_the_side(compared):
+    *_, maps = compared
+    offsets = (np.arange(4) + 0.5) / 4 - 0.5
+    expected = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 0.25**2))
+    np.testing.assert_allclose(maps["centre"][1, 0], expected / expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(maps["uniform"], 1 / 16, rtol=1e-6)
+
+
+def test_similarity_is_the_cosine_of_token_and_class(grids):
+    classes = fresh().class_embeddings
+    maps = similarity_maps(classes, reader_of(grids[:, :1]), np.array([3, 1]))
+    for position, patch in enumerate((3, 1)):
+        for k in range(2):
+            cosines = nn.functional.cosine_similarity(grids[patch, 0], classes[k][:, None, None], dim=0).numpy()
+            above = cosines - cosines.min()
+            np.testing.assert_allclose(maps[position, k], above / above.sum(), atol=1e-6)
+
+
+def test_similarity_of_turned_views_is_turned_back():
+    upright = torch.randn(3, 16, 4, 4)
+    turned = torch.stack([view_of(upright, view) for view in range(8)], dim=1)
+    classes = fresh().class_embeddings
+    one, every = (similarity_maps(classes, reader_of(grids), np.arange(3)) for grids in (turned[:, :1], turned))
+    np.testing.assert_allclose(every, one, atol=1e-5)
+
+
+def test_similarity_of_equal_tokens_is_uniform():
+    grids = torch.ones(1, 1, 16, 1, 1).expand(1, 1, 16, 4, 4)
+    np.testing.assert_allclose(
+        similarity_maps(fresh().class_embeddings, reader_of(grids), np.array([0])), 1 / 16, rtol=1e-5
+    )

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,20 +10,23 @@ from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 
-from histoclip_lib.common.predictions import mean_accuracy
+from histoclip_lib.common.predictions import from_probabilities, mean_accuracy
+from histoclip_lib.common.registry import METHODS
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.encode import ImageFeatures
 from histoclip_lib.features.store import Shards
 from histoclip_lib.models.baselines import (
+    BASELINES,
     DEFAULT_STRENGTH,
     FURTHER_STRENGTHS,
     NEIGHBOURS,
     PROBE_STRENGTHS,
+    baseline,
+    fit_baselines,
     fit_knn,
     fit_linear_probe,
-    tissue_prior,
-    tissue_rows,
-    trivial_rows,
+    tissue_prior_method,
+    uninformative,
 )
 
 
@@ -45,42 +49,53 @@ def probe_case():
     return ImageFeatures(pooled, pooled, 0), make_patches(labels, groups), np.arange(200), np.arange(200, 300)
 
 
+@pytest.fixture(scope="module")
+def fitted_probe(probe_case):
+    """The linear probe of `probe_case`."""
+    features, patches, train, _ = probe_case
+    return fit_linear_probe(features, patches, train, seed=0)
+
+
 def test_majority_equals_scikit_learn_most_frequent():
     labels = (np.random.default_rng(0).random((51, 3)) < [0.2, 0.5, 0.8]).astype(np.uint8)
-    rows = trivial_rows(labels, 4)
+    methods = uninformative(labels, 4)
     for k in range(3):
         expected = DummyClassifier(strategy="most_frequent").fit(labels, labels[:, k]).predict(np.zeros((4, 1)))
-        assert rows["majority"].decisions[:, k].tolist() == expected.astype(bool).tolist()
-    assert not rows["all_negative"].decisions.any()
-    assert rows["all_positive"].decisions.all()
+        assert methods["majority"].decisions[:, k].tolist() == expected.astype(bool).tolist()
+    assert not methods["all_negative"].decisions.any()
+    assert methods["all_positive"].decisions.all()
 
 
-def test_trivial_rows_sum_to_one():
-    labels = (np.random.default_rng(0).random((51, 3)) < 0.3).astype(np.uint8)
-    rows = trivial_rows(labels, 51)
-    negative, positive = (mean_accuracy(labels, rows[name].decisions) for name in ("all_negative", "all_positive"))
-    assert negative + positive == pytest.approx(1)
-    assert positive == pytest.approx(labels.mean())
-
-
-def test_tissue_prior_is_the_prevalence_of_the_tissue():
-    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]], dtype=np.uint8)
-    tissue = np.array(["skin", "skin", "lung", "lung"])
-    prior = tissue_prior(labels, tissue, np.array(["lung", "skin", "liver"]))
+def test_tissue_prior_is_the_prevalence_in_the_tissue():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1], *[[0, 0, 0]] * 3], dtype=np.uint8)
+    tissue = np.array(["skin", "skin", "lung", "lung", "lung", "skin", "liver"])
+    patches, train, val = make_patches(labels, tissue=tissue), np.arange(4), np.arange(4, 7)
+    prior = tissue_prior_method(patches, train, val)["tissue_prior"]
     assert prior.scores.tolist() == [[0, 0.5, 0.5], [1, 0.5, 0], [0.5, 0.5, 0.25]]
     assert prior.decisions.tolist() == [[False, True, True], [True, True, False], [True, True, False]]
+    assert tissue_prior_method(make_patches(labels), train, val) == {}
 
 
-def test_tissue_row_stands_only_where_tissues_are_known():
-    labels, rows = np.eye(3, dtype=np.uint8), np.arange(3)
-    assert tissue_rows(make_patches(labels), rows, rows) == {}
-    known = make_patches(labels, tissue=np.array(["skin", "lung", "skin"]))
-    assert tissue_rows(known, rows, rows)["tissue_prior"].decisions.shape == (3, 3)
-
-
-def test_probe_equals_one_logistic_regression_for_each_class(probe_case):
+def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch):
     features, patches, train, val = probe_case
-    probe = fit_linear_probe(features, patches, train, seed=0)
+    for registry in (BASELINES, METHODS):
+        monkeypatch.setattr(registry, "_entries", dict(registry.load()))
+
+    @baseline("constant", label="Constant")
+    def fit_constant(features, patches, train, seed):
+        prevalence = patches.labels[train].mean(axis=0)
+        predict = lambda features, index: from_probabilities(np.tile(prevalence, (len(index), 1)))  # noqa: E731
+        return SimpleNamespace(predict=predict, about=lambda: "")
+
+    fitted = fit_baselines(features, patches, train[:30], seed=0)
+    assert list(fitted) == ["linear_probe", "knn", "constant"]
+    assert all(model.predict(features, val).scores.shape == (100, 3) for model in fitted.values())
+    assert (METHODS["constant"].label, METHODS["constant"].family) == ("Constant", "baseline")
+
+
+def test_probe_equals_one_logistic_regression_for_each_class(probe_case, fitted_probe):
+    features, patches, train, val = probe_case
+    probe = fitted_probe
     views = [features.pooled.take(train, view) for view in (0, 1)]
     scaler = StandardScaler().fit(np.concatenate(views))
     found = probe.predict(features, val)
@@ -95,9 +110,9 @@ def test_probe_equals_one_logistic_regression_for_each_class(probe_case):
     assert mean_accuracy(patches.labels[val], found.decisions) > 0.85
 
 
-def test_out_of_fold_is_what_regressions_of_the_other_folds_say(probe_case):
+def test_out_of_fold_comes_from_regressions_of_the_other_folds(probe_case, fitted_probe):
     features, patches, train, _ = probe_case
-    probe = fit_linear_probe(features, patches, train, seed=0)
+    probe = fitted_probe
     views = [features.pooled.take(train, view) for view in (0, 1)]
     labels = patches.labels[train]
     expected = np.empty(labels.shape)
@@ -113,9 +128,8 @@ def test_out_of_fold_is_what_regressions_of_the_other_folds_say(probe_case):
     assert probe.losses[probe.strength] == pytest.approx(loss)
 
 
-def test_probe_chooses_the_strength_with_the_lowest_loss(probe_case):
-    features, patches, train, _ = probe_case
-    probe = fit_linear_probe(features, patches, train, seed=0)
+def test_probe_chooses_the_strength_with_the_lowest_loss(fitted_probe):
+    probe = fitted_probe
     assert set(probe.losses) >= set(PROBE_STRENGTHS)
     assert list(probe.losses) == sorted(probe.losses)
     assert probe.losses[probe.strength] == min(probe.losses.values())
@@ -146,7 +160,7 @@ def test_out_of_fold_stays_off_zero_and_one():
 
 
 @pytest.mark.filterwarnings("error")
-def test_probe_bears_a_class_with_a_single_positive(probe_case):
+def test_probe_is_fitted_to_a_class_with_a_single_positive(probe_case):
     features, patches, train, val = probe_case
     labels = patches.labels.copy()
     labels[:, 0] = 0
@@ -161,10 +175,10 @@ FITS = pytest.mark.parametrize("fit", [fit_linear_probe, fit_knn])
 
 @FITS
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("n_patches", [1, 2, 3, 5, 19, 20, 25])
+@pytest.mark.parametrize("n_patches", [1, 2, 5, 19, 20])
 def test_few_training_patches_are_enough(probe_case, fit, n_patches):
     features, patches, _, val = probe_case
-    for seed in range(3):
+    for seed in range(2):
         train = np.random.default_rng(seed).permutation(200)[:n_patches]
         model = fit(features, patches, train, seed=0)
         probabilities = model.predict(features, val).scores
@@ -191,11 +205,11 @@ def test_one_group_or_classes_of_one_value_leave_the_default(probe_case, fit):
         assert model.out_of_fold is None
 
 
-def test_a_class_of_one_value_does_not_disturb_the_others(probe_case):
+def test_a_class_of_one_value_does_not_disturb_the_others(probe_case, fitted_probe):
     features, patches, train, val = probe_case
     labels = patches.labels.copy()
     labels[:, 0] = 1
-    probe, usual = (fit_linear_probe(features, p, train, 0) for p in (make_patches(labels, patches.groups), patches))
+    probe, usual = fit_linear_probe(features, make_patches(labels, patches.groups), train, 0), fitted_probe
     assert probe.strength == usual.strength
     np.testing.assert_allclose(probe.predict(features, val).scores[:, 1:], usual.predict(features, val).scores[:, 1:])
     np.testing.assert_allclose(probe.out_of_fold[:, 0], 161 / 162, atol=0.001)
@@ -250,7 +264,7 @@ def test_a_patch_votes_once_by_its_nearest_view():
     np.testing.assert_allclose(three[0], np.array([1 + 1, 2 + 1, 0 + 1]) / 5)
 
 
-def test_neighbours_answer_for_many_patches_as_for_each(probe_case, monkeypatch):
+def test_neighbours_predict_many_patches_as_each_alone(probe_case, monkeypatch):
     features, patches, train, val = probe_case
     knn = fit_knn(features, patches, train, seed=0)
     expected = np.concatenate([knn.predict(features, val[[i]]).scores for i in range(len(val))])
@@ -272,6 +286,7 @@ def test_k_is_chosen_on_some_of_many_patches(probe_case, monkeypatch):
 @FITS
 def test_validation_labels_are_never_seen(probe_case, fit):
     features, patches, train, val = probe_case
+    train = train[:60]
     labels = patches.labels.copy()
     labels[val] = 1 - labels[val]
     other = make_patches(labels, patches.groups)

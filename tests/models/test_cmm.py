@@ -1,3 +1,5 @@
+"""The head against PyTorch's own decoder, its initial weights, and the files in which it is kept."""
+
 import json
 import os
 import pickle
@@ -6,11 +8,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.models.cmm import CMM, CMMLayer, load_cmm, save_cmm
+from histoclip_lib.models.cmm import CMM, CMMLayer, Dropout, dropout, load_cmm, read_metadata, save_cmm
 
 CLASSES = ["tumor", "stroma", "necrosis"]
 
@@ -19,7 +23,59 @@ def class_embeddings(n_classes=3, width=32):
     return nn.functional.normalize(torch.randn(n_classes, width), dim=-1)
 
 
-@pytest.mark.parametrize("length", [1, 7, 49])
+# Dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_has_the_share_and_scale_of_torch(p):
+    torch.manual_seed(0)
+    ones = torch.ones(100_003)
+    found = dropout(ones, p)
+    dropped = (found == 0).float().mean().item()
+    assert dropped == pytest.approx(round(256 * p) / 256, abs=4 * (p * (1 - p) / len(ones)) ** 0.5)
+    assert found.mean().item() == pytest.approx(1, abs=0.03)
+    assert found[found > 0].unique().tolist() == pytest.approx([1 / (1 - p)], rel=0.02)
+    assert nn.functional.dropout(ones, p).mean().item() == pytest.approx(found.mean().item(), abs=0.03)
+
+
+def test_dropout_is_independent_between_neighbours():
+    torch.manual_seed(0)
+    kept = (dropout(torch.ones(4000, 64), 0.5) > 0).double().numpy()
+    assert np.abs(kept.mean(axis=0) - 0.5).max() < 0.04  # five standard deviations; every eighth byte too
+    correlations = np.corrcoef(kept.T)[~np.eye(64, dtype=bool)]
+    assert np.abs(correlations).max() < 0.08
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 5), max_size=4), st.floats(0, 0.9999))
+def test_dropout_keeps_any_shape_and_passes_its_gradient(shape, p):
+    values = torch.full(shape, 2.0, dtype=torch.float32, requires_grad=True)
+    found = dropout(values, p)
+    assert found.shape == values.shape
+    found.sum().backward()
+    torch.testing.assert_close(values.grad, found.detach() / 2)
+
+
+def test_dropout_follows_the_seed():
+    torch.manual_seed(3)
+    first, second = dropout(torch.ones(100), 0.5), dropout(torch.ones(100), 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(first, dropout(torch.ones(100), 0.5))
+    assert not torch.equal(first, second)
+
+
+def test_dropout_does_nothing_in_prediction_or_at_zero():
+    values = torch.randn(10)
+    module = Dropout(0.5)
+    assert (module(torch.ones(1000)) == 0).any()
+    assert module.eval()(values) is values
+    assert dropout(values, 0.0) is values
+
+
+# The layer and the head
+
+
+@pytest.mark.parametrize("length", [1, 7])
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("queries_differ", [False, True])
 @pytest.mark.parametrize("pre_norm", [True, False])
@@ -92,7 +148,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(head(tokens)[0], head(tokens)[0])
 
 
-def test_post_norm_head_knows_nothing_of_the_image_at_first():
+def test_initial_logits_of_a_post_norm_head_are_zero():
     """Why the head is pre-norm: the mean of a normalised vector is 0."""
     head = CMM(class_embeddings(), heads=4, pre_norm=False).eval()
     with torch.no_grad():
@@ -187,21 +243,14 @@ def test_saved_head_gives_the_same_logits(tmp_path):
     head, tokens = CMM(class_embeddings(), heads=4, layers=2, hidden=20, dropout=0.2).eval(), torch.randn(2, 9, 32)
     head.fit_scale(tokens)
     path = tmp_path / "cmm.safetensors"
-    save_cmm(head, path, CLASSES, "vit")
+    save_cmm(head, path, CLASSES, "vit", identity="this training")
+    assert read_metadata(path)["identity"] == "this training"
     loaded = load_cmm(path, CLASSES, "vit")
     assert not loaded.training
     assert loaded.options == head.options
     with torch.no_grad():
         assert torch.equal(loaded(tokens)[0], head(tokens)[0])
     assert [file.name for file in tmp_path.iterdir()] == ["cmm.safetensors"]
-
-
-@pytest.mark.parametrize(("classes", "backbone"), [(["a", "b", "c"], "vit"), (CLASSES, "resnet")])
-def test_head_of_another_run_is_refused(tmp_path, classes, backbone):
-    path = tmp_path / "cmm.safetensors"
-    save_cmm(CMM(class_embeddings(), heads=4), path, CLASSES, "vit")
-    with pytest.raises(HistoCLIPError, match="was trained for the classes"):
-        load_cmm(path, classes, backbone)
 
 
 def test_missing_head_names_the_notebook(tmp_path):
@@ -244,7 +293,7 @@ def test_an_undamaged_head_is_taken(tmp_path):
         b"PK\x03\x04" + b"\0" * 90,
     ],
 )
-def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+def test_a_head_that_is_not_safetensors_is_refused(tmp_path, content):
     (tmp_path / "head").write_bytes(content)
     assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
 
@@ -313,14 +362,20 @@ def test_options_that_do_not_fit_the_file_are_refused_before_anything_is_built(t
 
 
 @pytest.mark.parametrize("classes", ["no JSON", "3", '{"a": 1}', "[1, 2, 3]"])
-def test_classes_that_are_no_list_of_names_are_refused(tmp_path, classes):
+def test_classes_that_are_not_a_list_of_names_are_refused(tmp_path, classes):
     damaged(tmp_path / "head", classes=classes)
     assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
 
 
-def test_a_file_that_says_nothing_of_itself_is_refused(tmp_path):
+def test_a_head_without_metadata_is_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "head")
     assert "is not a HistoCLIP head" in refusal(tmp_path / "head")
+
+
+@pytest.mark.parametrize(("classes", "backbone"), [(["a", "b", "c"], "vit"), (CLASSES, "resnet")])
+def test_a_head_of_other_classes_or_another_backbone_is_refused(tmp_path, classes, backbone):
+    damaged(tmp_path / "head")
+    assert "was trained for the classes" in refusal(tmp_path / "head", classes, backbone)
 
 
 def test_a_head_of_another_run_names_both_sides(tmp_path):
@@ -343,7 +398,7 @@ def test_head_can_learn_what_one_token_says():
         tokens[torch.arange(256), place[:, k]] += labels[:, k : k + 1] * signal[k]
     head = CMM(class_embeddings(2), heads=4, dropout=0.0)
     optimizer = torch.optim.AdamW(head.parameters(), 3e-3)
-    for _ in range(150):
+    for _ in range(100):
         loss = nn.functional.binary_cross_entropy_with_logits(head(tokens)[0], labels)
         optimizer.zero_grad()
         loss.backward()

@@ -7,8 +7,8 @@ from torch.nn import functional
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
-from histoclip_lib.models.baselines import MLP, mlp_like
 from histoclip_lib.models.cmm import CMM
+from histoclip_lib.models.mlp import MLP, mlp_like
 from histoclip_lib.models.training import TrainingOptions, predict_probabilities, train_head
 
 
@@ -17,9 +17,12 @@ def size_of(module):
 
 
 @pytest.mark.parametrize(("n_classes", "width", "options"), [(4, 384, {}), (16, 768, {"layers": 2}), (2, 64, {})])
-def test_it_has_the_head_s_size_and_dropout(n_classes, width, options):
+def test_mlp_has_the_size_dropout_and_feature_scale_of_the_head(n_classes, width, options):
     head = CMM(functional.normalize(torch.randn(n_classes, width), dim=-1), dropout=0.2, **options)
+    head.fit_scale(5 + torch.randn(20, width))
     mlp = mlp_like(head)
+    assert torch.equal(mlp.token_mean, head.token_mean)
+    assert mlp.token_scale == head.token_scale
     assert size_of(mlp) == pytest.approx(size_of(head), rel=0.005)
     assert [layer.p for layer in mlp.modules() if isinstance(layer, nn.Dropout)] == [0.2]
     logits, attention = mlp(torch.randn(3, 1, width))
@@ -27,7 +30,7 @@ def test_it_has_the_head_s_size_and_dropout(n_classes, width, options):
     assert attention is None
 
 
-def test_it_is_two_layers_on_centred_features():
+def test_mlp_is_two_layers_on_centred_features():
     torch.manual_seed(0)
     mlp = MLP(6, 2, 100).eval()
     features = 5 + 3 * torch.randn(50, 1, 6)
@@ -47,7 +50,7 @@ def test_too_few_parameters_are_refused():
         MLP(10, 2, 5)
 
 
-def test_it_trains_where_no_linear_model_can(tmp_path):
+def test_mlp_learns_what_a_linear_model_cannot(tmp_path):
     """One class is the exclusive or of two features: a linear model is right half the time."""
     generator = np.random.default_rng(0)
     features = generator.normal(size=(300, 1, 8)).astype(np.float32)

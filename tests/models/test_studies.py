@@ -1,10 +1,10 @@
 """Studies: which are planned, that each fits what it says, and that a killed run goes on with the missing ones."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
@@ -12,8 +12,6 @@ from torch.nn import functional
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation import studies as study_tables
-from histoclip_lib.evaluation.metrics import point_metrics
 from histoclip_lib.features.encode import ImageFeatures
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
@@ -23,7 +21,7 @@ from histoclip_lib.models.studies import Study, load_studies, plan_studies, run_
 from histoclip_lib.models.training import TrainingOptions, new_head, predict_probabilities, train_head
 
 CPU = torch.device("cpu")
-CLIP_STUB = SimpleNamespace(device=CPU, amp_dtype=None)  # all that studies ask of a CLIP
+CLIP_STUB = SimpleNamespace(device=CPU, amp_dtype=None, compiled=False)  # all that studies ask of a CLIP
 HEAD = {"heads": 2, "layers": 1, "hidden": 8, "dropout": 0.1}
 OPTIONS = TrainingOptions(epochs=3, warmup_epochs=1, batch_size=16)
 
@@ -38,7 +36,7 @@ def case():
     features = ImageFeatures(Shards([tokens.mean(axis=2, dtype=np.float32)]), Shards([tokens]), 0)
     files, groups = [f"{i}.png" for i in range(60)], np.array([f"g{i % 12}" for i in range(60)])
     patches = PatchDataset("made", ["a", "b"], files, labels, None, groups=groups)
-    embeddings = functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(7)), dim=-1)
+    embeddings = functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(7)), dim=-1).numpy()
     train = np.flatnonzero(np.arange(60) % 12 < 9)
     return SimpleNamespace(
         features=features, patches=patches, embeddings=embeddings, train=train, val=np.setdiff1d(np.arange(60), train)
@@ -60,9 +58,9 @@ def run(case, plan, folder):
 
 def test_every_study_has_its_own_name(case):
     plan = plan_of(case)
-    keys = [(study.purpose, study.name, study.row) for study in plan]
+    keys = [(study.purpose, study.name, study.method) for study in plan]
     assert len(set(keys)) == len(keys)
-    assert {study.purpose for study in plan} == {"row", "seed", "fold", "split", "design", "size"}
+    assert {study.purpose for study in plan} == {"method", "seed", "fold", "split", "design", "size"}
 
 
 def test_folds_cover_the_training_part_once_and_keep_groups_together(case):
@@ -83,16 +81,13 @@ def test_nothing_but_the_other_split_is_fitted_on_the_validation_part(case):
 @pytest.mark.parametrize(("split", "other"), [("grouped", "random"), ("given", "random"), ("random", "grouped")])
 def test_other_split_is_by_patch_where_this_one_goes_by_group(case, split, other):
     studies_of_split = [study for study in plan_of(case, split=split) if study.purpose == "split"]
-    assert [(study.name, study.row) for study in studies_of_split] == [
+    assert [(study.name, study.method) for study in studies_of_split] == [
         (other, "linear_probe"),
         (other, "histoclip_patch"),
     ]
-    train_groups, test_groups = (set(case.patches.groups[rows]) for rows in (study_rows(studies_of_split[0])))
+    study = studies_of_split[0]
+    train_groups, test_groups = (set(case.patches.groups[index]) for index in (study.train, study.test))
     assert bool(train_groups & test_groups) == (other == "random")
-
-
-def study_rows(study):
-    return study.train, study.test
 
 
 def test_without_groups_there_is_no_grouped_split(case):
@@ -130,7 +125,7 @@ def test_head_of_a_study_is_the_head_of_train_head(case, tmp_path):
     study = Study("design", "changed", "histoclip_patch", case.train, case.val, {"layers": 2}, {"seed": 3})
     [finished] = run(case, [study], tmp_path / "studies")
     reader, options = FeatureReader(case.features.tokens, CPU), replace(OPTIONS, seed=3)
-    head = new_head(case.embeddings, HEAD | {"layers": 2}, reader, case.train, 3)
+    head = new_head(case.embeddings, HEAD | {"layers": 2}, case.features.tokens, case.train, 3)
     train_head(head, reader, case.patches.labels, case.train, case.val, options, progress=False)
     np.testing.assert_allclose(
         finished.predictions.scores, predict_probabilities(head, reader, case.val), rtol=1e-4, atol=1e-6
@@ -145,9 +140,9 @@ def test_linear_probe_of_a_study_is_fit_linear_probe(case, tmp_path):
     np.testing.assert_allclose(finished.predictions.scores, expected.scores, rtol=1e-5)
 
 
-def test_rows_and_views_change_what_is_fitted(case, tmp_path):
-    rows = ("histoclip_patch", "histoclip_global", "histoclip_text_free", "mlp", "linear_probe")
-    plan = [Study("row", row, row, case.train, case.val) for row in rows]
+def test_methods_and_views_change_what_is_fitted(case, tmp_path):
+    methods = ("histoclip_patch", "histoclip_global", "histoclip_text_free", "mlp", "linear_probe")
+    plan = [Study("method", method, method, case.train, case.val) for method in methods]
     plan.append(Study("design", "one view", "histoclip_patch", case.train, case.val, views=1))
     scores = [finished.predictions.scores for finished in run(case, plan, tmp_path / "studies")]
     assert len({np.round(values, 5).tobytes() for values in scores}) == len(plan)
@@ -166,52 +161,84 @@ def test_one_view_sees_no_other(case, tmp_path):
     np.testing.assert_array_equal(*found)
 
 
-def test_killed_run_goes_on_with_the_missing_studies(case, tmp_path, monkeypatch):
-    plan = [study for study in plan_of(case, draws=1) if study.purpose in ("row", "fold")]
-    folder = tmp_path / "studies"
-    run(case, plan, folder)
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert len(before) == len(plan)
-    lost = sorted(folder.iterdir())[0]
-    lost.unlink()
-    finished = run(case, plan, folder)
-    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert {name for name in after if after[name] != before[name]} == {lost.name}
-    assert [study.name for study in finished] == [study.name for study in plan]
+def counted_fits(monkeypatch):
+    fitted, fit = [], studies._fit
+    monkeypatch.setattr(studies, "_fit", lambda study, *rest: fitted.append(study.name) or fit(study, *rest))
+    return fitted
 
 
-@pytest.mark.parametrize("change", ["labels", "classes", "options", "head", "rows"])
-def test_other_inputs_are_other_studies(case, tmp_path, change):
-    [study] = [Study("row", "x", "histoclip_global", case.train, case.val)]
-    other, options, head = SimpleNamespace(**vars(case)), OPTIONS, HEAD
+def test_killed_run_continues_with_the_missing_studies(case, tmp_path, monkeypatch):
+    plan = [study for study in plan_of(case, draws=1) if study.purpose in ("method", "fold")]
+    expected = run(case, plan, tmp_path / "whole")
+    fitted, fit = [], studies._fit
+
+    def killed(study, *rest):
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(study.name)
+        return fit(study, *rest)
+
+    monkeypatch.setattr(studies, "_fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(case, plan, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "studies.parquet").exists()
+    monkeypatch.setattr(studies, "_fit", fit)
+    again = counted_fits(monkeypatch)
+    finished = run(case, plan, tmp_path / "killed")
+    assert sorted([*fitted, *again]) == sorted(study.name for study in plan)
+    for one, other in zip(expected, finished, strict=True):
+        assert (one.name, one.identity) == (other.name, other.identity)
+        np.testing.assert_array_equal(one.predictions.scores, other.predictions.scores)
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["studies.parquet"]
+
+
+def test_finished_studies_are_not_fitted_again(case, tmp_path, monkeypatch):
+    plan = [study for study in plan_of(case, draws=1) if study.purpose == "method"]
+    first = run(case, plan, tmp_path)
+    fitted = counted_fits(monkeypatch)
+    second = run(case, [*plan, replace(plan[0], name="another", training={"seed": 9})], tmp_path)
+    assert fitted == ["another"]
+    for one, other in zip(first, second, strict=False):
+        np.testing.assert_array_equal(one.predictions.scores.astype(np.float32), other.predictions.scores)
+    (tmp_path / "studies.parquet").write_bytes(b"half a file")
+    run(case, plan, tmp_path)
+    assert fitted == ["another", *(study.name for study in plan)]
+
+
+@pytest.mark.parametrize("change", ["labels", "class matrix", "class names", "options", "head", "patches", "code"])
+def test_studies_with_other_inputs_are_fitted_again(case, tmp_path, monkeypatch, change):
+    study, options, head = Study("method", "x", "histoclip_global", case.train, case.val), OPTIONS, HEAD
+    embeddings, patches = case.embeddings, case.patches
     run(case, [study], tmp_path)
+    fitted = counted_fits(monkeypatch)
     if change == "labels":
-        other.patches = replace(case.patches, labels=1 - case.patches.labels)
-    if change == "classes":
-        other.embeddings = case.embeddings.flip(0)
+        patches = replace(patches, labels=1 - patches.labels)
+    if change == "class matrix":
+        embeddings = embeddings[::-1].copy()
+    if change == "class names":
+        patches = replace(patches, classes=["b", "c"])
     if change == "options":
         options = replace(OPTIONS, learning_rate=2e-3)
     if change == "head":
         head = HEAD | {"hidden": 4}
-    if change == "rows":
+    if change == "patches":
         study = replace(study, train=case.train[1:])
+    if change == "code":
+        monkeypatch.setattr(studies, "source_digest", lambda: "another")
     run_studies(
-        *([study], other.embeddings, head, other.features, other.patches, options, CLIP_STUB, tmp_path),
-        progress=False,
-        workers=1,
+        [study], embeddings, head, case.features, patches, options, CLIP_STUB, tmp_path, progress=False, workers=1
     )
-    assert len(list(tmp_path.iterdir())) == 2
+    assert fitted == ["x"]
 
 
 def test_studies_come_back_from_their_file(case, tmp_path):
-    plan = [study for study in plan_of(case, draws=1) if study.purpose in ("row", "split", "fold")]
-    finished = run(case, plan, tmp_path / "studies")
-    save_studies(tmp_path / "studies.parquet", finished, case.patches, tmp_path / "studies")
-    assert not (tmp_path / "studies").exists()
+    plan = [study for study in plan_of(case, draws=1) if study.purpose in ("method", "fold")]
+    finished = run(case, plan, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["studies.parquet"]
     loaded = load_studies(tmp_path / "studies.parquet", case.patches)
     for before, after in zip(finished, loaded, strict=True):
-        assert (before.purpose, before.name, before.row) == (after.purpose, after.name, after.row)
-        assert before.n_train == after.n_train
+        assert (before.purpose, before.name, before.method) == (after.purpose, after.name, after.method)
+        assert (before.n_train, before.identity) == (after.n_train, after.identity)
         assert np.array_equal(before.test, after.test)
         np.testing.assert_array_equal(before.predictions.scores.astype(np.float32), after.predictions.scores)
         assert np.array_equal(before.predictions.decisions, after.predictions.decisions)
@@ -221,116 +248,14 @@ def test_file_of_other_patches_is_refused(case, tmp_path):
     path = tmp_path / "studies.parquet"
     with pytest.raises(HistoCLIPError, match=r"studies\.parquet was not found\. Run the notebook 03_train"):
         load_studies(path, case.patches)
-    finished = [studies.Finished("row", "x", "mlp", 3, np.arange(4), from_probabilities(np.full((4, 2), 0.7)))]
-    save_studies(path, finished, case.patches, tmp_path / "studies")
+    finished = [studies.Finished("method", "x", "mlp", 3, np.arange(4), from_probabilities(np.full((4, 2), 0.7)))]
+    save_studies(path, finished, case.patches)
     for other in (
         replace(case.patches, classes=["b", "a"]),
         replace(case.patches, files=[f"{i}.jpg" for i in range(60)]),
     ):
         with pytest.raises(HistoCLIPError, match="other patches or classes"):
             load_studies(path, other)
-
-
-# Their tables
-
-
-def made(purpose, name, row, test, scores, n_train=9):
-    return studies.Finished(purpose, name, row, n_train, test, from_probabilities(scores))
-
-
-@pytest.fixture(scope="module")
-def scores(case):
-    """Rows that get better: probabilities (V, 2) of the validation patches."""
-    generator = np.random.default_rng(1)
-    truth = case.patches.labels[case.val]
-    return [
-        np.clip(0.5 + weight * (truth - 0.5) + 0.3 * generator.normal(size=truth.shape), 0, 1)
-        for weight in (0, 0.3, 0.6, 1)
-    ]
-
-
-def test_out_of_fold_puts_each_patch_back(case):
-    halves = case.train[::2], case.train[1::2]
-    finished = [
-        made("fold", str(i), "histoclip_patch", rows, np.full((len(rows), 2), 0.1 + i)) for i, rows in enumerate(halves)
-    ]
-    found = study_tables.out_of_fold(finished, 60, case.train)
-    assert (found[::2] == 0.1).all()
-    assert (found[1::2] == 1.1).all()
-    assert study_tables.out_of_fold([], 60, case.train) is None
-
-
-@pytest.mark.parametrize(("split", "first"), [("random", "this"), ("grouped", "other"), ("given", "other")])
-def test_two_splits_come_random_first(case, scores, split, first):
-    rows = {name: from_probabilities(scores[3]) for name in ("majority", "linear_probe", "histoclip_patch")}
-    test = np.arange(20, 35)
-    finished = [made("split", "x", row, test, scores[1]) for row in ("linear_probe", "histoclip_patch")]
-    random, grouped = study_tables.two_splits(finished, rows, case.patches, split, case.val)
-    this, other = (random, grouped) if first == "this" else (grouped, random)
-    assert np.array_equal(this.labels, case.patches.labels[case.val])
-    assert np.array_equal(other.labels, case.patches.labels[test])
-    assert np.array_equal(other.units, case.patches.groups[test])
-    assert set(this.rows) == set(other.rows) == {"majority", "linear_probe", "histoclip_patch"}
-    rest = np.delete(case.patches.labels, test, axis=0)
-    np.testing.assert_allclose(other.rows["majority"].scores[0], rest.mean(axis=0))
-    assert study_tables.two_splits([], rows, case.patches, split, case.val) is None
-
-
-def test_seed_rows_hold_the_row_as_reported_and_the_other_seeds(case, scores):
-    rows = {"mlp": from_probabilities(scores[0]), "histoclip_patch": from_probabilities(scores[3])}
-    finished = [
-        made("seed", "seed 4", "histoclip_patch", case.val, scores[2]),
-        made("seed", "seed 11", "histoclip_patch", case.val, scores[1]),
-        made("seed", "seed 4", "mlp", case.val, scores[1]),
-    ]
-    found = study_tables.seed_rows(finished, rows, case.patches, case.val, seed=0)
-    assert {row: set(by_seed) for row, by_seed in found.items()} == {"histoclip_patch": {0, 4, 11}, "mlp": {0, 4}}
-    expected = point_metrics(case.patches.labels[case.val], from_probabilities(scores[2]), ["a", "b"])
-    assert found["histoclip_patch"][4] == expected
-
-
-def test_design_table_says_what_each_change_costs(case, scores):
-    rows = {
-        "histoclip_patch": from_probabilities(scores[3]),
-        "histoclip_global": from_probabilities(scores[2]),
-        "histoclip_text_free": from_probabilities(scores[1]),
-    }
-    finished = [made("design", "post-norm", "histoclip_patch", case.val, scores[0])]
-    scored, table = study_tables.design_rows(finished, rows, case.patches, case.val, 200, 0)
-    assert list(table.index) == list(scored)
-    assert table.index[0] == "as reported"
-    labels = case.patches.labels[case.val]
-    best, worst = (point_metrics(labels, from_probabilities(scores[k]), ["a", "b"]) for k in (3, 0))
-    assert table.loc["as reported", "mAcc"] == f"{best['mAcc']:.4f}"
-    assert table.loc["post-norm", "mAcc, change"].startswith(f"{worst['mAcc'] - best['mAcc']:+.4f} (")
-    assert table.loc["post-norm", "mAP, change"].startswith(f"{worst['mAP'] - best['mAP']:+.4f} (")
-    assert scored["post-norm"]["mAcc_ci"][0] < worst["mAcc"] < scored["post-norm"]["mAcc_ci"][1]
-
-
-def test_size_frame_ends_with_the_whole_training_part(case, scores):
-    rows = {"linear_probe": from_probabilities(scores[2]), "histoclip_patch": from_probabilities(scores[3])}
-    finished = [
-        made("size", "2 patches, draw 1", row, case.val, scores[0], n_train=2)
-        for row in ("linear_probe", "histoclip_patch")
-    ]
-    frame = study_tables.size_frame(finished, rows, 45, case.patches, case.val)
-    assert frame[["row", "n_train"]].to_numpy().tolist() == [
-        ["linear_probe", 2],
-        ["histoclip_patch", 2],
-        ["linear_probe", 45],
-        ["histoclip_patch", 45],
-    ]
-    assert (
-        frame["mAcc"].iloc[3]
-        == point_metrics(case.patches.labels[case.val], rows["histoclip_patch"], ["a", "b"])["mAcc"]
-    )
-
-
-def test_the_study_of_the_head_is_shown_whole():
-    table = study_tables.head_study()
-    assert table.index[0] == "as chosen"
-    assert table.index[-1] == "linear probe"
-    assert (table.map(float) > 0).all(axis=None)
-    lines = json.loads(study_tables.HEAD_STUDY.read_text())
-    [line] = [line for line in lines if line["choice"] == "no mixup" and line["data"] == "synthetic H&E"]
-    assert table.loc["no mixup", "synthetic H&E, mAP"] == f"{line['mAP']:.3f}"
+    pd.read_parquet(path).rename(columns={"method": "row"}).to_parquet(path)
+    with pytest.raises(HistoCLIPError, match="another version"):
+        load_studies(path, case.patches)

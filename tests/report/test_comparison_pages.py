@@ -1,23 +1,15 @@
-"""Comparisons of two runs: which patches they are made on, what they say, and which pairs have a page."""
+"""Pages that compare two runs: what they show, and which pairs have one."""
 
 import json
 
-import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from small_runs import CLASSES, N_PATCHES, make_notebook, make_patches, make_run
 
-from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.predictions import Predictions
-from histoclip_lib.evaluation import comparisons as run_comparisons
-from histoclip_lib.evaluation.artifacts import ValidationPredictions, read_predictions
+from histoclip_lib.evaluation.artifacts import read_predictions
 from histoclip_lib.evaluation.comparisons import align, compare_runs, disagreements
-from histoclip_lib.evaluation.metrics import point_metrics
-from histoclip_lib.evaluation.uncertainty import draw_units, resampled_metrics
 from histoclip_lib.report import overview as run_pairs
 from histoclip_lib.report.overview import write_comparisons
-
-OURS = "histoclip_patch"
 
 
 def soup_of(page):
@@ -36,135 +28,6 @@ def two_runs(tmp_path):
     ]
 
 
-@pytest.fixture
-def common(two_runs):
-    return align(*map(predictions_of, two_runs))
-
-
-def simple(labels, decisions, files=None, classes=None, groups=None):
-    """Return predictions with one row that decides as given."""
-    files = np.array(files or [f"{k:03d}" for k in range(len(labels))], dtype=object)
-    labels, decisions = np.asarray(labels, np.uint8), np.asarray(decisions, bool)
-    row = Predictions(np.where(decisions, 0.9, 0.1), decisions)
-    return ValidationPredictions(files, classes or list("abc")[: labels.shape[1]], labels, groups, {OURS: row})
-
-
-# The numbers
-
-
-def test_both_runs_are_brought_to_the_patches_they_share(tmp_path):
-    one = make_run(tmp_path, "one", val=range(16))
-    two = make_run(tmp_path, "two", val=[20, 15, 10, 9, 8, 23], seed=1)
-    found = align(predictions_of(one), predictions_of(two))
-    assert list(found.first.files) == list(found.second.files) == ["008.png", "009.png", "010.png", "015.png"]
-    assert (found.first.labels == make_patches().labels[[8, 9, 10, 15]]).all()
-    assert (found.only_first, found.only_second, found.relabelled) == (12, 2, 0)
-    whole = predictions_of(two)
-    place = list(whole.files).index("010.png")
-    assert (found.second.rows[OURS].scores[2] == whole.rows[OURS].scores[place]).all()
-
-
-def test_classes_in_another_order_are_matched_by_name():
-    one = simple([[1, 0], [1, 1]], [[1, 0], [1, 1]], classes=["a", "b"])
-    two = simple([[0, 1], [1, 1]], [[0, 1], [0, 1]], classes=["b", "a"])
-    found = align(one, two)
-    assert found.second.classes == ["a", "b"]
-    assert found.second.rows[OURS].decisions.tolist() == [[True, False], [True, False]]
-
-
-def test_patches_with_other_labels_are_left_out_and_counted():
-    one = simple([[1, 0], [1, 1], [0, 0]], [[1, 0]] * 3)
-    two = simple([[1, 0], [1, 0], [0, 0]], [[1, 0]] * 3)
-    found = align(one, two)
-    assert (list(found.first.files), found.relabelled) == (["000", "002"], 1)
-    assert align(simple([[1, 0]], [[1, 0]]), simple([[0, 0]], [[1, 0]])) is None
-    assert align(simple([[1, 0]], [[1, 0]], ["a"]), simple([[1, 0]], [[1, 0]], ["b"])) is None
-
-
-def test_other_classes_and_missing_rows_are_refused():
-    one = simple([[1, 0]], [[1, 0]])
-    with pytest.raises(HistoCLIPError, match="different classes"):
-        align(one, simple([[1, 0]], [[1, 0]], classes=["a", "x"]))
-    with pytest.raises(HistoCLIPError, match="no row histoclip_patch"):
-        align(one, ValidationPredictions(one.files, one.classes, one.labels, None, {}))
-
-
-def test_gaps_are_the_second_run_minus_the_first(common):
-    found = compare_runs(common)
-    labels, classes = common.first.labels, common.first.classes
-    assert found.resamples == 1000
-    for row in found.rows:
-        one, other = (point_metrics(labels, run.rows[row.row], classes) for run in (common.first, common.second))
-        for gap, metric in ((row.macc, "mAcc"), (row.mean_ap, "mAP")):
-            assert (gap.first, gap.second) == pytest.approx((one[metric], other[metric]))
-            assert gap.value == pytest.approx(other[metric] - one[metric])
-            assert gap.interval[0] - 1e-12 <= gap.value <= gap.interval[1] + 1e-12
-        assert row.same == (row.row in ("majority", "baseline"))
-        assert row.same == (row.macc.interval == row.mean_ap.interval == (0, 0))
-    ours = found.rows[-1]
-    assert ours.row == OURS
-    assert found.test.value == pytest.approx(ours.macc.value)
-    one, other = (point_metrics(labels, run.rows[OURS], classes) for run in (common.first, common.second))
-    for line in found.classes:
-        values = [part["per_class"][line.name] for part in (one, other)]
-        assert (line.accuracy.first, line.accuracy.second) == pytest.approx(tuple(v["accuracy"] for v in values))
-        assert line.ap.value == pytest.approx(values[1]["ap"] - values[0]["ap"])
-
-
-def test_both_runs_are_resampled_by_group_with_the_same_draws(common):
-    draws = draw_units(common.first.groups, 1000, 0)
-    one, other = (
-        resampled_metrics(common.first.labels, run.rows[OURS], draws) for run in (common.first, common.second)
-    )
-    ours = compare_runs(common).rows[-1]
-    for gap, metric in ((ours.macc, "mAcc"), (ours.mean_ap, "mAP")):
-        assert gap.interval == pytest.approx(np.quantile(other[metric] - one[metric], [0.025, 0.975]))
-
-
-def test_with_many_patches_there_are_fewer_resamples(common, monkeypatch):
-    cells = common.first.labels.size * 2 * 4  # four rows differ
-    monkeypatch.setattr(run_comparisons, "MOST_CELLS", 400 * cells)
-    assert compare_runs(common).resamples == 400
-    monkeypatch.setattr(run_comparisons, "MOST_CELLS", 1)
-    assert compare_runs(common).resamples == run_comparisons.FEWEST_RESAMPLES
-
-
-def test_who_is_right_is_counted_class_by_class():
-    labels = [[1, 0], [1, 0], [0, 1], [0, 0]]
-    one, other = [[1, 1], [1, 0], [0, 1], [0, 0]], [[1, 1], [0, 0], [1, 1], [1, 1]]
-    first, second = compare_runs(align(simple(labels, one), simple(labels, other))).classes
-    assert (first.both, first.only_first, first.only_second, first.neither) == (1, 3, 0, 0)
-    assert (second.both, second.only_first, second.only_second, second.neither) == (2, 1, 0, 1)
-    first, _ = compare_runs(align(simple(labels, other), simple(labels, one))).classes
-    assert (first.only_first, first.only_second) == (0, 3)
-
-
-def test_a_class_that_is_never_present_has_no_precision():
-    labels = [[1, 0], [0, 0], [1, 0]]
-    found = compare_runs(align(simple(labels, [[1, 0]] * 3), simple(labels, [[0, 0]] * 3)))
-    gap = found.classes[1].ap
-    assert (gap.first, gap.second, gap.value, gap.interval) == (None, None, None, None)
-    nothing = [[0, 0], [0, 0]]
-    assert compare_runs(align(simple(nothing, nothing), simple(nothing, [[1, 0]] * 2))).rows[0].mean_ap.value is None
-
-
-def test_the_widest_disagreements_come_first_and_no_patch_twice_for_one_run(common):
-    found = disagreements(common, 3)
-    truth = common.first.labels.astype(bool)
-    for first_is_right in (True, False):
-        cases = [case for case in found if case.first_is_right == first_is_right]
-        assert 0 < len(cases) <= 3
-        assert len({case.place for case in cases}) == len(cases)
-        widths = [abs(case.first - case.second) for case in cases]
-        assert widths == sorted(widths, reverse=True)
-        for case in cases:
-            right = [run.rows[OURS].decisions[case.place, case.class_number] == truth[case.place, case.class_number]
-                     for run in (common.first, common.second)]  # fmt: skip
-            assert right == [first_is_right, not first_is_right]
-            assert case.first == common.first.rows[OURS].scores[case.place, case.class_number]
-    assert disagreements(align(common.first, common.first), 3) == []
-
-
 # The page
 
 
@@ -180,7 +43,7 @@ def test_the_page_says_what_was_compared(two_runs):
     assert f"Both validate on the same {N_PATCHES} patches" in text
     assert text.count("same answers") == 4  # two rows, two metrics
     found = compare_runs(align(*map(predictions_of, two_runs)))
-    for row in found.rows:
+    for row in found.methods:
         assert (
             row.same
             or f"{row.macc.value:+.3f}[{row.macc.interval[0]:+.3f}, {row.macc.interval[1]:+.3f}]"

@@ -80,7 +80,7 @@ def test_cards_lead_to_the_summaries_and_say_the_headline(reports):
     metrics = json.loads((reports / "alpha" / "metrics.json").read_text())
     text = cards["alpha"].get_text(" ", strip=True)
     assert f"{metrics['rows']['histoclip_patch']['mAcc']:.4f}" in text
-    assert "[{:.3f}, {:.3f}]".format(*metrics["rows"]["histoclip_patch"]["mAcc_ci"]) in text
+    assert "[{:.3f}, {:.3f}]".format(*metrics["methods"]["histoclip_patch"]["mAcc_ci"]) in text
     assert "pannuke, random split" in cards["gamma"].get_text()
     assert [a["href"] for a in cards["alpha"].select("a")] == ["alpha/index.html"]
     assert cards["broken"].a is None
@@ -90,7 +90,7 @@ def test_table_one_holds_both_metrics_and_the_paper_once(reports):
     soup = soup_of(reports / "index.html")
     macc, mean_ap = soup.select("[data-metric]")
     assert (len(macc.select(".paper")), len(mean_ap.select(".paper"))) == (3, 0)
-    value = json.loads((reports / "beta" / "metrics.json").read_text())["rows"]["histoclip_patch"]["mAP"]
+    value = json.loads((reports / "beta" / "metrics.json").read_text())["methods"]["histoclip_patch"]["mAP"]
     assert f"{value:.4f}" in mean_ap.get_text()
     assert f"{value:.4f}" not in macc.get_text()
 
@@ -98,7 +98,7 @@ def test_table_one_holds_both_metrics_and_the_paper_once(reports):
 def test_a_run_without_map_needs_no_switch(tmp_path):
     (tmp_path / "old").mkdir()
     basics = {"name": "old", "dataset": "synthetic", "backbone": "b", "split": "random"}
-    (tmp_path / "old" / "metrics.json").write_text(json.dumps(basics | {"rows": {"majority": {"mAcc": 0.5}}}))
+    (tmp_path / "old" / "metrics.json").write_text(json.dumps(basics | {"methods": {"majority": {"mAcc": 0.5}}}))
     soup = soup_of(write_index(tmp_path))
     assert soup.select_one("fieldset") is None
     assert soup.select_one(".controls") is None  # one run needs none
@@ -210,7 +210,7 @@ def test_runs_are_filtered_as_one_types(visit, reports):
 @pytest.mark.browser
 def test_runs_are_sorted_with_the_keyboard(visit, reports):
     metrics = {
-        run: json.loads((reports / run / "metrics.json").read_text())["rows"] for run in ("alpha", "beta", "gamma")
+        run: json.loads((reports / run / "metrics.json").read_text())["methods"] for run in ("alpha", "beta", "gamma")
     }
     score = {run: rows["histoclip_patch"]["mAcc"] for run, rows in metrics.items()}
     lead = {run: score[run] - rows["linear_probe"]["mAcc"] for run, rows in metrics.items()}
@@ -234,7 +234,7 @@ def test_runs_are_sorted_with_the_keyboard(visit, reports):
 @pytest.mark.browser
 def test_tables_are_sorted_by_any_column_with_mouse_and_keyboard(visit, reports):
     page = visit(reports / "alpha" / "index.html")
-    metrics = json.loads((reports / "alpha" / "metrics.json").read_text())["rows"]
+    metrics = json.loads((reports / "alpha" / "metrics.json").read_text())["methods"]
     table = page.locator("table.sortable").first
     column = table.locator("thead th").nth(1)
 
@@ -258,7 +258,7 @@ def test_table_one_is_sorted_within_its_data_sets_and_the_paper_stays(visit, rep
     page = visit(reports / "index.html")
     table = page.locator("table.sortable").first
     score = {
-        run: json.loads((reports / run / "metrics.json").read_text())["rows"]["histoclip_patch"]["mAcc"]
+        run: json.loads((reports / run / "metrics.json").read_text())["methods"]["histoclip_patch"]["mAcc"]
         for run in ("alpha", "beta")
     }
     table.get_by_role("button", name="HistoCLIP patch").click()

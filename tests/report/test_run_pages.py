@@ -3,16 +3,12 @@
 import json
 
 import nbformat
-import numpy as np
-import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from small_runs import CLASSES, make_notebook, make_patches, make_run, predict
+from small_runs import make_notebook, make_run
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.evaluation.artifacts import evaluate_rows, read_predictions, read_results, save_predictions
-from histoclip_lib.evaluation.comparisons import headline
-from histoclip_lib.evaluation.uncertainty import accuracy_gap, compare
+from histoclip_lib.evaluation.artifacts import read_metrics
 from histoclip_lib.report import export
 from histoclip_lib.report.executed import executed_notebooks, read_executed, run_parameters, stamp
 from histoclip_lib.report.navigation import PAGE_LABELS
@@ -170,126 +166,6 @@ def test_a_picture_that_is_none_is_left_out(tmp_path):
     assert read_executed(path).picture == ""
 
 
-# Predictions
-
-
-def test_predictions_are_read_as_they_were_written(run):
-    found, patches = read_predictions(run / "predictions.parquet"), make_patches()
-    assert list(found.files) == patches.files
-    assert found.classes == CLASSES
-    assert (found.labels == patches.labels).all()
-    assert (found.groups == patches.groups).all()
-    metrics = json.loads((run / "metrics.json").read_text())
-    for name, row in found.rows.items():
-        assert (row.decisions == found.labels).mean() == pytest.approx(metrics["rows"][name]["mAcc"])
-        assert (row.decisions == (row.scores >= 0.5)).all()
-
-
-def test_patches_and_classes_in_any_order_are_told_apart(tmp_path):
-    files = [f"{k:03d}.png" for k in np.random.default_rng(0).permutation(24)]
-    patches = make_patches(classes=["z", "a", "m"], files=files, groups=False)
-    folder = make_run(tmp_path, "mixed", patches=patches, val=[3, 1, 2, 20])
-    found = read_predictions(folder / "predictions.parquet")
-    assert list(found.files) == sorted(files[k] for k in (3, 1, 2, 20))
-    assert found.classes == ["z", "a", "m"]
-    assert found.groups is None
-    assert list(found.units) == [0, 1, 2, 3]
-    for k in (3, 1, 2, 20):
-        assert (found.labels[list(found.files).index(files[k])] == patches.labels[k]).all()
-
-
-def test_lines_in_any_order_are_read(run):
-    path = run / "predictions.parquet"
-    before = read_predictions(path)
-    table = pd.read_parquet(path)
-    patch_order = np.random.default_rng(0).permutation(len(table) // 6)
-    shuffled = pd.concat([part.iloc[patch_order] for _, part in table.groupby("row", observed=True, sort=False)])
-    shuffled.iloc[::-1].to_parquet(path)
-    after = read_predictions(path)
-    columns = [after.classes.index(name) for name in before.classes]
-    assert (after.files == before.files).all()
-    assert (after.groups == before.groups).all()
-    assert (after.labels[:, columns] == before.labels).all()
-    for name, row in before.rows.items():
-        assert (after.rows[name].scores[:, columns] == row.scores).all()
-        assert (after.rows[name].decisions[:, columns] == row.decisions).all()
-
-
-@pytest.mark.parametrize("damage", ["column", "line", "twice", "label", "group", "empty", "bytes"])
-def test_damaged_predictions_are_refused(run, damage):
-    path = run / "predictions.parquet"
-    table = pd.read_parquet(path).astype({"group": str})
-    if damage == "column":
-        table = table.drop(columns="score")
-    elif damage == "line":
-        table = table.drop(index=5)
-    elif damage == "twice":
-        table = pd.concat([table.drop(index=5), table.iloc[[6]]])
-    elif damage == "label":
-        table.loc[5, "label"] = 1 - table.loc[5, "label"]
-    elif damage == "group":
-        table.loc[5, "group"] = "other"
-    elif damage == "empty":
-        table = table.iloc[:0]
-    table.to_parquet(path)
-    if damage == "bytes":
-        path.write_bytes(b"PAR1")
-    with pytest.raises(HistoCLIPError, match="Run 04_evaluate again"):
-        read_predictions(path)
-
-
-def test_the_gap_of_two_rows_is_that_of_the_full_comparison(run):
-    found = read_predictions(run / "predictions.parquet")
-    one, other = found.rows["histoclip_patch"], found.rows["linear_probe"]
-    full = compare(found.labels, one, other, found.units, 100, 0).macc
-    assert vars(accuracy_gap(found.labels, one, other, found.units, 100, 0)) == pytest.approx(vars(full))
-
-
-# The headline
-
-
-def results_of(tmp_path, name, ours, probe, **kwargs):
-    """Return results and predictions of a run in which HistoCLIP and the probe have the given noise."""
-    folder = make_run(tmp_path, name, **kwargs)
-    patches = make_patches()
-    rows = read_predictions(folder / "predictions.parquet").rows
-    rows |= {"histoclip_patch": predict(patches.labels, 1, ours), "linear_probe": predict(patches.labels, 2, probe)}
-    save_predictions(folder / "predictions.parquet", rows, patches, np.arange(len(patches)))
-    edit_metrics(folder, rows=evaluate_rows(rows, patches, np.arange(len(patches)), 50, 0))
-    return read_results(folder / "metrics.json"), read_predictions(folder / "predictions.parquet")
-
-
-@pytest.mark.parametrize(
-    ("ours", "probe", "said"),
-    [(0.01, 2.0, "It is ahead of"), (2.0, 0.01, "It does not beat"), (0.3, 0.3, "the two cannot be told apart")],
-)
-def test_the_headline_says_how_it_stands_against_the_probe(tmp_path, ours, probe, said):
-    results, predictions = results_of(tmp_path, "demo", ours, probe)
-    found = headline(results, predictions)
-    assert said in found.sentence
-    assert f"mAcc of {results.rows['histoclip_patch']['mAcc'].value:.3f}" in found.sentence
-    assert f"{results.rows['linear_probe']['mAcc'].value:.3f}" in found.sentence
-    assert [row.label for row in found.against][:2] == ["Linear probe on the same features", "Majority of train"]
-    assert "6 groups" in found.note
-
-
-def test_without_predictions_nothing_is_called_tested(tmp_path):
-    results, _ = results_of(tmp_path, "demo", 0.01, 2.0)
-    found = headline(results, None)
-    assert "was not tested" in found.sentence
-    assert all(row.gap is None and row.finding == "" for row in found.against)
-    results, _ = results_of(tmp_path, "behind", 2.0, 0.01)
-    assert "does not beat" in headline(results, None).sentence
-
-
-def test_the_best_zero_shot_row_is_named(run):
-    results = read_results(run / "metrics.json")
-    best = max(("baseline", "power_set"), key=lambda row: results.rows[row]["mAcc"].value)
-    last = headline(results, None).against[-1]
-    assert last.score == results.rows[best]["mAcc"]
-    assert "the best of the four" in last.label
-
-
 # The summary
 
 
@@ -297,14 +173,14 @@ def test_the_summary_shows_every_number(run):
     write_run_pages(run)
     text = soup_of(run / "index.html").get_text()
     metrics = json.loads((run / "metrics.json").read_text())
-    for row in metrics["rows"].values():
+    for row in metrics["methods"].values():
         for metric in ("mAcc", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match"):
             assert f"{row[metric]:.3f}" in text
         assert "[{:.3f}, {:.3f}]".format(*row["mAcc_ci"]) in text
     for name, share in metrics["prevalence"].items():
         assert name in text
         assert f"{100 * share:.1f} %" in text
-    for values in metrics["rows"]["histoclip_patch"]["per_class"].values():
+    for values in metrics["methods"]["histoclip_patch"]["per_class"].values():
         assert f"{values['ap']:.3f}" in text
     assert "96 patches were trained on, 24 validated on" in text
     image = soup_of(run / "index.html").select_one("figure img")
@@ -351,7 +227,7 @@ def test_results_of_an_earlier_version_are_summed_up(tmp_path):
     basics = {"name": "old", "dataset": "synthetic", "backbone": "b", "split": "random"}
     for folder, more in {"old": {}, "ours": {"histoclip_patch": {"mAcc": 0.75}}, "none": None}.items():
         (tmp_path / folder).mkdir()
-        content = basics | {"rows": {} if more is None else rows | more}
+        content = basics | {"methods": {} if more is None else rows | more}
         (tmp_path / folder / "metrics.json").write_text(json.dumps(content))
         assert names(write_run_pages(tmp_path / folder)) == ["index.html"]
     assert "no results of HistoCLIP" in soup_of(tmp_path / "old" / "index.html").get_text()
@@ -374,15 +250,15 @@ def test_garbled_details_are_left_out(run, changes):
 
 
 def test_garbled_rows_are_left_out(run):
-    rows = json.loads((run / "metrics.json").read_text())["rows"]
+    rows = json.loads((run / "metrics.json").read_text())["methods"]
     rows["knn"] = {"mAcc": "high"}
     rows["histoclip_global"] |= {"auroc": "x", "macro_f1_ci": [1], "per_class": 4}
     rows["unheard of"] = 3
-    edit_metrics(run, rows=rows)
-    results = read_results(run / "metrics.json")
-    assert "knn" not in results.rows
-    assert "auroc" not in results.rows["histoclip_global"]
-    assert results.rows["histoclip_global"]["macro_f1"].interval is None
+    edit_metrics(run, methods=rows)
+    results = read_metrics(run / "metrics.json")
+    assert "knn" not in results.methods
+    assert "auroc" not in results.methods["histoclip_global"]
+    assert results.methods["histoclip_global"]["macro_f1"].interval is None
     assert results.by_class["histoclip_global"]["tumor"] == {}
     write_run_pages(run)
 

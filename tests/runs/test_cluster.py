@@ -14,7 +14,7 @@ from tiny_clip import save_local_dir, tiny_model
 from histoclip_lib.clip.encoder import load_clip
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.executors import open_executor
-from histoclip_lib.data.registry import LOADED_BY, load_dataset
+from histoclip_lib.data.registry import load_dataset_from
 from histoclip_lib.features import remote as remote_encoding
 from histoclip_lib.features.encode import encode_dataset
 from histoclip_lib.features.remote import ENCODER_NAMES, encode_shards_on
@@ -71,7 +71,7 @@ def cluster(tmp_path):
 
 def locally(values, cache):
     clip = load_clip(*(values[name] for name in ENCODER_NAMES))
-    patches = load_dataset(*(values[name] for name in LOADED_BY))
+    patches = load_dataset_from(values)
     features = encode_dataset(clip, patches, VIEWS, BATCH, workers=0, cache=cache, progress=False)
     return features.encoded, np.concatenate(features.pooled.pieces), np.concatenate(features.tokens.pieces)
 

@@ -168,7 +168,7 @@ def test_any_names_are_safe_distinct_and_the_same_each_time(tmp_path_factory, di
         ("{run: [{name: a}]}", "grid, run: name cannot vary"),
         ("{seed: [0], other: [{seed: 1}]}", "grid, seed: stands in two lists"),
         ("{views: [1, 2]}", "views: stands there and under grid"),
-        ("{seed: [0], seed: [1]}", "seed: stands there 2 times"),
+        ("{seed: [0], seed: [1]}", "seed: appears 2 times"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, grid, reason):
@@ -321,6 +321,6 @@ def test_a_grid_without_seeds_or_results_has_a_table_too(tmp_path):
 
 
 def test_what_is_ahead_is_a_row_that_the_library_knows():
-    from histoclip_lib.evaluation.methods import COLUMNS
+    from histoclip_lib.evaluation.methods import table_one_columns
 
-    assert set(grids.HEADLINE) <= set(COLUMNS)
+    assert set(grids.HEADLINE) <= set(table_one_columns())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
@@ -21,13 +20,7 @@ CHUNK = 16  # patches counted at a time: 50 MB of the official float64 masks
 
 @dataclass(frozen=True)
 class FoldArrays:
-    """The three files of one fold.
-
-    Attributes
-    ----------
-    images, masks, types : Path
-        Arrays of shape (B, H, W, 3), (B, H, W, 6) and (B,).
-    """
+    """The files of one fold: `images` (B, H, W, 3), `masks` (B, H, W, 6) and `types` (B,)."""
 
     images: Path
     masks: Path
@@ -38,15 +31,15 @@ class FoldArrays:
 class ArraySource:
     """Patches in the arrays of one or more folds, one after the other.
 
-    It holds paths only, so that it can be pickled; each read maps its file anew, which takes about 0.1 ms and
-    keeps pages already read from counting as memory of the process.
+    It holds paths only, so that it can be pickled; each read maps its file anew, which takes about 0.1 ms and keeps
+    pages already read from counting as memory of the process.
 
     Attributes
     ----------
     folds : list of FoldArrays
         Files of each fold.
     starts : ndarray of shape (number of folds + 1,), int
-        Position of the first patch of each fold, and the number of all patches.
+        Index of the first patch of each fold, and the number of all patches.
     """
 
     folds: list[FoldArrays]
@@ -58,28 +51,28 @@ class ArraySource:
 
     def image(self, index: int) -> np.ndarray:
         """Return patch `index` as RGB, shape (H, W, 3), uint8; it is stored as float64 from 0 to 255."""
-        fold, row = self._locate(index)
-        image = np.array(open_array(fold.images)[row])
+        fold, place = self._locate(index)
+        image = np.array(open_array(fold.images)[place])
         if not (image.min() >= 0 and image.max() <= 255):
             raise HistoCLIPError(
-                f"{fold.images}, patch {row}: values from {image.min()} to {image.max()}, expected 0 to 255. Use "
+                f"{fold.images}, patch {place}: values from {image.min()} to {image.max()}, expected 0 to 255. Use "
                 "the images as they were released."
             )
         return np.rint(image).astype(np.uint8)
 
     def mask(self, index: int) -> np.ndarray:
         """Return the class map, shape (H, W), uint8: k for the k-th class, the later where nuclei overlap."""
-        fold, row = self._locate(index)
-        instances = np.array(open_array(fold.masks)[row])
+        fold, place = self._locate(index)
+        instances = np.array(open_array(fold.masks)[place])
         class_map = np.zeros(instances.shape[:2], dtype=np.uint8)
         for channel in range(len(CLASSES)):
             class_map[instances[..., channel] != 0] = channel + 1
         return class_map
 
     def digest(self, index: int) -> str:
-        """Return the digest of the image file's path, size, time and the patch's row in it."""
-        fold, row = self._locate(index)
-        return f"{file_key(fold.images)}-{row:05d}"
+        """Return the digest of the image file's path, size and time of change, and the patch's place in it."""
+        fold, place = self._locate(index)
+        return f"{file_key(fold.images)}-{place:05d}"
 
 
 def file_key(path: Path) -> str:
@@ -95,67 +88,57 @@ def open_array(path: Path) -> np.ndarray:
     Raises
     ------
     HistoCLIPError
-        If the file is truncated, is no `.npy` file or holds Python objects, which are never unpickled.
+        If the file is truncated, not a `.npy` file, or holds Python objects, which are never unpickled.
     """
     try:
         return np.lib.format.open_memmap(path, mode="r")  # np.load would take a zip archive, too
     except Exception as error:  # the header is a Python literal: what is wrong with it is of many kinds
         raise HistoCLIPError(
-            f"{path} cannot be read as an array of numbers or text ({error or type(error).__name__}). Fetch the file "
-            "again; an array of Python objects (dtype object) must be saved anew with a plain dtype."
+            f"{path} cannot be read as an array of numbers or text ({error or type(error).__name__}). Download the "
+            "file again; an array of Python objects (dtype object) must be saved again with a plain dtype."
         ) from error
 
 
 def check_fold(files: FoldArrays) -> list[str]:
     """Return what is wrong with the shapes and dtypes of a fold's arrays, a line for each fault."""
-    arrays, problems = {}, []
-    for path in (files.images, files.masks, files.types):
+    arrays, problems = [], []
+    for path, rank, channels in ((files.images, 4, 3), (files.masks, 4, N_CHANNELS), (files.types, 1, None)):
         try:
-            arrays[path] = open_array(path)
+            arrays.append(open_array(path))
         except HistoCLIPError as error:
             problems.append(str(error))
-    for path, rank, channels in ((files.images, 4, 3), (files.masks, 4, N_CHANNELS), (files.types, 1, None)):
-        if path not in arrays:
             continue
-        shape, kind = arrays[path].shape, arrays[path].dtype.kind
+        shape, dtype = arrays[-1].shape, arrays[-1].dtype
         if len(shape) != rank or (channels and shape[-1] != channels):
-            expected = f"(B, H, W, {channels})" if channels else "(B,)"
-            problems.append(f"{path}: shape {shape}, expected {expected}")
-        if kind not in ("uif" if channels else "U"):
-            expected = "integers or floats" if channels else "text (<U13)"
-            problems.append(f"{path}: dtype {arrays[path].dtype}, expected {expected}")
+            problems.append(f"{path}: shape {shape}, expected {f'(B, H, W, {channels})' if channels else '(B,)'}")
+        if dtype.kind not in ("uif" if channels else "U"):
+            problems.append(f"{path}: dtype {dtype}, expected {'integers or floats' if channels else 'text (<U13)'}")
     if problems:
         return problems
-    problems += _unwritable(files.types)
-    images, masks, types = (arrays[path] for path in (files.images, files.masks, files.types))
+    images, masks, types = arrays
+    try:
+        "".join(types.tolist()).encode()
+    except (ValueError, SystemError) as error:  # the latter where a number is beyond all characters
+        problems.append(f"{files.types}: contains invalid Unicode ({error})")
     if not len(images) == len(masks) == len(types):
         problems.append(
-            f"{files.images} has {len(images)} patches, {files.masks} {len(masks)} and {files.types} "
-            f"{len(types)}; they must agree"
+            f"{files.images} has {len(images)} patches, {files.masks} {len(masks)} and {files.types} {len(types)}; "
+            "they must agree"
         )
     elif images.shape[:3] != masks.shape[:3]:
         problems.append(f"{files.images}: shape {images.shape}, but {files.masks}: shape {masks.shape}")
     elif images.shape[1] * images.shape[2] > MAX_PIXELS:
         problems.append(f"{files.images}: shape {images.shape}; a patch has at most {MAX_PIXELS:,} pixels")
-    elif len(images) and images.dtype.kind == "f" and images[0].size and 0 < images[0].max() <= 1:
+    elif images.size and images.dtype.kind == "f" and 0 < images[0].max() <= 1:
         problems.append(f"{files.images}: values lie between 0 and 1, expected 0 to 255 as released")
     return problems
-
-
-def _unwritable(types_path: Path) -> list[str]:
-    """Return a line where the names of tissues are no text: an array may hold numbers that are no characters."""
-    try:
-        "".join(open_array(types_path).tolist()).encode()
-    except (ValueError, SystemError) as error:  # the latter where a number is beyond all characters
-        return [f"{types_path}: holds what is no text ({error})"]
-    return []
 
 
 def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     """Count the nuclei of each class in each patch: the distinct instance ids, other than 0, in its channel.
 
-    Peak memory is that of a few `CHUNK`s, whatever the size of the file: the file is mapped anew for each
-    chunk, since pages of a mapping count as memory of the process until it is closed.
+    Peak memory is that of a few `CHUNK`s, whatever the size of the file: the file is mapped anew for each chunk, since
+    pages of a mapping count as memory of the process until it is closed.
 
     Parameters
     ----------
@@ -180,17 +163,17 @@ def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     with tqdm(total=n_patches, desc=label, unit="patch", disable=not progress) as bar:
         for start in range(0, n_patches, CHUNK):
             chunk = np.array(open_array(masks_path)[start : start + CHUNK])
-            for row, patch in enumerate(chunk, start=start):
+            for index, patch in enumerate(chunk, start=start):
                 if not (patch.min() >= 0 and patch.max() < np.inf):  # NaN is neither
-                    offenders.append(f"patch {row}: ids from {patch.min()} to {patch.max()}")
+                    offenders.append(f"patch {index}: ids from {patch.min()} to {patch.max()}")
                     continue
                 for channel in range(len(CLASSES)):
                     ids = patch[..., channel]
-                    counts[row, channel] = len(np.unique(ids[ids != 0]))
+                    counts[index, channel] = len(np.unique(ids[ids != 0]))
             bar.update(len(chunk))
     if offenders:
         raise HistoCLIPError(
-            f"{masks_path}: {len(offenders)} of {n_patches} patches have ids that are none. Fetch the file again:\n"
+            f"{masks_path}: {len(offenders)} of {n_patches} patches have invalid ids. Download the file again:\n"
             + bullet_list(offenders, limit=1000)
         )
     return counts
@@ -199,8 +182,8 @@ def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
 def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> np.ndarray:
     """Return `count_nuclei`, kept in a table below `cache_dir` until the masks file changes.
 
-    The table is named by the file's path, size and time of change, and moved into place when complete, so
-    that neither a changed file nor an interrupted run leaves a table that is wrong.
+    The table is named by the file's path, size and time of change, and moved into place when complete, so that neither
+    a changed file nor an interrupted run leaves a table that is wrong. A damaged one is made again.
     """
     table_path = cache_dir / "pannuke" / f"counts-{file_key(masks_path)}.csv"
     if (kept := _read_counts(table_path, len(open_array(masks_path)))) is not None:
@@ -214,14 +197,17 @@ def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> n
         ) from error
     counts = count_nuclei(masks_path, progress)
     with replacing(table_path) as temporary:
-        pd.DataFrame(counts, columns=list(CLASSES)).to_csv(temporary, index=False)
+        np.savetxt(temporary, counts, fmt="%d", delimiter=",", header=",".join(CLASSES), comments="")
     return counts
 
 
 def _read_counts(table_path: Path, n_patches: int) -> np.ndarray | None:
-    """Return the table of an earlier count; None where there is none or it is damaged: then it is made anew."""
+    """Return the table of an earlier count, or None where there is none or it is damaged."""
     try:
-        counts = pd.read_csv(table_path)[list(CLASSES)].to_numpy(dtype=np.int64)
-    except (OSError, ValueError, KeyError, OverflowError):
+        with table_path.open(encoding="ascii") as file:
+            if file.readline().strip() != ",".join(CLASSES):
+                return None
+            counts = np.array([line.split(",") for line in file], dtype=np.int64)
+    except (OSError, ValueError, OverflowError):
         return None
-    return counts if len(counts) == n_patches and (counts >= 0).all() else None
+    return counts if counts.shape == (n_patches, len(CLASSES)) and (counts >= 0).all() else None

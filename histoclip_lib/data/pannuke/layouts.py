@@ -13,7 +13,7 @@ from histoclip_lib.common.cache import cache_dir as default_cache_dir
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.data.base import PatchDataset, PatchSource
 from histoclip_lib.data.pannuke.arrays import CLASSES, ArraySource, FoldArrays, cached_counts, check_fold, open_array
-from histoclip_lib.data.pannuke.parquet import ParquetSource, read_fold
+from histoclip_lib.data.registry import dataset
 
 OFFICIAL_SIZES = {1: 2656, 2: 2523, 3: 2722}  # patches in each fold
 TEST_FOLD = 3
@@ -25,9 +25,22 @@ LAYOUTS = (
     "fold1..fold3/{images,masks,types}.npy, or parquet files named fold1-*.parquet as in the Hugging Face data "
     "set RationAI/PanNuke"
 )
+Folds = tuple[list[int], dict[int, np.ndarray], dict[int, np.ndarray], PatchSource]  # folds, counts, tissues, pixels
 SOURCE = "PanNuke is distributed by the Warwick TIA Centre (Gamper et al. 2020, arXiv:2003.10778) under CC BY-NC-SA 4.0"
 
 
+@dataset(
+    "pannuke",
+    title="PanNuke",
+    licence="CC BY-NC-SA 4.0: attribution, no commercial use, the same terms for what is derived from it.",
+    about=(
+        "**PanNuke.** 19 tissues, 256 x 256 at 0.25 µm per pixel (Gamper et al. 2020), CC BY-NC-SA 4.0. A class is "
+        "present where at least `min_nuclei` of its nuclei are annotated. Patients are not published, so patches of "
+        "one patient may be on both sides of any split. Part of it comes from TCGA: a backbone may have seen it."
+    ),
+    options=("min_nuclei",),
+    paper={"baseline": 0.4107, "one_vs_rest": 0.4371, "power_set": 0.5263, "top_k": 0.4862, "histoclip": 0.8824},
+)
 def load_pannuke(
     data_dir: str | Path, min_nuclei: int = 1, cache_dir: str | Path | None = None, progress: bool = True
 ) -> PatchDataset:
@@ -38,7 +51,7 @@ def load_pannuke(
     data_dir : str or Path
         Folder in which the folds lie.
     min_nuclei : int
-        A patch carries the classes of which it has at least so many nuclei.
+        A patch carries the classes of which it has at least this many nuclei.
     cache_dir : str or Path, optional
         Where the nucleus counts are kept, since counting reads all the masks (8.4 GB a fold); by default
         `histoclip_lib.common.cache.cache_dir()`.
@@ -48,15 +61,15 @@ def load_pannuke(
     Returns
     -------
     PatchDataset
-        Files are named `fold1/00010` by official fold and row. Tissue and masks are known; patients are not,
-        so there are no groups. With all three folds, `parts` is one of the official rotations: folds 1 and 2
-        are `train` and fold 3 is `test`.
+        Files are named `fold1/00010` by official fold and place in it. Tissue and masks are known; patients are not, so
+        there are no groups. With all three folds, `parts` is one of the official rotations: folds 1 and 2 are `train`
+        and fold 3 is `test`.
 
     Raises
     ------
     HistoCLIPError
-        If nothing is found, the fold of a file cannot be told, files of a fold are missing, or arrays and
-        tables have another form than the released ones.
+        If nothing is found, the fold of a file is unclear, files of a fold are missing, or arrays and tables have
+        another form than the released ones.
     """
     if min_nuclei < 1:
         raise HistoCLIPError(f"min_nuclei: {min_nuclei} must be 1 or more.")
@@ -75,13 +88,13 @@ def load_pannuke(
             f"PanNuke was not found in {data_dir}. Looked for {LAYOUTS}. {SOURCE}. Unpack it and set data_dir to "
             "its folder."
         )
-    sizes = {fold: len(rows) for fold, rows in counts.items()}
+    sizes = {fold: len(counted) for fold, counted in counts.items()}
     _check_sizes(sizes)
     fold_of_patch = np.repeat(folds, [sizes[fold] for fold in folds])
     return PatchDataset(
         name="pannuke",
         classes=list(CLASSES),
-        files=[f"fold{fold}/{row:05d}" for fold in folds for row in range(sizes[fold])],
+        files=[f"fold{fold}/{place:05d}" for fold in folds for place in range(sizes[fold])],
         labels=labels_from_counts(np.concatenate([counts[fold] for fold in folds]), min_nuclei),
         source=source,
         parts=np.where(fold_of_patch == TEST_FOLD, "test", "train") if folds == [1, 2, 3] else None,
@@ -91,19 +104,7 @@ def load_pannuke(
 
 
 def labels_from_counts(counts: np.ndarray, min_nuclei: int = 1) -> np.ndarray:
-    """Return 1 where a patch has at least `min_nuclei` nuclei of a class.
-
-    Parameters
-    ----------
-    counts : ndarray of shape (B, N), int
-        Nuclei of each class in each patch.
-    min_nuclei : int
-        Fewest nuclei that make a label.
-
-    Returns
-    -------
-    ndarray of shape (B, N), uint8
-    """
+    """Return 1 where a patch has at least `min_nuclei` nuclei of a class: counts (B, N), int, to (B, N), uint8."""
     return (np.asarray(counts) >= min_nuclei).astype(np.uint8)
 
 
@@ -120,22 +121,21 @@ def _find_files(data_dir: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _by_fold(data_dir: Path, paths: list[Path]) -> dict[int, list[Path]]:
-    """Sort paths by the official fold (1 to 3) that their folders or names tell, ascending."""
-    told = {path: sorted({int(n) for n in _fold_names(data_dir, path)}) for path in paths}
-    numbers = {number for found in told.values() for number in found}
-    offenders = [f"{path}: {' and '.join(map(str, n)) or 'no fold'}" for path, n in told.items() if len(n) != 1]
+    """Sort paths by the official fold (1 to 3) in the names of their folders or files, ascending."""
+    named = {path: sorted({int(n) for n in _fold_names(data_dir, path)}) for path in paths}
+    numbers = {number for found in named.values() for number in found}
+    offenders = [f"{path}: {' and '.join(map(str, n)) or 'no fold'}" for path, n in named.items() if len(n) != 1]
     if not offenders and not (numbers <= {0, 1, 2} or numbers <= {1, 2, 3}):
-        offenders = [f"{path}: {found[0]}" for path, found in told.items()]
+        offenders = [f"{path}: {found[0]}" for path, found in named.items()]
     if offenders:
         raise HistoCLIPError(
-            f"{data_dir}: which folds these are cannot be told. The folders or name of each file must name one "
-            "fold, all of them numbered 1 to 3, or all 0 to 2:\n"
-            f"{bullet_list(offenders)}\nKnown are {LAYOUTS}."
+            f"{data_dir}: it is unclear which folds these are. The folders or name of each file must name one fold, "
+            f"all of them numbered 1 to 3, or all 0 to 2:\n{bullet_list(offenders)}\nKnown are {LAYOUTS}."
         )
     shift = 1 if 0 in numbers else 0  # fold0 is the official Fold 1
     folds = defaultdict(list)
-    for path in sorted(paths, key=lambda path: (told[path], path)):
-        folds[told[path][0] + shift].append(path)
+    for path in sorted(paths, key=lambda path: (named[path], path)):
+        folds[named[path][0] + shift].append(path)
     return dict(folds)
 
 
@@ -143,9 +143,7 @@ def _fold_names(data_dir: Path, path: Path) -> list[str]:
     return FOLD_NAME.findall(path.relative_to(data_dir).as_posix())
 
 
-def _load_arrays(
-    data_dir: Path, paths: list[Path], cache_dir: str | Path | None, progress: bool
-) -> tuple[list[int], dict[int, np.ndarray], dict[int, np.ndarray], PatchSource]:
+def _load_arrays(data_dir: Path, paths: list[Path], cache_dir: str | Path | None, progress: bool) -> Folds:
     by_fold = _by_fold(data_dir, paths)
     several = [str(path) for found in by_fold.values() if len(found) > 1 for path in found]
     if several:
@@ -164,7 +162,7 @@ def _load_arrays(
     _check_sizes({fold: len(types) for fold, types in tissue.items()})  # before the long count
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     counts = {fold: cached_counts(found.masks, root, progress) for fold, found in files.items()}
-    starts = np.cumsum([0, *(len(rows) for rows in counts.values())])
+    starts = np.cumsum([0, *map(len, counts.values())])
     return list(files), counts, tissue, ArraySource(list(files.values()), starts)
 
 
@@ -183,25 +181,25 @@ def _fold_files(images: Path) -> FoldArrays:
     return FoldArrays(images, masks, types)
 
 
-def _load_parquets(
-    data_dir: Path, paths: list[Path]
-) -> tuple[list[int], dict[int, np.ndarray], dict[int, np.ndarray], PatchSource]:
+def _load_parquets(data_dir: Path, paths: list[Path]) -> Folds:
+    from histoclip_lib.data.pannuke.parquet import ParquetSource, read_fold
+
     by_fold = _by_fold(data_dir, paths)
     several = [str(p) for found in by_fold.values() if len({p.parent for p in found}) > 1 for p in found]
     if several:
         raise HistoCLIPError(
-            f"{data_dir}: parquet files of one fold lie in several folders. Set data_dir to one copy:\n"
+            f"{data_dir}: parquet files of one fold are in several folders. Set data_dir to one copy:\n"
             + bullet_list(several)
         )
     row_groups, lengths, counts, tissue, problems = [], [], {}, {}, []
     for fold, found in by_fold.items():
         try:
-            groups, rows, counts[fold], tissue[fold] = read_fold(found)
+            groups, sizes, counts[fold], tissue[fold] = read_fold(found)
         except HistoCLIPError as error:
             problems.append(f"fold {fold}: {error}")
         else:
             row_groups += groups
-            lengths.append(rows)
+            lengths.append(sizes)
     if problems:
         raise HistoCLIPError("\n".join(problems))
     starts = np.cumsum([0, *np.concatenate(lengths)])
@@ -209,7 +207,7 @@ def _load_parquets(
 
 
 def _check_sizes(sizes: dict[int, int]) -> None:
-    """Refuse a fold that has exactly the patches of another official fold: it was numbered otherwise."""
+    """Refuse a fold that has exactly as many patches as another official fold: it is numbered differently."""
     official = {size: fold for fold, size in OFFICIAL_SIZES.items()}
     offenders = [
         f"read as fold {fold}, with the {size} patches of fold {official[size]}"
@@ -218,8 +216,7 @@ def _check_sizes(sizes: dict[int, int]) -> None:
     ]
     if offenders:
         raise HistoCLIPError(
-            "PanNuke: the numbers of the folds do not fit their sizes:\n"
-            + bullet_list(offenders)
-            + "\nFolders fold0, fold1, fold2 are the official folds 1, 2, 3 and are known by fold0: put it beside "
-            "the others, or number the folders from 1."
+            f"PanNuke: the numbers of the folds do not match their sizes:\n{bullet_list(offenders)}\nFolders fold0, "
+            "fold1, fold2 are the official folds 1, 2, 3 and are recognized by fold0: put it beside the others, or "
+            "number the folders from 1."
         )

@@ -44,7 +44,7 @@ class ParquetSource:
     row_groups : list of (Path, int)
         File and place of each row group.
     starts : ndarray of shape (number of row groups + 1,), int
-        Position of the first patch of each row group, and the number of all patches.
+        Index of the first patch of each row group, and the number of all patches.
     """
 
     row_groups: list[tuple[Path, int]]
@@ -58,7 +58,7 @@ class ParquetSource:
             return values[index - int(self.starts[place])].as_py()
         except UNREADABLE as error:
             raise HistoCLIPError(
-                f"{path}, row group {group}, column {column}: cannot be read ({error}). Fetch the file again."
+                f"{path}, row group {group}, column {column}: cannot be read ({error}). Download the file again."
             ) from error
 
     def image(self, index: int) -> np.ndarray:
@@ -72,7 +72,7 @@ class ParquetSource:
         instances, categories = self._cell(index, "instances") or [], self._cell(index, "categories") or []
         if len(instances) != len(categories):
             raise HistoCLIPError(
-                f"Patch {index}: {len(instances)} instances but {len(categories)} categories. Fetch the parquet "
+                f"Patch {index}: {len(instances)} instances but {len(categories)} categories. Download the parquet "
                 "files again."
             )
         place = f"patch {index}, column instances"
@@ -81,7 +81,7 @@ class ParquetSource:
             if nucleus.shape != class_map.shape:
                 raise HistoCLIPError(
                     f"PanNuke, {place}: a nucleus is {nucleus.shape[1]}x{nucleus.shape[0]}, the image "
-                    f"{class_map.shape[1]}x{class_map.shape[0]}. Fetch the parquet files again."
+                    f"{class_map.shape[1]}x{class_map.shape[0]}. Download the parquet files again."
                 )
             class_map[nucleus] = category + 1
         return class_map
@@ -95,7 +95,7 @@ class ParquetSource:
 def _content(cell: dict | None, place: str) -> bytes:
     """Return the file in a cell, a struct of `bytes` and `path`; the path is not followed."""
     if not cell or not cell["bytes"]:
-        raise HistoCLIPError(f"PanNuke, {place}: no bytes are stored. Fetch the parquet files again.")
+        raise HistoCLIPError(f"PanNuke, {place}: no bytes are stored. Download the parquet files again.")
     return cell["bytes"]
 
 
@@ -127,8 +127,8 @@ def read_fold(paths: list[Path]) -> tuple[list[tuple[Path, int]], np.ndarray, np
     Raises
     ------
     HistoCLIPError
-        Listing every file that is no parquet, lacks a column, has one of another type or unpacks to too much, and every
-        row with a class or tissue number that names nothing.
+        Listing every file that is not parquet, lacks a column, has one of another type or unpacks to too much, and
+        every row with an unknown class or tissue number.
     """
     row_groups, lengths, counts, tissue, problems = [], [], [], [], []
     for path in paths:
@@ -152,7 +152,7 @@ def read_fold(paths: list[Path]) -> tuple[list[tuple[Path, int]], np.ndarray, np
                 counts.append(np.bincount(category or [], minlength=len(CLASSES)))
                 tissue.append(organ if isinstance(organ, str) else TISSUES[organ])
         except UNREADABLE as error:
-            problems.append(f"{path} cannot be read as parquet ({error}). Fetch the file again")
+            problems.append(f"{path} cannot be read as parquet ({error}). Download the file again")
     if problems:
         raise HistoCLIPError(f"PanNuke's parquet files cannot be used:\n{bullet_list(problems, limit=1000)}")
     return (
@@ -201,7 +201,7 @@ def _row_problem(categories: list[int], tissue: int | str) -> str:
     """Return what is wrong with the classes and the organ of a patch; nothing: an empty text."""
     wrong = sorted({c for c in categories if c not in range(len(CLASSES))}, key=str)
     if wrong:
-        return f"categories {wrong} name no class. Expected 0 to {len(CLASSES) - 1} for {', '.join(CLASSES)}"
+        return f"categories {wrong} do not name a class. Expected 0 to {len(CLASSES) - 1} for {', '.join(CLASSES)}"
     if not isinstance(tissue, str) and tissue not in range(len(TISSUES)):
-        return f"tissue {tissue!r} names no organ. Expected 0 to {len(TISSUES) - 1} or a name"
+        return f"tissue {tissue!r} does not name an organ. Expected 0 to {len(TISSUES) - 1} or a name"
     return ""

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import joblib
 import numpy as np
 from PIL import Image
 from scipy.special import expit, logit
@@ -20,8 +19,8 @@ from tqdm import tqdm
 from histoclip_lib.common.cache import cache_dir as default_cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import temporary_beside
-from histoclip_lib.data import folder
 from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.registry import dataset
 from histoclip_lib.data.synthetic import painting, tissue
 
 CLASSES = ("tumor", "stroma", "lymphocyte", "necrosis")
@@ -34,6 +33,19 @@ _MASK_COLOURS = np.array([[255, 255, 255], [128, 64, 160], [240, 160, 190], [50,
 _GRID = 4  # pixels in one cell of the grid on which regions are laid out
 
 
+@dataset(
+    "synthetic",
+    title="Synthetic H&E",
+    licence="Painted by this software; no licence applies.",
+    about=(
+        "**Synthetic H&E.** Procedural patches, painted on this machine: tumor nests, stroma, lymphocytes and necrosis "
+        "under a Beer-Lambert model of hematoxylin and eosin, with the stain, scale and scanner of synthetic patients. "
+        "It exists so that the whole report can run where nothing can be downloaded. Scores on it say that the "
+        "software works, and nothing about tissue."
+    ),
+    options=("n_patches",),
+    needs_folder=False,
+)
 def load_synthetic(n_patches: int = 600, seed: int = 0, cache_dir: str | Path | None = None) -> PatchDataset:
     """Load the procedural H&E data set, and paint it first where the cache does not hold it.
 
@@ -44,14 +56,16 @@ def load_synthetic(n_patches: int = 600, seed: int = 0, cache_dir: str | Path | 
     seed : int
         Decides everything.
     cache_dir : str or Path, optional
-        Where to keep the patches; by default HistoCLIP's cache. They lie in `synthetic/<key>`, where the key
-        follows from the arguments and from the source of the generator.
+        Where to keep the patches; by default HistoCLIP's cache. They are in `synthetic/<key>`, where the key depends on
+        the arguments and on the source of the generator.
 
     Returns
     -------
     PatchDataset
         224x224 patches with the classes tumor, stroma, lymphocyte and necrosis, groups (patients) and masks.
     """
+    from histoclip_lib.data import folder
+
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     data_dir = root / "synthetic" / _key(n_patches=n_patches, seed=seed)
     if not data_dir.exists():
@@ -80,8 +94,8 @@ def write_synthetic(
     Parameters
     ----------
     out_dir : str or Path
-        Must not exist or be empty. It appears at the end, complete; a killed run leaves only a folder beside
-        it whose name ends in `.partial`, which `histoclip_lib.common.files.sweep` removes.
+        Must not exist or be empty. It appears at the end, complete; a killed run leaves only a folder beside it whose
+        name ends in `.partial`, which `histoclip_lib.common.files.sweep` removes.
     n_patches : int
         Number of patches; patch i is of patient i modulo `n_patients`.
     seed : int
@@ -91,7 +105,7 @@ def write_synthetic(
     size : int
         Height and width in pixels.
     workers : int, optional
-        Processes that paint; by default one for each core. It does not change a pixel.
+        Number of worker processes; by default one for each core. It does not change a pixel.
 
     Returns
     -------
@@ -101,8 +115,10 @@ def write_synthetic(
     Raises
     ------
     HistoCLIPError
-        If a number is out of range or `out_dir` holds something.
+        If a number is out of range or `out_dir` is not empty.
     """
+    import joblib
+
     for name, value, least in (("n_patches", n_patches, 1), ("n_patients", n_patients, 1), ("size", size, 64)):
         if value < least:
             raise HistoCLIPError(f"{name}: {value} is too small for the synthetic data set. Use {least} or more.")
@@ -119,8 +135,8 @@ def write_synthetic(
         jobs = (paint(partial, index, seed, n_patients, size) for index in range(n_patches))
         # joblib's processes, unlike multiprocessing's, start safely in a notebook and in an unguarded script.
         n_jobs = max(1, min(workers if workers is not None else joblib.cpu_count(), n_patches // 16))
-        rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=8)(jobs)
-        bar = tqdm(rows, total=n_patches, desc="painting patches", unit="patch")
+        lines = joblib.Parallel(n_jobs=n_jobs, return_as="generator", batch_size=8)(jobs)
+        bar = tqdm(lines, total=n_patches, desc="painting patches", unit="patch")
         _write_table(partial / "labels.csv", list(bar))
         os.replace(partial, out_dir)
     finally:
@@ -151,7 +167,7 @@ def draw_class_map(index: int, seed: int, n_patients: int, size: int) -> np.ndar
 
 
 def _stream(seed: int, purpose: str, index: int) -> np.random.Generator:
-    """Return random numbers of their own for each purpose and each patch or patient."""
+    """Return an independent random generator for each purpose and each patch or patient."""
     return np.random.default_rng([seed, ("mix", "appearance", "regions", "paint").index(purpose), index])
 
 
@@ -200,7 +216,7 @@ def _lay_out(areas: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _write_patch(root: Path, index: int, seed: int, n_patients: int, size: int) -> list:
-    """Write one image and its mask and return its row of the table."""
+    """Write one image and its mask and return its line of the table."""
     image, class_map = draw_patch(index, seed, n_patients, size)
     group = f"patient_{index % n_patients:03d}"
     name = f"{group}_{index:05d}.png"
@@ -211,11 +227,10 @@ def _write_patch(root: Path, index: int, seed: int, n_patients: int, size: int) 
     return [f"images/{name}", f"masks/{name}", group, *labels_of(class_map).tolist()]
 
 
-def _write_table(path: Path, rows: list[list]) -> None:
+def _write_table(path: Path, lines: list[list]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "mask", "group", *CLASSES])
-        writer.writerows(rows)
+        writer.writerows([["file", "mask", "group", *CLASSES], *lines])
 
 
 def _key(**arguments: int) -> str:

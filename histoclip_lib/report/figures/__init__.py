@@ -1,49 +1,37 @@
-"""Pictures: each function takes arrays and returns a Matplotlib figure with a text alternative."""
+"""Figures: each function takes arrays and returns a Matplotlib figure with a caption and a text alternative.
+
+Names are loaded on first use, so that importing this package is cheap; no figure needs torch.
+"""
 
 from __future__ import annotations
 
-from histoclip_lib.report.figures.attention import map_agreement
-from histoclip_lib.report.figures.base import described, short, show
-from histoclip_lib.report.figures.calibration import precision_recall_curves, reliability_diagrams
-from histoclip_lib.report.figures.confusion import (
-    co_occurrence_bias_map,
-    confusion_grid,
-    group_error_plot,
-    label_set_bars,
-    missed_class_map,
-    multilabel_confusion_map,
-)
-from histoclip_lib.report.figures.data import co_occurrence_map, prevalence_bars
-from histoclip_lib.report.figures.evaluation import comparison_map, forest_plot, per_class_map
-from histoclip_lib.report.figures.exploring import patch_cosines, threshold_curves
-from histoclip_lib.report.figures.leakage import similarity_histogram
-from histoclip_lib.report.figures.training import label_efficiency, training_curves
-from histoclip_lib.report.figures.zero_shot import prompt_spread, score_distributions, similarity_map
+from importlib import import_module
 
-__all__ = [
-    "co_occurrence_bias_map",
-    "co_occurrence_map",
-    "comparison_map",
-    "confusion_grid",
-    "described",
-    "forest_plot",
-    "group_error_plot",
-    "label_efficiency",
-    "label_set_bars",
-    "map_agreement",
-    "missed_class_map",
-    "multilabel_confusion_map",
-    "patch_cosines",
-    "per_class_map",
-    "precision_recall_curves",
-    "prevalence_bars",
-    "prompt_spread",
-    "reliability_diagrams",
-    "score_distributions",
-    "short",
-    "show",
-    "similarity_histogram",
-    "similarity_map",
-    "threshold_curves",
-    "training_curves",
-]
+_MODULES = {
+    "attention": (
+        "attention_cases", "attention_figures", "attention_overlay", "choose_for_attention", "map_agreement",
+        "save_thumbnail",
+    ),
+    "base": ("as_image", "described", "figure", "short", "show", "style", "wrapped"),
+    "calibration": ("precision_recall_curves", "reliability_diagrams", "threshold_curves"),
+    "confusion": (
+        "co_occurrence_bias_map", "confusion_grid", "group_error_plot", "label_set_bars", "missed_class_map",
+        "multilabel_confusion_map",
+    ),
+    "data": ("co_occurrence_map", "prevalence_bars"),
+    "evaluation": ("comparison_map", "forest_plot", "per_class_map"),
+    "leakage": ("similarity_histogram",),
+    "patches": ("confident_errors", "find_confident_errors", "near_duplicate_pairs", "patch_grid", "sample_patches"),
+    "training": ("label_efficiency", "training_curves"),
+    "zero_shot": ("patch_cosines", "prompt_spread", "score_distributions", "similarity_map"),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    """Load a figure's module when the figure is first asked for."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

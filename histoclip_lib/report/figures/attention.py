@@ -1,25 +1,33 @@
-"""Pictures of how attention agrees with the masks."""
+"""Figures of attention: over the tissue, against the masks, and the thumbnail of a run."""
 
 from __future__ import annotations
 
-import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from histoclip_lib.common.files import replacing
+from histoclip_lib.common.predictions import THRESHOLD
+from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.localisation import MEASURES, MapScores, class_means
-from histoclip_lib.models.attention import MAP_LABELS, TRAINED
-from histoclip_lib.report.figures.base import CLASS_COLOURS, described, short_names
+from histoclip_lib.models.attention import MAP_LABELS, TRAINED, enlarge, square_crop
+from histoclip_lib.report.figures.base import CLASS_COLOURS, class_colour, described, figure, listed, wrapped
+from histoclip_lib.report.figures.patches import outline
 
 MARKERS = {TRAINED: "o", "untrained": "s", "similarity": "^", "centre": "D", "uniform": "|"}
-COLOURS = {
-    TRAINED: CLASS_COLOURS[0],
-    "untrained": CLASS_COLOURS[1],
-    "similarity": CLASS_COLOURS[2],
-    "centre": CLASS_COLOURS[4],
-    "uniform": "0.3",
-}
+COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:3], CLASS_COLOURS[4], "0.3"], strict=True))
+OPACITY = 0.55
+SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
+PALETTE = 255  # colours; a picture in all colours takes three times the bytes
 
 
+@figure
 def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
     """Draw how trained attention and the references agree with the masks, one panel for each of the MEASURES.
 
@@ -30,37 +38,261 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
     classes : list of str
         N names.
     """
-    n_classes = len(classes)
-    counts = (~np.isnan(scores.area)).sum(axis=0)
-    figure, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.5 * n_classes + 1.8), sharey=True)
+    heights, counts = np.arange(len(classes)), (~np.isnan(scores.area)).sum(axis=0)
+    drawn, panels = plt.subplots(1, len(MEASURES), figsize=(9, 0.5 * len(classes) + 1.8), sharey=True)
     highest = np.nanmax([class_means(getattr(scores, measure)) for measure in MEASURES], initial=0.1)
-    limit = min(1.03, 1.15 * highest)
-    listed = []
+    limit, said = min(1.03, 1.15 * highest), []
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         means = class_means(getattr(scores, measure))
-        ranges = [np.nanmin(column) if count else np.nan for column, count in zip(means.T, counts, strict=True)]
-        axes.hlines(np.arange(n_classes), ranges, means[scores.maps.index(TRAINED)], color="0.8", lw=2, zorder=1)
+        lowest = [np.nanmin(column) if count else np.nan for column, count in zip(means.T, counts, strict=True)]
+        axes.hlines(heights, lowest, means[scores.maps.index(TRAINED)], color="0.8", lw=2, zorder=1)
         for name, values in zip(scores.maps, means, strict=True):
             axes.plot(
-                values, np.arange(n_classes), MARKERS[name], color=COLOURS[name], mew=1.8,
-                ms=11 if name == "uniform" else 6.5, mfc=COLOURS[name] if name == TRAINED else "white",
-                label=MAP_LABELS[name], zorder=4 if name == TRAINED else 3,
+                values, heights, MARKERS[name], color=COLOURS[name], mew=1.8, ms=11 if name == "uniform" else 6.5,
+                mfc=COLOURS[name] if name == TRAINED else "white", label=MAP_LABELS[name],
+                zorder=4 if name == TRAINED else 3,
             )  # fmt: skip
-        axes.set(title=label, xlim=(-0.03 * limit, limit), ylim=(n_classes - 0.5, -0.5))
-        listed += [
-            f"{label}, {name}: "
-            + ", ".join(f"{MAP_LABELS[m].lower()} {v:.2f}" for m, v in zip(scores.maps, column, strict=True))
-            for name, column, count in zip(classes, means.T, counts, strict=True)
-            if count
-        ]
-    panels[0].set_yticks(
-        range(n_classes), [f"{name} ({count})" for name, count in zip(short_names(classes), counts, strict=True)]
-    )
-    figure.tight_layout()
-    figure.legend(
+        axes.set(title=label, xlim=(-0.03 * limit, limit), ylim=(len(classes) - 0.5, -0.5))
+        labels = [MAP_LABELS[name].lower() for name in scores.maps]
+        shown = zip(classes, means.T, counts, strict=True)
+        said += [f"{label}, {name}: {listed(labels, column)}" for name, column, count in shown if count]
+    panels[0].set_yticks(heights, [f"{wrapped(name)} ({n})" for name, n in zip(classes, counts, strict=True)])
+    drawn.tight_layout()
+    drawn.legend(
         *panels[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(scores.maps),
         frameon=False, handletextpad=0.1, columnspacing=1.2,
     )  # fmt: skip
     return described(
-        figure, f"How maps agree with the masks, by class (patches that count in brackets). {'; '.join(listed)}."
+        drawn,
+        f"How maps agree with the masks, by class (patches that count in brackets). {'; '.join(said)}.",
+        f"Agreement of the trained head's attention and of {len(scores.maps) - 1} references with the masks of "
+        f"{len(scores.area):,} patches. Training has helped to find a class if its filled dot is right of others.",
     )
+
+
+def choose_for_attention(labels: np.ndarray, probabilities: np.ndarray, count: int) -> list[int]:
+    """Return patches to look at: in turn for each class the one in which it is found with the highest probability.
+
+    Parameters
+    ----------
+    labels, probabilities : ndarray of shape (B, N)
+        Truth and sigma(logit).
+    count : int
+        At most so many; patches with several labels and no error come first, since there the maps should differ.
+    """
+    right = ((probabilities >= THRESHOLD) == labels).all(axis=1)
+    telling = (labels.sum(axis=1) >= 2) & right
+    chosen: list[int] = []
+    for only_telling in (True, False):
+        found = np.where((labels == 1) & (telling[:, None] | (not only_telling)), probabilities, -1)
+        for place in np.argsort(-found, axis=0, kind="stable"):
+            for k, patch in enumerate(place):
+                if len(chosen) < count and found[patch, k] >= THRESHOLD and patch not in chosen:
+                    chosen.append(int(patch))
+    return chosen
+
+
+def attention_figures(
+    patches: PatchDataset, index: np.ndarray, maps: np.ndarray, probabilities: np.ndarray, chosen: list[int]
+) -> Iterator[Figure]:
+    """Draw `attention_overlay` for some patches.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        The data set.
+    index : ndarray of int, shape (B,)
+        The patches that `maps` (B, N, g, g) and `probabilities` (B, N) belong to.
+    maps, probabilities : ndarray
+        See above.
+    chosen : list of int
+        Positions in `index`.
+    """
+    for position in chosen:
+        i = index[position]
+        mask = patches.mask(i)
+        yield attention_overlay(
+            square_crop(patches.image(i)), maps[position], patches.classes, patches.labels[i], probabilities[position],
+            None if mask is None else square_crop(mask), patches.files[i],
+        )  # fmt: skip
+
+
+@figure
+def attention_overlay(
+    image: np.ndarray,
+    maps: np.ndarray,
+    classes: list[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    mask: np.ndarray | None,
+    name: str,
+) -> Figure:
+    """Draw a patch, its mask, and for each class the attention over the patch.
+
+    Parameters
+    ----------
+    image : ndarray of shape (S, S, 3), uint8
+        What the encoder saw.
+    maps : ndarray of shape (N, g, g)
+        Attention, each map summing to 1.
+    classes : list of str
+        N names.
+    labels, probabilities : ndarray of shape (N,)
+        Truth and sigma(logit).
+    mask : ndarray of shape (S, S), uint8, or None
+        Class map; the outline of each class is drawn over its attention.
+    name : str
+        Of the patch.
+    """
+    first = 1 if mask is None else 2
+    panels = first + len(classes)
+    columns = min(panels, 6)
+    lines = -(-panels // columns)
+    drawn, grid = plt.subplots(lines, columns, figsize=(2.3 * columns, 2.9 * lines), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    grid.flat[0].imshow(image)
+    grid.flat[0].set_title(wrapped(name), fontsize=9)
+    if mask is not None:
+        grid.flat[1].imshow(np.array([(1, 1, 1), *map(class_colour, range(len(classes)))])[mask])
+        grid.flat[1].set_title("mask", fontsize=9)
+    said = []
+    for k, axes in enumerate(list(grid.flat)[first:panels]):
+        _overlay(axes, image, maps[k], mask, k)
+        right = (probabilities[k] >= THRESHOLD) == bool(labels[k])
+        state = "present" if labels[k] else "absent"
+        axes.set_title(
+            f"{wrapped(classes[k])}\n{state}, p = {probabilities[k]:.2f}{'' if right else '  ✗'}",
+            fontsize=9, color="black" if right else CLASS_COLOURS[3],
+        )  # fmt: skip
+        place = where_highest(maps[k])
+        said.append(f"{classes[k]}: {state}, probability {probabilities[k]:.2f}, most attention {place}")
+    drawn.tight_layout()
+    return described(
+        drawn,
+        f"Attention over patch {name}. {'; '.join(said)}.",
+        f"Attention of {len(classes)} classes over one validation patch; bright is much, ✗ marks a wrong decision. "
+        + ("The maps of classes that are present should differ." if mask is None
+           else "Bright places should lie inside the line, the class's outline in the mask."),
+    )  # fmt: skip
+
+
+def _overlay(axes: Axes, image: np.ndarray, attention: np.ndarray, mask: np.ndarray | None, k: int) -> None:
+    """Draw the attention of class `k` over a grey patch, with the outline of its mask."""
+    axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(enlarge(attention, len(image)), cmap="inferno", alpha=OPACITY)
+    if mask is not None:
+        outline(axes, mask, [k])
+
+
+@figure
+def attention_cases(
+    patches: PatchDataset,
+    index: np.ndarray,
+    maps: dict[str, np.ndarray],
+    scores: MapScores,
+    probabilities: np.ndarray,
+    cases: list[tuple[int, int]],
+) -> Figure | None:
+    """Draw trained attention and text similarity over some patches, one line each, with the outline of the mask.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        With masks.
+    index : ndarray of int, shape (n,)
+        The patches that the rest belongs to.
+    maps : dict of str to ndarray of shape (n, N, g, g)
+        With `trained` and `similarity`.
+    scores : MapScores
+        Of these maps.
+    probabilities : ndarray of shape (n, N)
+        sigma(logit).
+    cases : list of (patch, class)
+        Positions, as `localisation.best_and_worst` returns; without any the result is None.
+    """
+    if not cases:
+        return None
+    drawn, grid = plt.subplots(len(cases), 3, figsize=(9, 3.35 * len(cases)), squeeze=False)
+    said = []
+    for line, (position, k) in zip(grid, cases, strict=True):
+        i, area = index[position], scores.area[position, k]
+        image, mask = square_crop(patches.image(i)), square_crop(patches.mask(i))
+        line[0].imshow(image)
+        outline(line[0], mask, [k])
+        about = f"{area:.0%} of the patch, p = {probabilities[position, k]:.2f}"
+        titles = [f"{wrapped(patches.files[i])}\n{wrapped(patches.classes[k])}: {about}"]
+        said.append(f"{patches.files[i]}, {patches.classes[k]}: {about}")
+        for axes, shown in zip(line[1:], (TRAINED, "similarity"), strict=True):
+            number = scores.maps.index(shown)
+            ap, mass = scores.ap[number, position, k], scores.mass[number, position, k]
+            _overlay(axes, image, maps[shown][position, k], mask, k)
+            titles.append(f"{MAP_LABELS[shown].lower()}\nAP {ap:.2f}, {mass:.0%} in the mask")
+            said[-1] += f", {titles[-1]}".replace("\n", ", ")
+        for axes, title in zip(line, titles, strict=True):
+            axes.set_axis_off()
+            axes.set_title(title, fontsize=10)
+    drawn.tight_layout()
+    return described(
+        drawn,
+        f"Attention against masks in {len(cases)} cases. {'; '.join(said)}.",
+        f"Trained attention and the text similarity that it started from, in {len(cases)} of {len(index):,} patches. "
+        "Compare where each is bright with the outline of the class in the mask.",
+    )
+
+
+def where_highest(attention: np.ndarray) -> str:
+    """Say in words in which ninth of the patch a map (g, g) has its highest value."""
+    row, column = np.unravel_index(attention.argmax(), attention.shape)
+    side = attention.shape[0]
+    vertical = ("at the top", "in the middle", "at the bottom")[int(3 * row / side)]
+    horizontal = ("left", "centre", "right")[int(3 * column / side)]
+    return f"{vertical} {horizontal}"
+
+
+def save_thumbnail(
+    path: Path,
+    patches: PatchDataset,
+    index: np.ndarray,
+    maps: np.ndarray,
+    probabilities: np.ndarray,
+    chosen: list[int],
+) -> None:
+    """Write the thumbnail of a run as PNG: the first chosen patch, and the attention of its most probable class.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    patches, index, maps, probabilities, chosen
+        As for `attention_figures`; without any chosen patch the first one is drawn.
+    """
+    position = chosen[0] if chosen else 0
+    image = square_crop(patches.image(index[position]))
+    picture = side_by_side(image, maps[position, probabilities[position].argmax()])
+    with replacing(path) as temporary:
+        Image.fromarray(picture).quantize(PALETTE, dither=Image.Dither.FLOYDSTEINBERG).save(temporary, "PNG")
+
+
+def side_by_side(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """Return a patch on the left and the same with attention over it on the right, shape (320, 480, 3), uint8.
+
+    Each half shows the middle of the patch at its full height.
+
+    Parameters
+    ----------
+    image : ndarray of shape (S, S, 3), uint8
+        What the encoder saw.
+    attention : ndarray of shape (g, g)
+        One map.
+    """
+    width, height = SIZE
+    large = np.asarray(Image.fromarray(image).resize((height, height), Image.Resampling.LANCZOS), dtype=float)
+    heat = enlarge(attention / max(attention.max(), np.finfo(float).tiny), height)
+    over = (1 - OPACITY) * large.mean(axis=2, keepdims=True) + OPACITY * 255 * colormaps["inferno"](heat)[..., :3]
+    half = (width - GAP) // 2
+    left = (height - half) // 2
+    picture = np.full((height, width, 3), 255.0)
+    picture[:, :half] = large[:, left : left + half]
+    picture[:, -half:] = over[:, left : left + half]
+    return picture.round().astype(np.uint8)

@@ -1,8 +1,14 @@
-"""What every figure shares: style, colours, text alternatives, and how one reaches the page."""
+"""What every figure shares: style, colours, names on axes, text alternative and caption, and how it reaches a page."""
 
 from __future__ import annotations
 
+import functools
 import io
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec
 
 import matplotlib
 import numpy as np
@@ -16,53 +22,84 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# For names in Chinese, Japanese and Korean, which the first font lacks: what systems usually have.
-MORE_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
-    "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
+from histoclip_lib.evaluation.methods import methods
+
+# Matplotlib brings the first font, so that figures are the same everywhere. It lacks names in Chinese, Japanese and
+# Korean: the others are what systems usually have.
+FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
 )  # fmt: skip
-INSTALLED_FONTS = {font.name for font in font_manager.fontManager.ttflist}
-
-sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
-matplotlib.rcParams.update(
-    {
-        "text.parse_math": False,
-        "figure.dpi": 100,
-        "axes.titlesize": "medium",
-        "font.family": ["sans-serif", *(name for name in MORE_FONTS if name in INSTALLED_FONTS)],
-    }
-)
-
 CLASS_COLOURS = sns.color_palette("colorblind", 10)
-MAX_NAME = 28
+UNCOLOURED = "0.35"  # methods without skill, and lines that are no method
+MAX_NAME, MAX_LINES = 28, 3  # letters in a line, and lines of a name on an axis
 LARGE_PNG = 400_000  # bytes
 SEEN = 2.0  # of 255: root mean square by which fewer colours may change a picture
 
+Arguments = ParamSpec("Arguments")
 
-def described(figure: Figure, alternative: str) -> Figure:
-    """Attach a text alternative to a figure; `show` hands it to the page."""
-    figure.alternative = alternative
+
+@functools.cache
+def installed_fonts() -> tuple[str, ...]:
+    """Return those of FONTS that are installed."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in FONTS if name in installed)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the style of the figures, and leave Matplotlib's settings as they were."""
+    own = {
+        "axes.prop_cycle": matplotlib.cycler(color=CLASS_COLOURS),
+        "axes.titlesize": "medium",
+        "figure.dpi": 100,
+        "font.family": list(installed_fonts()),
+        "text.parse_math": False,  # names may hold dollar signs
+    }
+    with matplotlib.rc_context({**sns.axes_style("whitegrid"), **sns.plotting_context("notebook"), **own}):
+        yield
+
+
+def figure(draw: Callable[Arguments, Figure | None]) -> Callable[Arguments, Figure | None]:
+    """Make a function draw in the style of the figures; what it returns must be `described`."""
+
+    @functools.wraps(draw)
+    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure | None:
+        with style():
+            drawn = draw(*args, **kwargs)
+        if drawn is not None:
+            if not (drawn.alternative and drawn.caption):
+                raise ValueError(f"{draw.__name__}: a figure needs a text alternative and a caption.")
+            plt.close(drawn)  # a notebook shows those that pyplot knows below the cell, once more
+        return drawn
+
+    return styled
+
+
+def described(figure: Figure, alternative: str, caption: str) -> Figure:
+    """Attach a text alternative, which says the numbers, and a caption, which says what to look for."""
+    figure.alternative, figure.caption = alternative, caption
     return figure
 
 
 def show(figure: Figure | None) -> None:
-    """Display a figure in double resolution with its text alternative, and close it; a gallery of nothing is None."""
+    """Display a figure in double resolution with its text alternative and caption; a gallery of nothing is None."""
     if figure is not None:
         display(as_image(figure))
 
 
 def as_image(figure: Figure) -> Image:
-    """Return a figure as `show` displays it, and close it.
+    """Return a figure as a page shows it; text alternative, caption and width are in the metadata of the output.
 
     As PNG of 256 colours where these are enough, which they are for all but photographs; else as PNG, or as JPEG where
     PNG takes more than LARGE_PNG bytes.
     """
-    data = _few_colours(_rendered(figure, format="png"))
-    width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
-    if len(data) > LARGE_PNG:
-        data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
-    plt.close(figure)
-    return Image(data=data, alt=figure.alternative, width=width)
+    with style():
+        data = _few_colours(_rendered(figure, format="png"))
+        width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
+        if len(data) > LARGE_PNG:
+            data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
+    return Image(data=data, alt=figure.alternative, width=width, metadata={"caption": figure.caption})
 
 
 def _rendered(figure: Figure, **options: object) -> bytes:
@@ -83,15 +120,35 @@ def _few_colours(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def class_colour(k: int) -> tuple[float, float, float]:
+    """Return the colour of the k-th class; the eleventh has that of the first."""
+    return CLASS_COLOURS[k % len(CLASS_COLOURS)]
+
+
+def method_colour(name: str) -> tuple[float, float, float] | str:
+    """Return the colour of a method, the same in every figure: grey for one that is uninformative or not registered."""
+    coloured = [method for method in reversed(methods().values()) if method.family != "uninformative"]
+    names = [method.name for method in coloured]
+    return class_colour(names.index(name)) if name in names else UNCOLOURED
+
+
 def short(name: str) -> str:
-    """Return a name that fits on an axis: names from users can be of any length."""
+    """Return a name in one line, cut after MAX_NAME letters: names from users can be of any length."""
     name = " ".join(name.split())
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 
-def short_names(classes: list[str]) -> list[str]:
-    """Return names that fit on an axis."""
-    return [short(name) for name in classes]
+def wrapped(name: str, width: int = MAX_NAME) -> str:
+    """Break a name into at most MAX_LINES lines of `width` letters, or of half as many ideographs."""
+    wide = any(unicodedata.east_asian_width(sign) in "WF" for sign in name)
+    return "\n".join(textwrap.wrap(name, width // 2 if wide else width, max_lines=MAX_LINES, placeholder="…"))
+
+
+def width_of(names: Iterable[str]) -> float:
+    """Return about how many inches of an axis the longest line of some wrapped names takes."""
+    lines = [line for name in names for line in name.splitlines()]
+    signs = [sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in line) for line in lines]
+    return 0.3 + 0.075 * max(signs)
 
 
 def heat_map(
@@ -102,24 +159,29 @@ def heat_map(
     label: str,
     low: float,
     high: float,
-    fmt: str = ".2f",
     cmap: str = "rocket_r",
 ) -> None:
     """Draw values (R, C) as an annotated heat map from `low` to `high`, with `label` at the colour bar."""
     sns.heatmap(
-        values,
-        vmin=low,
-        vmax=high,
-        annot=True,
-        fmt=fmt,
-        cmap=cmap,
-        xticklabels=columns,
-        yticklabels=rows,
-        linewidths=1,
-        cbar_kws={"label": label},
-        ax=axes,
-    )
+        values, vmin=low, vmax=high, annot=True, fmt=".2f", cmap=cmap, xticklabels=[wrapped(name) for name in columns],
+        yticklabels=[wrapped(name) for name in rows], linewidths=1, cbar_kws={"label": label}, ax=axes,
+    )  # fmt: skip
     axes.tick_params(axis="x", rotation=30)
     axes.tick_params(axis="y", rotation=0)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right")
+
+
+def confusion_heat_map(
+    axes: Axes, fractions: np.ndarray, text: np.ndarray, rows: list[str], columns: list[str], **options: object
+) -> None:
+    """Draw fractions (R, C) in blue from 0 to 1 with `text` in the cells; `options` as of `seaborn.heatmap`."""
+    sns.heatmap(
+        fractions, vmin=0, vmax=1, annot=text, fmt="", cmap="Blues", square=True, linewidths=1, ax=axes,
+        xticklabels=columns, yticklabels=rows, **options,
+    )  # fmt: skip
+
+
+def listed(names: Iterable[str], values: Iterable[float], digits: int = 2) -> str:
+    """Write names with their values, for a text alternative."""
+    return ", ".join(f"{name} {value:.{digits}f}" for name, value in zip(names, values, strict=True))

@@ -1,8 +1,6 @@
-"""Pictures of how far probabilities can be believed, and of what other thresholds would do."""
+"""Figures of how far probabilities can be trusted, and of what other thresholds would change."""
 
 from __future__ import annotations
-
-import unicodedata
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -11,17 +9,19 @@ from matplotlib.figure import Figure
 from scipy.stats import beta
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.calibration import Calibration, Reliability, expected_calibration_error, reliability
-from histoclip_lib.report.figures.base import CLASS_COLOURS, described, short, short_names
+from histoclip_lib.report.figures.base import class_colour, described, figure, listed, method_colour, wrapped
 
 FEW_BINS, MANY_BINS, MANY_PATCHES = 5, 10, 1000  # a point should stand for some patches
-LINES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":")
+CUTS = np.arange(101) / 100  # thresholds
 
 
+@figure
 def reliability_diagrams(
     labels: np.ndarray,
-    rows: dict[str, Predictions],
+    methods: dict[str, Predictions],
     calibrations: dict[str, Calibration],
     classes: list[str],
     names: dict[str, str],
@@ -32,38 +32,40 @@ def reliability_diagrams(
     ----------
     labels : ndarray of shape (B, N)
         0 or 1, of the validation part.
-    rows : dict of str to Predictions
+    methods : dict of str to Predictions
         For the same patches; their scores are probabilities. Those in `calibrations` are drawn.
     calibrations : dict of str to Calibration
         Fitted on the training part.
     classes : list of str
         N names.
     names : dict of str to str
-        Readable names of the rows.
+        Labels of the methods.
     """
-    bins, n_rows = (MANY_BINS if len(labels) >= MANY_PATCHES else FEW_BINS), len(calibrations)
-    columns = n_rows * min(len(classes), max(1, 4 // n_rows))
-    figure, panels = _panels(len(classes) * n_rows, columns, 1.85, "mean probability", "fraction present")
-    listed = []
-    for number, (row, calibration) in enumerate(calibrations.items()):
-        colour, scores = CLASS_COLOURS[number % len(CLASS_COLOURS)], rows[row].scores
+    bins, n_methods = (MANY_BINS if len(labels) >= MANY_PATCHES else FEW_BINS), len(calibrations)
+    columns = n_methods * min(len(classes), max(1, 4 // n_methods))
+    drawn, panels = _panels(len(classes) * n_methods, columns, 1.85, "mean probability", "fraction present")
+    said = []
+    for number, (method, calibration) in enumerate(calibrations.items()):
+        colour, scores = method_colour(method), methods[method].scores
         stages = [(scores, "0.45", "white"), (calibration.calibrate(scores), colour, colour)]
         errors = [expected_calibration_error(labels, probabilities) for probabilities, *_ in stages]
-        for k, (name, axes) in enumerate(zip(classes, panels[number::n_rows], strict=True)):
+        for k, (name, axes) in enumerate(zip(classes, panels[number::n_methods], strict=True)):
             axes.plot([0, 1], [0, 1], color="0.5", lw=1, ls="--", zorder=0)
             for probabilities, edge, face in stages:
                 _reliability_points(axes, reliability(labels[:, [k]], probabilities[:, [k]], bins), edge, face)
-            change = [error[k] for error in errors]
-            title = f"{_fit(name, 26)}\n{_fit(names[row], 26)}\nECE {change[0]:.2f} → {change[1]:.2f}"
+            before, after = (error[k] for error in errors)
+            title = f"{wrapped(name, 26)}\n{wrapped(names[method], 26)}\nECE {before:.2f} → {after:.2f}"
             axes.set_title(title, fontsize=8)
-            listed.append(f"{name}, {names[row]}: {change[0]:.3f} and {change[1]:.3f}")
+            said.append(f"{name}, {names[method]}: {before:.3f} and {after:.3f}")
     panels[0].scatter([], [], 30, ["white"], edgecolors="0.45", label="as it is")
-    panels[0].scatter([], [], 30, ["0.2"], label="at its temperature, with 95 % interval")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    panels[0].scatter([], [], 30, ["0.2"], label="with temperature, and 95 % interval")
+    drawn.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return described(
-        figure,
+        drawn,
         f"Reliability diagrams: fraction present against mean probability in {bins} bins, the area of a point by the "
-        f"number of patches. Expected calibration error before and after temperature: {'; '.join(listed)}.",
+        f"number of patches. Expected calibration error before and after temperature: {'; '.join(said)}.",
+        f"Calibration on {len(labels):,} validation patches, before and after the temperature fitted on the training "
+        "part. Points below the diagonal are overconfident: the class is present less often than its probability says.",
     )
 
 
@@ -78,62 +80,70 @@ def _reliability_points(axes: Axes, binned: Reliability, edge: object, face: obj
         axes.vlines(x, low, high, color=edge, lw=1, alpha=0.6)
 
 
+@figure
 def precision_recall_curves(
     labels: np.ndarray,
-    rows: dict[str, Predictions],
+    methods: dict[str, Predictions],
     calibrations: dict[str, Calibration],
     classes: list[str],
     names: dict[str, str],
 ) -> Figure:
-    """Draw precision against recall of each class, with the points at which the rows decide.
+    """Draw precision against recall of each class, with the points at which the methods decide.
 
-    A dot is the decision that the row makes as it stands, for a trained row p >= 0.5. A cross is the threshold
-    fitted for accuracy, for rows in `calibrations`. Dashed: the prevalence, which a row without any skill reaches.
+    A dot is the decision of the method as it is, for a trained one p >= 0.5. A cross is the threshold fitted for
+    accuracy, for methods in `calibrations`. Dashed: the prevalence, which a method without any skill reaches.
 
     Parameters
     ----------
     labels : ndarray of shape (B, N)
         0 or 1.
-    rows : dict of str to Predictions
+    methods : dict of str to Predictions
         All of them are drawn.
     calibrations, classes, names
         As for `reliability_diagrams`.
     """
     columns = 2 if len(classes) in (2, 4) else min(3, len(classes))
-    figure, panels = _panels(len(classes), columns, 2.5, "recall", "precision")
-    fitted = {row: calibrations[row].predict(rows[row].scores).decisions for row in rows if row in calibrations}
-    listed = []
+    drawn, panels = _panels(len(classes), columns, 2.5, "recall", "precision")
+    fitted = {
+        name: calibrations[name].predict(methods[name].scores).decisions for name in methods.keys() & calibrations
+    }
+    styles = {name: DASHES[number % len(DASHES)] for number, name in enumerate(methods)}
+    said = []
     for k, (axes, name) in enumerate(zip(panels, classes, strict=True)):
         truth = labels[:, k]
         if not truth.any():
-            axes.set_title(f"{_fit(name, 30)}\nno positive patch", fontsize=9)
-            listed.append(f"{name}: no positive patch")
+            axes.set_title(f"{wrapped(name, 30)}\nno positive patch", fontsize=9)
+            said.append(f"{name}: no positive patch")
             continue
         values = []
-        for number, (row, predictions) in enumerate(rows.items()):
-            colour, style = CLASS_COLOURS[number % len(CLASS_COLOURS)], LINES[number % len(LINES)]
+        for method, predictions in methods.items():
+            colour = method_colour(method)
             precision, recall, _ = precision_recall_curve(truth, predictions.scores[:, k])
-            axes.plot(recall, precision, style, color=colour, lw=1.4, drawstyle="steps-post")
+            axes.plot(recall, precision, styles[method], color=colour, lw=1.4, drawstyle="steps-post")
             _mark(axes, truth, predictions.decisions[:, k], "o", colour)
-            if row in fitted:
-                _mark(axes, truth, fitted[row][:, k], "X", colour)
+            if method in fitted:
+                _mark(axes, truth, fitted[method][:, k], "X", colour)
             values.append(average_precision_score(truth, predictions.scores[:, k]))
         axes.axhline(truth.mean(), color="0.4", lw=1, ls=(0, (5, 4)), zorder=0)
-        axes.set_title(f"{_fit(name, 30)}\nAP {' / '.join(f'{value:.2f}' for value in values)}", fontsize=9)
-        shown = ", ".join(f"{names[row]} {value:.3f}" for row, value in zip(rows, values, strict=True))
-        listed.append(f"{name} (prevalence {truth.mean():.2f}): {shown}")
-    for number, name in enumerate(short_names([names[row] for row in rows])):
-        style = LINES[number % len(LINES)]
-        panels[0].plot([], [], style, color=CLASS_COLOURS[number % len(CLASS_COLOURS)], label=name)
+        axes.set_title(f"{wrapped(name, 30)}\nAP {' / '.join(f'{value:.2f}' for value in values)}", fontsize=9)
+        shown = listed([names[method] for method in methods], values, 3)
+        said.append(f"{name} (prevalence {truth.mean():.2f}): {shown}")
+    for method, style in styles.items():
+        panels[0].plot([], [], style, color=method_colour(method), label=wrapped(names[method]))
     panels[0].plot([], [], "o", color="0.3", label="as decided")
     if fitted:
         panels[0].plot([], [], "X", color="0.3", label="at the fitted threshold")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    return described(figure, f"Precision-recall curves of each class. Average precision: {'; '.join(listed)}.")
+    drawn.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return described(
+        drawn,
+        f"Precision-recall curves of each class. Average precision: {'; '.join(said)}.",
+        f"Precision and recall on {len(labels):,} validation patches; AP in the order of the legend. A curve near the "
+        "dashed line, the prevalence, ranks no better than chance.",
+    )
 
 
 def _mark(axes: Axes, truth: np.ndarray, decisions: np.ndarray, marker: str, colour: tuple) -> None:
-    """Mark precision and recall of decisions (B,); there is no precision where nothing is called."""
+    """Mark precision and recall of decisions (B,); there is no precision where nothing is predicted."""
     if decisions.any():
         hits = (decisions & (truth == 1)).sum()
         axes.plot(hits / truth.sum(), hits / decisions.sum(), marker, color=colour, ms=7, mec="white", zorder=4)
@@ -142,7 +152,7 @@ def _mark(axes: Axes, truth: np.ndarray, decisions: np.ndarray, marker: str, col
 def _panels(number: int, columns: int, side: float, x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
     """Return a figure with square panels from 0 to 1, each of about `side` inches."""
     lines = -(-number // columns)
-    figure, grid = plt.subplots(
+    drawn, grid = plt.subplots(
         lines, columns, figsize=(side * columns, (side + 0.45) * lines + 0.6), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[number:]:
@@ -151,16 +161,57 @@ def _panels(number: int, columns: int, side: float, x_label: str, y_label: str) 
     for axes in panels:
         axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
         axes.tick_params(labelsize=8)
-    figure.supxlabel(x_label, fontsize=10)
-    figure.supylabel(y_label, fontsize=10)
-    return figure, panels
+    drawn.supxlabel(x_label, fontsize=10)
+    drawn.supylabel(y_label, fontsize=10)
+    return drawn, panels
 
 
-def _fit(name: str, width: int) -> str:
-    """Return a name that fits above a panel of so many letters; ideographs are twice as wide."""
-    name, used = short(name), 0
-    for position, sign in enumerate(name):
-        used += 2 if unicodedata.east_asian_width(sign) in "WF" else 1
-        if used > width:
-            return name[: position - 1] + "…"
-    return name
+@figure
+def threshold_curves(labels: np.ndarray, scores: np.ndarray, classes: list[str]) -> Figure:
+    """Draw the accuracy and the F1 of each class, and their means, at every threshold.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    scores : ndarray of shape (B, N)
+        Probabilities; a class is present at or above the threshold.
+    classes : list of str
+        N names.
+    """
+    counts = at_or_above(labels, scores)  # (N, 2, T)
+    (false, true), (absent, present) = np.moveaxis(counts, 1, 0), np.moveaxis(counts[:, :, :1], 1, 0)
+    accuracy, f1 = (true + absent - false) / len(labels), 2 * true / np.maximum(true + false + present, 1)
+    drawn, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for axes, curves, name, mean in ((panels[0], accuracy, "accuracy", "mAcc"), (panels[1], f1, "F1", "macro F1")):
+        for k, own in enumerate(curves):
+            axes.plot(CUTS, own, color=class_colour(k), ls=DASHES[k // 10 % len(DASHES)], lw=1.4)
+        axes.plot(CUTS, curves.mean(axis=0), color="0.15", lw=2.6)
+        axes.axvline(THRESHOLD, color="0.5", lw=1, ls=":")
+        axes.set(title=f"{name}; thick: {mean}", xlabel="threshold", xlim=(0, 1), ylim=(-0.02, 1.02))
+    drawn.tight_layout()
+    drawn.legend(
+        panels[0].lines[: len(classes)], [wrapped(name) for name in classes], loc="upper center",
+        ncols=min(len(classes), 5), bbox_to_anchor=(0.5, 0.02), frameon=False,
+    )  # fmt: skip
+    at = np.searchsorted(CUTS, THRESHOLD)
+    said = "; ".join(
+        f"{name}: F1 {own[at]:.2f} at {THRESHOLD}, highest {own.max():.2f} at {CUTS[own.argmax()]:.2f}"
+        for name, own in zip(classes, f1, strict=True)
+    )
+    return described(
+        drawn,
+        f"Accuracy and F1 of each class at every threshold. {said}.",
+        f"Accuracy and F1 of each class on {len(labels):,} patches if it were decided at another threshold than "
+        f"{THRESHOLD}. A curve that is flat around {THRESHOLD} does not depend on the threshold.",
+    )
+
+
+def at_or_above(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return how many patches without and with each class score at or above each cut, int, shape (N, 2, 101).
+
+    These are CUTS; `labels` and `scores`, probabilities, have the shape (B, N).
+    """
+    cuts = CUTS.astype(scores.dtype)  # as `scores >= 0.13` compares
+    sides = [[np.sort(own[truth == label]) for label in (0, 1)] for own, truth in zip(scores.T, labels.T, strict=True)]
+    return np.array([[len(side) - np.searchsorted(side, cuts) for side in both] for both in sides])

@@ -1,4 +1,4 @@
-"""Pictures of how alike validation and training patches are, and of what the way to split makes of the scores."""
+"""Figure of how alike validation and training patches are."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from histoclip_lib.evaluation.leakage import SAME_PIXELS, NearDuplicates
-from histoclip_lib.report.figures.base import CLASS_COLOURS, described
-
-REFERENCE_LABEL = "training patches, nearest of another group"
+from histoclip_lib.report.figures.base import CLASS_COLOURS, described, figure
 
 
+@figure
 def similarity_histogram(found: NearDuplicates) -> Figure:
     """Draw how alike each validation patch and its nearest training patch are, beside unrelated training patches.
 
@@ -21,13 +20,13 @@ def similarity_histogram(found: NearDuplicates) -> Figure:
     count as copies.
     """
     label = f"{len(found.val)} validation patches"
-    reference = f"{len(found.reference_similarity)} {REFERENCE_LABEL}"
+    reference = f"{len(found.reference_similarity)} training patches, nearest of another group"
     panels = {
         "cosine of centred features": (found.similarity, found.reference_similarity),
         "correlation of pixels": (found.correlation, found.reference_correlation),
     }
-    figure, grid = plt.subplots(1, 2, figsize=(7.5, 3.1), layout="constrained")
-    listed = []
+    drawn, grid = plt.subplots(1, 2, figsize=(7.5, 3.1), layout="constrained")
+    said = []
     for axes, (name, (own, others)) in zip(grid, panels.items(), strict=True):
         frame = pd.DataFrame(
             {"value": np.concatenate([own, others]), "of": np.repeat([label, reference], [len(own), len(others)])}
@@ -39,16 +38,18 @@ def similarity_histogram(found: NearDuplicates) -> Figure:
         )  # fmt: skip
         axes.set(xlabel=name, ylabel="fraction")
         axes.tick_params(labelsize=10)
-        listed.append(f"{name}: {_quartiles(own)} for validation, {_quartiles(others)} for the reference")
+        said.append(f"{name}: {_quartiles(own)} for validation, {_quartiles(others)} for the reference")
     grid[1].axvline(SAME_PIXELS, color="0.2", lw=1.2, ls="--")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.5) for colour in CLASS_COLOURS[:2]]
     handles.append(plt.Line2D([], [], color="0.2", lw=1.2, ls="--"))
     names = [label, reference, f"copies from {SAME_PIXELS} on"]
-    figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    drawn.legend(handles, names, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return described(
-        figure,
-        f"Histograms of how alike nearest patches are. {'; '.join(listed)}. {found.flagged.sum()} validation patches "
+        drawn,
+        f"Histograms of how alike nearest patches are. {'; '.join(said)}. {found.flagged.sum()} validation patches "
         "have a near-duplicate.",
+        f"How alike {len(found.val):,} validation patches and their nearest training patches are, beside training "
+        "patches of different groups. Validation patches further to the right than these point to leakage.",
     )
 
 

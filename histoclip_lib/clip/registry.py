@@ -1,0 +1,89 @@
+"""The encoders by name: how each is loaded, what it is, what it was trained on, and whether it can be had here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from histoclip_lib.common.registry import Registry
+
+OPEN_CLIP = "open_clip"  # the family of every name that is not registered: its own names, hf-hub: and local-dir:
+SCHEMAS = ("hf-hub:", "local-dir:")
+
+
+def _unknown(backbone: str, pretrained: str) -> None:
+    """Say that nothing is known before the encoder is loaded."""
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """What is known of an encoder without loading it.
+
+    Attributes
+    ----------
+    name : str
+        The parameter `backbone`.
+    title, licence : str
+        For the report.
+    load : callable
+        From `backbone` and `pretrained` to an open_clip model, its tokenizer and its `PreprocessCfg`.
+    is_clip : bool
+        Whether it was trained on image-text pairs; the offline default was not.
+    about : str
+        A paragraph of Markdown, instead of one that names the backbone and its weights.
+    pretraining : str
+        What it was trained on, and whether TCGA images may be among that; Markdown.
+    takes_weights : bool
+        Whether `pretrained` has a meaning.
+    weights_at_hand : callable
+        From `backbone` and `pretrained` to where the weights lie on this machine, None where they would be fetched.
+    token_shape : callable
+        From the same to the number of tokens L and their width d, None where only the model itself tells.
+    check : callable
+        Refuses a `backbone` or `pretrained` that does not exist; nothing is loaded.
+    """
+
+    name: str
+    title: str
+    licence: str
+    load: Callable[[str, str], tuple]
+    is_clip: bool = True
+    about: str = ""
+    pretraining: str = (
+        "Images that this software does not know. **TCGA images may be among them.** Ask whoever trained the weights."
+    )
+    takes_weights: bool = False
+    weights_at_hand: Callable[[str, str], str | None] = _unknown
+    token_shape: Callable[[str, str], tuple[int, int] | None] = _unknown
+    check: Callable[[str, str], None] = _unknown
+
+
+ENCODERS: Registry[EncoderEntry] = Registry(
+    "encoder", "backbone", ("histoclip_lib.clip.lite0_minilm", "histoclip_lib.clip.open_clip_family")
+)
+
+
+def encoder(name: str, title: str, licence: str, **about: object) -> Callable[[Callable], Callable]:
+    """Register the decorated `load(backbone, pretrained)` as an encoder; `EncoderEntry` has the arguments.
+
+    Examples
+    --------
+    >>> @encoder("mine", title="My encoder", licence="MIT")  # doctest: +SKIP
+    ... def load(backbone, pretrained):
+    ...     return model, tokenizer, open_clip.transform.PreprocessCfg(size=224)
+    """
+
+    def register(load: Callable) -> Callable:
+        ENCODERS.add(name, EncoderEntry(name, title, licence, load, **about))
+        return load
+
+    return register
+
+
+def encoder_entry(backbone: str, pretrained: str = "") -> EncoderEntry:
+    """Return what is known of an encoder; a name that is not registered is one of open_clip's."""
+    if backbone in ENCODERS:
+        return ENCODERS[backbone]
+    from histoclip_lib.clip.open_clip_family import pretraining_of
+
+    return replace(ENCODERS[OPEN_CLIP], pretraining=pretraining_of(backbone, pretrained))

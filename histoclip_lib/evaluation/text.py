@@ -1,0 +1,44 @@
+"""How numbers are written in tables and sentences; a dash stands for what is not defined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from histoclip_lib.evaluation.uncertainty import Difference
+
+UNDEFINED = "—"
+
+
+def number_text(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many digits after the point."""
+    return UNDEFINED if value is None or np.isnan(value) else f"{value:.{digits}f}"
+
+
+def range_text(interval: Sequence[float] | None, digits: int = 3) -> str:
+    """Return both ends of an interval; nothing where there is none."""
+    return "" if interval is None else f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}"
+
+
+def value_text(gap: Difference, digits: int = 3) -> str:
+    """Return a value and its interval, as `0.412 (0.377 to 0.448)`."""
+    return _with_interval(gap, f".{digits}f", ".3f")
+
+
+def signed_text(gap: Difference, digits: int = 3) -> str:
+    """Return a difference with its sign and its interval, as `+0.012 (-0.004 to +0.027)`."""
+    return _with_interval(gap, f"+.{digits}f", "+.3f")
+
+
+def _with_interval(gap: Difference, value: str, ends: str) -> str:
+    if np.isnan([gap.value, gap.low, gap.high]).any():
+        return UNDEFINED
+    return f"{gap.value:{value}} ({gap.low:{ends}} to {gap.high:{ends}})"
+
+
+def p_text(p: float) -> str:
+    """Return a p value with two significant digits, or `< 0.001`."""
+    if np.isnan(p):
+        return UNDEFINED
+    return "< 0.001" if p < 0.001 else f"{p:#.2g}"

@@ -1,0 +1,534 @@
+"""Explorers: figures that a reader can move through, on a page by its script and in JupyterLab by anywidget.
+
+Both run `assets/explorers.js`. On paper, without scripts and where neither is at hand, the figure itself is shown. A
+page holds its data as JSON; in JupyterLab the same script asks the kernel, which can answer for every patch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib import colors
+from matplotlib.figure import Figure
+from PIL import Image
+
+from histoclip_lib.common.arrays import unit
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.html import thumbnail
+from histoclip_lib.common.predictions import THRESHOLD, Predictions
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.models.attention import enlarge, square_crop
+from histoclip_lib.report import figures
+from histoclip_lib.report.export import EXPLORER_TYPE
+from histoclip_lib.report.figures.attention import where_highest
+from histoclip_lib.report.figures.base import class_colour
+from histoclip_lib.report.figures.calibration import at_or_above
+
+if TYPE_CHECKING:
+    from anywidget import AnyWidget
+
+    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.prompting.strategies import StrategyContext
+    from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
+
+ASSETS = Path(__file__).with_name("assets")
+MOST_EXPLORED, PATCH_SIDE, PATCH_QUALITY = 24, 224, 75  # patches on a page; longer side in pixels; of WebP
+MOST_IN_GALLERY, THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 200, 112, 50
+MAX_SAMPLE = 500  # patches on which other words are scored
+FLAT = 1e-5  # a map that varies by less, as a part of its highest value, is uniform: rounding
+UNREADABLE = (OSError, ValueError)  # HistoCLIPError is a ValueError
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """A figure, and what puts something in its place that a reader can move through.
+
+    Attributes
+    ----------
+    kind : str
+        What `explorers.js` makes of the data: `attention`, `gallery`, `patches`, `thresholds` or `prompts`.
+    data : dict
+        As JSON holds it; without a `page` only JupyterLab gets it.
+    static : Figure
+        With its text alternative and a caption that is right for both.
+    answers : mapping of str to callable, optional
+        What a kernel can be asked; each takes what the script gives and returns what JSON can hold.
+    page : bool
+        Whether the explorer works without a kernel.
+    """
+
+    kind: str
+    data: dict = field(repr=False)
+    static: Figure = field(repr=False)
+    answers: Mapping[str, Callable[[object], object]] = field(default_factory=dict, repr=False)
+    page: bool = True
+
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+        """Return the view for JupyterLab, the data for a page and the figure; each front end takes what it can show."""
+        bundle, metadata = figures.as_image(self.static)._repr_mimebundle_()
+        if self.page:
+            bundle[EXPLORER_TYPE] = self.answer("data", None)
+        if (widget := self.widget()) is not None:
+            bundle |= widget._repr_mimebundle_()[0]
+        return bundle, metadata
+
+    def answer(self, question: str, given: object) -> object:
+        """Answer a question of the script: `data`, or one of `answers`."""
+        return {"kind": self.kind, **self.data} if question == "data" else self.answers[question](given)
+
+    def widget(self) -> AnyWidget | None:
+        """Return a widget whose script asks this explorer; None where anywidget is not installed."""
+        try:
+            view = _widget_class()()
+        except ImportError:
+            return None
+
+        def reply(widget: AnyWidget, message: dict, buffers: object) -> None:
+            try:
+                told = {"answer": self.answer(message["question"], message["given"])}
+            except UNREADABLE as error:
+                told = {"error": str(error)}
+            widget.send({"id": message["id"], **told})
+
+        view.on_msg(reply)
+        return view
+
+
+@cache
+def _widget_class() -> type[AnyWidget]:
+    from anywidget import AnyWidget
+
+    class ExplorerWidget(AnyWidget):
+        _esm = (ASSETS / "explorers.js").read_text(encoding="utf-8")
+        _css = (ASSETS / "explorers.css").read_text(encoding="utf-8")
+
+    return ExplorerWidget
+
+
+def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: int) -> Explorer:
+    """Return a browser of patches, chosen by class and group, with their labels and the outlines of their masks.
+
+    A page holds MOST_EXPLORED of the patches `index`, drawn at random; JupyterLab shows every patch of the data set.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        The data set.
+    index : ndarray of int
+        The patches to draw from.
+    count : int
+        Patches in the figure, which is `figures.sample_patches`.
+    seed : int
+        Of both draws.
+    """
+    shown = np.sort(np.random.default_rng(seed).choice(index, min(MOST_EXPLORED, len(index)), replace=False))
+    names = [] if patches.groups is None else np.unique(patches.groups).tolist()
+
+    def find(wanted: list[int]) -> list[int]:
+        k, state, group = wanted
+        fits = np.ones(len(patches), dtype=bool) if k < 0 else patches.labels[:, k] == state
+        return np.flatnonzero(fits if group < 0 else fits & (patches.groups == names[group])).tolist()
+
+    def record(i: int) -> dict:
+        mask = patches.mask(i)
+        areas = None if mask is None else [_rounded((mask == k + 1).mean()) for k in range(len(patches.classes))]
+        return _about(patches, i) | _pixels(patches, patches.image(i), mask) | {"areas": areas}
+
+    data = _shared(patches.classes) | {
+        "groups": names, "masks": patches.has_masks, "total": len(patches), "patches": [record(i) for i in shown],
+    }  # fmt: skip
+    static = figures.sample_patches(patches, index, count, seed)
+    figures.described(
+        static,
+        static.alternative,
+        f"Patches with their labels, drawn at random from {len(index):,}."
+        + (" Lines are the outlines of the classes in the mask." if patches.has_masks else ""),
+    )
+    return Explorer("patches", data, static, {"find": find, "patch": record})
+
+
+def attention_explorer(
+    patches: PatchDataset,
+    index: np.ndarray,
+    maps: np.ndarray,
+    probabilities: np.ndarray,
+    chosen: list[int] | None = None,
+) -> Explorer:
+    """Return an explorer of attention: a patch, its mask, and the map of any class over it.
+
+    Its figure is `figures.attention_overlay` of the first patch. In JupyterLab any of the patches can be added.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        The data set.
+    index : ndarray of int, shape (B,)
+        The patches that `maps` and `probabilities` belong to.
+    maps : ndarray of shape (B, N, g, g)
+        Attention, each map summing to 1.
+    probabilities : ndarray of shape (B, N)
+        sigma(logit).
+    chosen : list of int, optional
+        Positions in `index`, from 1 to MOST_EXPLORED of them; by default as `choose_to_explore` chooses.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there are none or too many.
+    """
+    if chosen is None:
+        chosen = choose_to_explore(patches.labels[index], probabilities)
+    if not 1 <= len(chosen) <= MOST_EXPLORED:
+        raise HistoCLIPError(
+            f"attention_explorer: {len(chosen)} patches are chosen; a page holds 1 to {MOST_EXPLORED}. Choose as "
+            "`choose_to_explore` does."
+        )
+
+    def record(position: int) -> dict:
+        i, own = index[position], maps[position]
+        image, mask = square_crop(patches.image(i)), patches.mask(i)
+        mask = None if mask is None else square_crop(mask)
+        described = [_map(attention.astype(float), mask, k) for k, attention in enumerate(own)]
+        return _about(patches, i, probabilities[position]) | _pixels(patches, image, mask) | {"maps": described}
+
+    def at_place(place: int) -> dict:
+        if not 1 <= place <= len(index):
+            raise HistoCLIPError(f"There is no patch at place {place}. Choose one from 1 to {len(index)}.")
+        return record(place - 1)
+
+    heat = np.round(matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    data = _shared(patches.classes) | {
+        "grid": maps.shape[-1],
+        "heat": _base64(heat.tobytes()),  # 256 colours, each red, green, blue
+        "total": len(index),
+        "patches": [record(position) for position in chosen],
+    }
+    static = next(figures.attention_figures(patches, index, maps, probabilities, chosen[:1]))
+    outlined = " Bright places should lie inside the line, the outline of the class." if patches.has_masks else ""
+    caption = f"Attention over some of {len(index):,} patches; bright is much, ✗ marks a wrong decision.{outlined}"
+    figures.described(static, static.alternative, caption)
+    return Explorer("attention", data, static, {"patch": at_place})
+
+
+def choose_to_explore(labels: np.ndarray, probabilities: np.ndarray, count: int = MOST_EXPLORED) -> list[int]:
+    """Return patches to look at, so that a reader sees both what goes well and what fails.
+
+    Parameters
+    ----------
+    labels, probabilities : ndarray of shape (B, N)
+        Truth and sigma(logit).
+    count : int
+        How many, of B at most.
+
+    Returns
+    -------
+    list of int
+        Positions, none twice. First those without a wrong decision, in the order of `figures.choose_for_attention`;
+        then, as about half, those with the most confident errors. Where one kind is short, more of the other.
+    """
+    count = min(count, len(labels))
+    right = np.flatnonzero(((probabilities >= THRESHOLD) == labels).all(axis=1))
+    telling = right[figures.choose_for_attention(labels[right], probabilities[right], count)].tolist()
+    telling += np.setdiff1d(right, telling)[: count - len(telling)].tolist()  # those in which there is nothing to find
+    wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, count)]
+    n_wrong = min(len(wrong), max(count // 2, count - len(telling)))
+    return telling[: count - n_wrong] + wrong[:n_wrong]
+
+
+def patch_gallery(
+    patches: PatchDataset, index: np.ndarray, probabilities: np.ndarray, count: int, seed: int
+) -> Explorer:
+    """Return a gallery of patches that can be filtered by class, by kind of decision and by confidence.
+
+    It holds at most MOST_IN_GALLERY patches: those with an error, the most confident first, then others at random. Its
+    figure is `figures.confident_errors`, or some patches where there is no error.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        The data set.
+    index : ndarray of int, shape (B,)
+        The patches that `probabilities` (B, N) belong to.
+    probabilities : ndarray
+        sigma(logit).
+    count : int
+        Patches in the figure.
+    seed : int
+        Of the random ones.
+    """
+    labels = patches.labels[index]
+    any_wrong = ((probabilities >= THRESHOLD) != labels).any(axis=1)
+    wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, MOST_IN_GALLERY)]
+    right = np.flatnonzero(~any_wrong)
+    n_right = min(MOST_IN_GALLERY - len(wrong), len(right))
+    drawn = np.sort(np.random.default_rng(seed).choice(right, n_right, replace=False)).tolist()
+    shown = [
+        _about(patches, index[i], probabilities[i])
+        | {"image": _picture(thumbnail(patches.image(index[i]), THUMBNAIL_SIDE), "webp", quality=THUMBNAIL_QUALITY)}
+        for i in wrong + drawn
+    ]
+    held = _held(len(index), int(any_wrong.sum()), len(wrong), len(drawn))
+    static = figures.confident_errors(patches, index, probabilities, count)
+    if static is None:
+        static = figures.sample_patches(patches, index, count, seed)
+    caption = (
+        f"Decisions on {len(index):,} patches, the most confident errors first. Where the model is most confident, the "
+        "label may be what is wrong."
+    )
+    figures.described(static, static.alternative, caption)
+    return Explorer("gallery", _shared(patches.classes) | {"held": held, "patches": shown}, static)
+
+
+def _held(total: int, n_wrong: int, wrong: int, right: int) -> str:
+    """Say which patches are in the gallery: of all, and of those with a wrong decision."""
+    if wrong + right == total:
+        return f"All {total:,} patches are here."
+    first = f"the {wrong:,} most confident of {n_wrong:,}" if wrong < n_wrong else f"all {n_wrong:,}"
+    others = f", and {right:,} of the others, drawn at random" if right else ""
+    return f"Of {total:,} patches, {wrong + right:,} are here: {first} with a wrong decision{others}."
+
+
+def threshold_explorer(labels: np.ndarray, scores: np.ndarray, classes: list[str]) -> Explorer:
+    """Return an explorer in which the threshold of each class can be moved; its figure is `figures.threshold_curves`.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    scores : ndarray of shape (B, N)
+        Probabilities; a class is present at or above its threshold.
+    classes : list of str
+        N names.
+
+    Raises
+    ------
+    HistoCLIPError
+        If a score is no probability.
+    """
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise HistoCLIPError(
+            f"threshold_explorer: scores lie between {scores.min():.3g} and {scores.max():.3g}, thresholds between 0 "
+            "and 1. Give probabilities."
+        )
+    data = _shared(classes) | {"counts": at_or_above(labels, scores).tolist()}
+    return Explorer("thresholds", data, figures.threshold_curves(labels, scores, classes))
+
+
+def prompt_explorer(
+    encode: TextEncoder,
+    vocabulary: Vocabulary,
+    features: ImageFeatures,
+    patches: PatchDataset,
+    index: np.ndarray,
+    context: StrategyContext,
+) -> Explorer:
+    """Return an explorer, for JupyterLab, of what other words for the classes would give.
+
+    A change counts when it is entered, by the return key or by leaving the field. Its figure is
+    `figures.patch_cosines` of the first patch.
+
+    Parameters
+    ----------
+    encode : TextEncoder
+        Encodes each distinct prompt once.
+    vocabulary : Vocabulary
+        The words to start from; synonyms are offered.
+    features : ImageFeatures
+        Of all patches.
+    patches : PatchDataset
+        The data set, of N classes.
+    index : ndarray of int
+        Patches to look at and to score the strategies on: the validation part. Of more than MAX_SAMPLE, as many at
+        even distances.
+    context : StrategyContext
+        As in `score_zero_shot`.
+    """
+    index = index[np.unique(np.linspace(0, len(index) - 1, MAX_SAMPLE).astype(int))]
+    images = unit(features.pooled.take(index).astype(np.float32))
+    asked = _Prompts(encode, vocabulary, patches, context, index, images)
+    synonyms = [*vocabulary.synonyms, *([] for _ in vocabulary.names)]
+    offered = [[name, *own] for name, own in zip(vocabulary.names, synonyms, strict=False)]
+    data = _shared(patches.classes) | {
+        "offered": offered,
+        "total": len(index),
+        "words": {
+            "names": vocabulary.names, "templates": vocabulary.templates, "template": vocabulary.photo_of,
+            "negative": vocabulary.negative_prompt,
+        },
+    }  # fmt: skip
+    cosines, negative = asked.cosines(vocabulary)
+    first = index[0]
+    static = figures.patch_cosines(
+        patches.image(first), cosines[0], float(negative[0]), vocabulary.names, patches.labels[first],
+        patches.files[first],
+    )  # fmt: skip
+    return Explorer("prompts", data, static, {"words": asked.answer}, page=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompts:
+    """What other words are scored on: unit `images` (B, d) of the patches `index`."""
+
+    encode: TextEncoder
+    vocabulary: Vocabulary
+    patches: PatchDataset
+    context: StrategyContext
+    index: np.ndarray
+    images: np.ndarray
+
+    def cosines(self, words: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cosines (B, N) with the class embeddings, and those (B,) with the negative prompt."""
+        from histoclip_lib.prompting.vocabulary import class_embeddings
+
+        negative = self.images @ self.encode([words.negative_prompt])[0]
+        return self.images @ class_embeddings(self.encode, words).T, negative
+
+    def score(self, words: Vocabulary) -> dict[str, Predictions | None]:
+        """Score every strategy, by label; None where it needs too many new prompts or has too many classes."""
+        from histoclip_lib.prompting.sensitivity import MAX_NEW_PROMPTS, LimitedEncoder
+        from histoclip_lib.prompting.strategies import STRATEGIES
+
+        scored: dict[str, Predictions | None] = {}
+        for strategy in STRATEGIES.load().values():
+            limited = LimitedEncoder(self.encode, MAX_NEW_PROMPTS)
+            try:
+                scored[strategy.label] = strategy.score(self.images, limited, words, self.context)
+            except HistoCLIPError:
+                scored[strategy.label] = None
+        return scored
+
+    def answer(self, given: dict) -> dict:
+        """Return what the strategies score with the words in the fields, and the cosines of the patch at `place`."""
+        from histoclip_lib.evaluation.metrics import point_metrics
+
+        words, classes = self.read(given), self.patches.classes
+        labels, (scored, reported) = self.patches.labels[self.index], map(self.score, (words, self.vocabulary))
+        lines = []
+        for label, own in scored.items():
+            now, before = (point_metrics(labels, p, classes) if p else None for p in (own, reported[label]))
+            lines.append([label])
+            for metric in ("mAcc", "mAP"):
+                lines[-1].append("—" if now is None or now[metric] is None else f"{now[metric]:.3f}")
+                known = None not in (now, before) and None not in (now[metric], before[metric])
+                lines[-1].append(f"{now[metric] - before[metric]:+.3f}" if known else "—")
+        note = f"On {len(labels):,} patches; change against the words of the report."
+        if None in scored.values():
+            note += " —: too many new prompts or classes."
+        place = int(given["place"])
+        i, (cosines, negative) = self.index[place], self.cosines(words)
+        chosen = [
+            ", ".join(label for label, own in scored.items() if own and own.decisions[place, k])
+            for k in range(len(classes))
+        ]
+        states = ["present" if label else "absent" for label in self.patches.labels[i]]
+        numbers = [f"{cosine:.3f}" for cosine in cosines[place]]
+        return {
+            "methods": lines,
+            "note": note,
+            "patch": {
+                "name": self.patches.files[i],
+                "image": _pixels(self.patches, self.patches.image(i), None)["image"],
+            },
+            "cosines": [
+                *map(list, zip(classes, words.names, states, numbers, chosen, strict=True)),
+                ["no class", words.negative_prompt, "", f"{negative[place]:.3f}", ""],
+            ],
+        }
+
+    def read(self, given: dict) -> Vocabulary:
+        """Return the vocabulary that the fields hold.
+
+        Raises
+        ------
+        HistoCLIPError
+            If a field is empty or a template has no `{}`.
+        """
+        from histoclip_lib.prompting.vocabulary import check_templates
+
+        names = [name.strip() for name in given["names"]]
+        templates = [line.strip() for line in given["templates"] if line.strip()]
+        template, negative = given["template"].strip(), given["negative"].strip()
+        fields = {f"the name of {column}": name for column, name in zip(self.patches.classes, names, strict=True)}
+        fields |= {"Templates": templates, "Template of the other strategies": template, "Negative prompt": negative}
+        if empty := [title for title, text in fields.items() if not text]:
+            raise HistoCLIPError(f"These fields are empty: {', '.join(empty)}. Fill them in, or reset the words.")
+        check_templates(templates, "Templates")
+        check_templates([template], "Template of the other strategies")
+        return replace(
+            self.vocabulary, names=names, templates=templates, photo_of=template, negative_prompt=negative
+        )  # fmt: skip
+
+
+def _shared(classes: list[str]) -> dict:
+    """Return what an explorer knows of the classes; in a mask class k has the value (k + 1) x maskStep."""
+    hues = [colors.to_hex(class_colour(k)) for k in range(len(classes))]
+    return {"classes": list(classes), "colours": hues, "threshold": THRESHOLD, "maskStep": 255 // len(classes)}
+
+
+def _about(patches: PatchDataset, i: int, probabilities: np.ndarray | None = None) -> dict:
+    """Return name, origin and truth of a patch, and its scores (N,)."""
+    known = {"group": patches.groups, "part": patches.parts, "tissue": patches.tissue}
+    about = {"name": patches.files[i], "labels": patches.labels[i].tolist()}
+    about |= {name: None if values is None else str(values[i]) for name, values in known.items()}
+    if probabilities is not None:
+        rounded = probabilities.astype(float).round(4)
+        below = probabilities < THRESHOLD  # rounding must not carry a score over the threshold
+        about["probabilities"] = np.where(below, np.minimum(rounded, THRESHOLD - 1e-4), rounded).round(4).tolist()
+    return about
+
+
+def _pixels(patches: PatchDataset, image: np.ndarray, mask: np.ndarray | None) -> dict:
+    """Return an image (H, W, 3) and its mask (H, W), made smaller, as data addresses."""
+    small = thumbnail(image, PATCH_SIDE)
+    address = None
+    if mask is not None:
+        scaled = np.asarray(Image.fromarray(mask).resize(small.shape[1::-1], Image.Resampling.NEAREST))
+        # Values far apart, since browsers that hinder fingerprinting alter pixels a little when they are read.
+        address = _picture(scaled * np.uint8(255 // len(patches.classes)), "png", optimize=True)
+    return {"image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address}
+
+
+def _map(own: np.ndarray, mask: np.ndarray | None, k: int) -> dict:
+    """Return the map (g, g) of class `k`, and in numbers and words what it shows.
+
+    `cells` holds a byte for each cell, from 0 for its lowest value to 255 for its highest; `peak` is the highest value
+    in multiples of a uniform map; `area` the fraction of the patch that the class covers in its mask, and `inside` the
+    fraction of the attention there.
+    """
+    spread, highest = np.ptp(own), own.max()
+    flat = spread <= FLAT * highest
+    scaled = np.zeros_like(own) if flat else (own - own.min()) / spread
+    described = {
+        "cells": _base64(np.round(scaled * 255).astype(np.uint8).tobytes()),
+        "peak": round(float(highest / own.mean()), 1),
+        "where": None if flat else where_highest(own),
+        "area": None,
+        "inside": None,
+    }
+    if mask is not None and (inside := mask == k + 1).any():
+        enlarged = enlarge(own, len(mask))
+        described |= {"area": _rounded(inside.mean()), "inside": _rounded(enlarged[inside].sum() / enlarged.sum())}
+    return described
+
+
+def _rounded(fraction: float) -> float:
+    return round(float(fraction), 4)
+
+
+def _picture(image: np.ndarray, kind: str, **options: object) -> str:
+    """Return an image (H, W) or (H, W, 3), uint8, as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{_base64(buffer.getvalue())}"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,80 @@
+"""The notebooks of a run, in the order in which they are executed: what each shows and which files it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from histoclip_lib.common.registry import Registry
+
+TABLE, COMPARE = "table", "compare"  # the notebooks over runs
+
+
+@dataclass(frozen=True)
+class RunNotebook:
+    """A notebook that every run executes.
+
+    Attributes
+    ----------
+    name : str
+        Stem of its file: `01_data`. Notebooks are executed in the order of their names.
+    label : str
+        In the navigation of pages.
+    shows : str
+        What its page shows, in one line.
+    products : tuple of str
+        Files that it writes into the run's folder.
+    path : Path or None
+        Where the notebook lies, for one that is registered from outside; else it lies beside the others.
+    """
+
+    name: str
+    label: str
+    shows: str
+    products: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+NOTEBOOKS: Registry[RunNotebook] = Registry("notebook")
+
+
+def register_notebook(
+    name: str, label: str, shows: str, products: tuple[str, ...] = (), path: str | Path | None = None
+) -> None:
+    """Register a notebook of every run; `RunNotebook` has the arguments."""
+    NOTEBOOKS.add(name, RunNotebook(name, label, shows, products, None if path is None else Path(path)))
+
+
+def run_notebooks() -> dict[str, RunNotebook]:
+    """Return the notebooks of a run by name, in the order of execution."""
+    return dict(sorted(NOTEBOOKS.load().items()))
+
+
+register_notebook(
+    "01_data", "01 Data", "Classes, prevalence, co-occurrence, the split, and patches to look at.", ("split.csv",)
+)
+register_notebook(
+    "02_zero_shot",
+    "02 Zero-shot",
+    "The zero-shot strategies, and how much they depend on their words.",
+    ("zero_shot.parquet", "class_matrix.npy"),
+)
+register_notebook(
+    "03_train",
+    "03 Training",
+    "How the two heads were trained; other seeds, designs and numbers of patches.",
+    ("cmm_global.safetensors", "cmm_patch.safetensors", "history.csv", "studies.parquet"),
+)
+register_notebook(
+    "04_results",
+    "04 Results",
+    "All methods with intervals and tests, class by class, calibration, leakage, the model card.",
+    ("metrics.json", "predictions.parquet", "model_card.md"),
+)
+register_notebook("05_errors", "05 Errors", "What is confused with what, and where the errors lie.")
+register_notebook(
+    "06_attention",
+    "06 Attention",
+    "Where each class finds its evidence, scored against the masks where there are any.",
+    ("thumbnail.png",),
+)

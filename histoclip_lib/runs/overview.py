@@ -1,0 +1,450 @@
+"""What the notebooks over several runs show, and their pages: the overview, grids, and comparisons of two runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+from xml.etree.ElementTree import Element
+
+import pandas as pd
+from IPython.display import HTML, Markdown
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.files import alone_in, resolve
+from histoclip_lib.common.html import as_typed, element, html
+from histoclip_lib.evaluation import artifacts, comparisons
+from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
+from histoclip_lib.evaluation.methods import label_of, short_label
+from histoclip_lib.evaluation.text import UNDEFINED, number_text, range_text
+from histoclip_lib.report import tables
+from histoclip_lib.report.executed import executed_notebooks, parameter_value, read_executed, run_parameters
+from histoclip_lib.report.figures import patch_grid, short
+from histoclip_lib.report.figures.base import as_image
+from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, RESULTS, overview_navigation
+from histoclip_lib.report.notebooks import COMPARE, TABLE
+from histoclip_lib.report.run_pages import write_page, write_run_pages
+from histoclip_lib.report.tables import Table
+from histoclip_lib.runs.grids import grid_table, read_grid, seed_spread
+from histoclip_lib.runs.papermill import executed_values
+from histoclip_lib.runs.pipeline import StepEvent, execute_notebook, find_notebooks, load_schema
+from histoclip_lib.runs.record import LIBRARY, read_record, update_record
+
+if TYPE_CHECKING:
+    from IPython.display import Image
+
+TITLE = "HistoCLIP: all runs"
+FEWEST_COMMON = 10  # validation patches of both runs: fewer say nothing
+MOST_PAIRS = 10  # comparisons that are written
+PATIENCE = 600.0  # seconds to wait for another process that writes the overview
+LONGEST_STEM = 200  # bytes of a file name
+SHOWN = 4  # patches on which two runs disagree, for each run that is right
+NOT_COMPARED = ("name", "reports_dir")  # parameters that say nothing of the result
+ON_CARDS = ("histoclip_patch", "linear_probe", "majority")
+
+
+def open_runs(reports_dir: str, grid: str = "") -> AllRuns:
+    """Open all runs below a folder, or those of a grid (the path of its parameter file)."""
+    reports, runs = resolve(reports_dir), None
+    if grid:
+        runs = read_grid(Path(grid), load_schema())
+    return AllRuns(reports, runs)
+
+
+def open_comparison(first: str, second: str, reports_dir: str) -> TwoRuns:
+    """Open two runs by the names of their folders, to compare them on the validation patches that both have.
+
+    Raises
+    ------
+    HistoCLIPError
+        If a file of a run cannot be used, the runs have different classes, or share no patch with the same labels.
+    """
+    folders = [resolve(reports_dir) / name for name in (first, second)]
+    metrics = [artifacts.read_metrics(folder / "metrics.json") for folder in folders]
+    predictions = [artifacts.read_predictions(folder / "predictions.parquet") for folder in folders]
+    common = comparisons.align(*predictions)
+    if common is None:
+        raise HistoCLIPError(f"{first} and {second} share no validation patch with the same labels.")
+    return TwoRuns(folders, metrics, common)
+
+
+@dataclass(frozen=True, eq=False)
+class AllRuns:
+    """The notebook `table`: all runs below a folder, or the `grid` whose runs they are."""
+
+    reports: Path
+    grid: list | None = None
+
+    @cached_property
+    def found(self) -> list[RunMetrics | BrokenRun]:
+        """Every run that has been evaluated, and those whose results cannot be read."""
+        runs = artifacts.find_runs(self.reports)
+        names = None if self.grid is None else {run.name for run in self.grid}
+        return [run for run in runs if names is None or run.name in names]
+
+    @property
+    def runs(self) -> list[RunMetrics]:
+        """The runs that can be read."""
+        return [run for run in self.found if isinstance(run, RunMetrics)]
+
+    def finding(self) -> Markdown:
+        """Say how many runs there are, and what each found, the newest first; at most five."""
+        if not self.runs:
+            return Markdown("**No run is finished yet.** `histoclip run params/demo.yaml` makes the first.")
+        newest = sorted(self.runs, key=_made, reverse=True)[:5]
+        lines = [f"- {as_typed(run.name)}: {_finding_of(run)}" for run in newest]
+        count = f"{len(self.runs)} run{'s' * (len(self.runs) > 1)}"
+        return Markdown(f"**{count} finished.**" + "\n\n" + "\n".join(lines) + _caveat(self.runs))
+
+    def table_one(self) -> Table:
+        """Return Table I: mAcc of every run with its interval, and the paper's values."""
+        return Table(tables.table_one_frame(self.found), "Table I: mAcc of every run, and the paper's values.")
+
+    def cards(self) -> HTML | Markdown:
+        """Return a card for each run, with its picture, its main numbers and a link to its results."""
+        if not self.found:
+            return Markdown("")
+        cards = [_card(run) if isinstance(run, RunMetrics) else _broken_card(run) for run in self.found]
+        return HTML(html(element("div", *cards, class_="cards")))
+
+    def settings(self) -> Table:
+        """Return what each run used, or why it could not be read."""
+        return Table(tables.runs_frame(self.found), "Data set, encoder and split of each run.")
+
+    def grid_table(self) -> Table | Markdown:
+        """Return what the runs of the grid found; nothing without a grid."""
+        if self.grid is None:
+            return Markdown("")
+        return Table(grid_table(self.grid, self.reports), "The runs of the grid.")
+
+    def seeds(self) -> Table | Markdown:
+        """Return mean and spread over the seeds of the grid; nothing where it varies no seed."""
+        if self.grid is None or "seed" not in self.grid[0].varied:
+            return Markdown("")
+        return Table(seed_spread(self.grid, self.reports), "Mean and spread over the seeds of the grid.")
+
+    def links(self) -> HTML | Markdown:
+        """Return links to the comparisons of two runs, and to the pages of grids."""
+        if self.grid is not None:
+            return Markdown("")
+        lines = []
+        for path in sorted(self.reports.glob(f"{COMPARISON_PREFIX}*.ipynb")):
+            values = executed_values(path)
+            lines.append(_link(f"{values.get('first')} and {values.get('second')}", f"{path.stem}.html"))
+        for path in sorted(self.reports.glob(f"{GRID_PREFIX}*.ipynb")):
+            lines.append(_link(f"grid {path.stem.removeprefix(GRID_PREFIX)}", f"{path.stem}.html"))
+        if not lines:
+            return Markdown("No two runs share validation patches of one data set, and no grid was run.")
+        return HTML(html(element("ul", *(element("li", line) for line in lines))))
+
+
+def _finding_of(run: RunMetrics) -> str:
+    try:
+        predictions = artifacts.read_predictions(run.path / "predictions.parquet")
+    except HistoCLIPError:
+        predictions = None
+    return comparisons.finding_sentence(run, predictions)
+
+
+def _caveat(runs: Iterable[RunMetrics]) -> str:
+    names = ", ".join(dict.fromkeys(as_typed(run.backbone) for run in runs if not run.is_clip))
+    return f"\n\n{names} is not CLIP: these numbers say nothing of the paper's." if names else ""
+
+
+def _made(run: RunMetrics) -> str:
+    """Return when a run was evaluated, ISO 8601 in UTC: as its notebook says, else as its file does."""
+    try:
+        made = read_executed(run.path / f"{RESULTS}.ipynb").made
+        return datetime.fromisoformat(made).astimezone(UTC).isoformat(timespec="minutes")
+    except (HistoCLIPError, ValueError, OverflowError):
+        changed = (run.path / "metrics.json").stat().st_mtime
+        return datetime.fromtimestamp(changed, UTC).isoformat(timespec="minutes")
+
+
+def _link(text: str, href: str) -> Element:
+    return element("a", text, href=quote(href))
+
+
+def _card(run: RunMetrics) -> Element:
+    page = run.path / f"{RESULTS}.html"
+    name = _link(run.name, f"{run.folder}/{page.name}") if (run.path / f"{RESULTS}.ipynb").is_file() else run.name
+    facts = [("Data set", f"{run.dataset}, {run.split} split")]
+    facts.append(("Encoder", ", ".join(part for part in (run.backbone, run.pretrained) if part)))
+    for method in ON_CARDS:
+        if method in run.scores:
+            score = run.scores[method]
+            facts.append((short_label(method), f"{score.value:.4f} ({range_text(score.interval)})"))
+    facts.append(("Evaluated", f"{_made(run)[:16].replace('T', ' ')} UTC"))
+    notes = [] if run.is_current else ["These are the results of an earlier run: it was started again, unfinished."]
+    notes += [] if run.is_clip else ["This encoder is not CLIP: the numbers say nothing of the paper's."]
+    picture = [element("img", src=run.thumbnail, alt=f"Thumbnail of the run {run.name}")] if run.thumbnail else []
+    lines = [part for term, text in facts for part in (element("dt", term), element("dd", text))]
+    remarks = [element("p", note, class_="caveat") for note in notes]
+    return element("div", *picture, element("h3", name), element("dl", *lines), *remarks, class_="card linked")
+
+
+def _broken_card(run: BrokenRun) -> Element:
+    reason = element("p", f"This run's results cannot be shown. {run.reason}")
+    return element("div", element("h3", run.name), reason, class_="card broken")
+
+
+@dataclass(frozen=True, eq=False)
+class TwoRuns:
+    """The notebook `compare`: two runs, A and B, on the validation patches that both have."""
+
+    folders: list[Path]
+    metrics: list[RunMetrics]
+    common: comparisons.Common
+
+    @cached_property
+    def gaps(self) -> comparisons.RunGaps:
+        """How B differs from A."""
+        return comparisons.compare_runs(self.common)
+
+    def finding(self) -> Markdown:
+        """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
+        first, second = (as_typed(run.name) for run in self.metrics)
+        test = self.gaps.test
+        if next(own.same for own in self.gaps.methods if own.method == comparisons.OURS):
+            sentence = "HistoCLIP with patch keys gives the same predictions in both runs."
+        else:
+            sentence = (
+                f"In mAcc of HistoCLIP with patch keys B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
+                f"interval {test.low:+.3f} to {test.high:+.3f}, p {comparisons.p_text(test.p)}."
+            )
+        return Markdown(f"A is {first}, B is {second}. **{sentence}**{_caveat(self.metrics)}")
+
+    def patches_note(self) -> Markdown:
+        """Say how many patches are compared, and what the intervals resample."""
+        common, n_common = self.common, len(self.common.first.files)
+        text = f"Both runs validate on {n_common} common patches. "
+        if common.only_first or common.only_second or common.relabelled:
+            text += (
+                f"Left out are {common.only_first} of A's and {common.only_second} of B's that the other run does not "
+                f"validate on, and {common.relabelled} with other labels in the other run, so numbers can differ from "
+                "those on the runs' own pages. "
+            )
+        return Markdown(
+            f"{text}{common.first.note} Both runs are resampled alike, {self.gaps.resamples} times. The intervals do "
+            "not contain the chance of the training, which another seed shows."
+        )
+
+    def methods(self) -> Table:
+        """Return mAcc and mAP of each method in A and in B, and B minus A."""
+        lines = {}
+        for own in self.gaps.methods:
+            line = {}
+            for metric, gap in (("mAcc", own.macc), ("mAP", own.mean_ap)):
+                line |= {f"{metric}, A": number_text(gap.first), f"{metric}, B": number_text(gap.second)}
+                line[f"{metric}, B minus A"] = "same predictions" if own.same else _gap_text(gap)
+            lines[label_of(own.method)] = line
+        return Table(pd.DataFrame.from_dict(lines, orient="index"), "Each method in both runs, with 95 % intervals.")
+
+    def classes(self) -> Table:
+        """Return accuracy and average precision of each class, B minus A, and which run is correct how often."""
+        lines = {
+            own.name: {
+                "accuracy, B minus A": _gap_text(own.accuracy),
+                "AP, B minus A": _gap_text(own.ap),
+                "both correct": own.both,
+                "only A correct": own.only_first,
+                "only B correct": own.only_second,
+                "both wrong": own.neither,
+            }
+            for own in self.gaps.classes
+        }
+        return Table(pd.DataFrame.from_dict(lines, orient="index"), "HistoCLIP with patch keys, class by class.")
+
+    @cached_property
+    def found(self) -> list[comparisons.Disagreement]:
+        """Where one run is correct and the other is not."""
+        return comparisons.disagreements(self.common, SHOWN)
+
+    def disagreements(self) -> Image | Markdown:
+        """Draw the patches on which the runs disagree."""
+        from histoclip_lib.data.registry import load_dataset_from
+
+        if not self.found:
+            return Markdown("On no patch is one run correct about a class and the other wrong.")
+        values = {name: parameter_value(own) for name, own in run_parameters(self.folders[0]).items()}
+        try:
+            if "dataset" not in values:
+                raise HistoCLIPError("the executed notebooks, which name the data, are not there")
+            patches = load_dataset_from(values)
+            position = {file: index for index, file in enumerate(patches.files)}
+            images = [patches.image(position[self.common.first.files[case.place]]) for case in self.found]
+        except (HistoCLIPError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:  # Pillow raises many
+            place = str(values.get("data_dir") or "")
+            reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
+            reason = reason.replace(place, "data_dir") if place else reason  # a page to share names no folder
+            return Markdown(f"The patches are not shown: {as_typed(reason)}.")
+        titles = [self._title(case) for case in self.found]
+        files = [self.common.first.files[case.place] for case in self.found]
+        listed = "; ".join(f"{file}: {title}".replace("\n", ", ") for file, title in zip(files, titles, strict=True))
+        caption = f"The {len(self.found)} patches and classes on which the runs disagree most; p of either run."
+        alternative = f"Patches on which the runs disagree. {listed}."
+        return as_image(
+            patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
+        )
+
+    def _title(self, case: comparisons.Disagreement) -> str:
+        first = self.common.first
+        state = "present" if first.labels[case.place, case.class_number] else "absent"
+        correct = "A" if case.first_is_right else "B"
+        name = short(first.classes[case.class_number])
+        return f"{correct} is correct: {name} is {state}\nA {case.first:.2f}, B {case.second:.2f}"
+
+    def parameters(self) -> Table | Markdown:
+        """Return the parameters that differ."""
+        first, second = (run_parameters(folder) for folder in self.folders)
+        lines = {}
+        for name in dict.fromkeys([*first, *second]):
+            one, other = first.get(name), second.get(name)
+            if name not in NOT_COMPARED and _value(one) != _value(other):
+                cells = (UNDEFINED if own is None else own.value for own in (one, other))
+                lines[name] = dict(zip("AB", cells, strict=True)) | {"meaning": (one or other).meaning}
+        if not lines:
+            return Markdown("Both runs were made with the same parameters, the name aside.")
+        return Table(pd.DataFrame.from_dict(lines, orient="index"), "The parameters that differ.")
+
+
+def _gap_text(gap: comparisons.Gap) -> str:
+    if gap.value is None:
+        return UNDEFINED
+    interval = "" if gap.interval is None else f" ({gap.interval[0]:+.3f} to {gap.interval[1]:+.3f})"
+    return f"{gap.value:+.3f}{interval}"
+
+
+def _value(parameter: object) -> object:
+    """Return what makes two values of a parameter the same: 1e-3 and 0.001 are."""
+    if parameter is None:
+        return None
+    value = parameter_value(parameter)
+    return parameter.value if value is None else value
+
+
+# Writing the pages
+
+
+def write_site(
+    reports: Path, report: Callable[[StepEvent], None] = lambda event: None, grids: Iterable[Path] = ()
+) -> list[Path]:
+    """Write all pages below a folder that are missing or stale: of every run, comparisons, grids, the overview.
+
+    The notebooks `table` and `compare` are executed where what they show has changed. A run whose pages cannot be
+    written, and a pair of runs that cannot be compared, are passed over: the overview lists runs that cannot be read.
+
+    Parameters
+    ----------
+    reports : Path
+        Holds a folder for each run.
+    report : callable
+        Called with each `StepEvent`.
+    grids : iterable of Path
+        Parameter files of grids to write a page for; pages of other grids are brought up to date.
+
+    Returns
+    -------
+    list of Path
+        The pages of the grids that were given, and the overview.
+    """
+    with alone_in(reports, PATIENCE):
+        for folder in sorted(path for path in reports.iterdir() if path.is_dir() and executed_notebooks(path)):
+            try:
+                write_run_pages(folder)
+            except HistoCLIPError:
+                continue  # the overview lists it
+        notebooks = find_notebooks()
+        write = partial(_write_page, reports, notebooks, report)
+        _write_comparisons(reports, write)
+        pages = []
+        for path in grids:
+            stem = f"{GRID_PREFIX}{path.stem}"
+            shown = [reports / run.name for run in read_grid(path, load_schema())]
+            pages.append(write(TABLE, stem, {"grid": str(path)}, f"Grid {path.stem}", shown, path.read_bytes()))
+        listed = "\0".join(sorted(path.name for path in reports.glob("*_*.ipynb")))
+        runs = sorted(path.parent for path in reports.glob("*/metrics.json"))
+        pages.append(write(TABLE, OVERVIEW, {}, "", runs, listed.encode(errors="surrogateescape")))
+    return pages
+
+
+def _write_page(
+    reports: Path, notebooks: Path, report: Callable, notebook: str, stem: str, values: dict, label: str,
+    runs: list[Path], more: bytes = b"",
+) -> Path:  # fmt: skip
+    """Execute a notebook over runs unless its page is fresh, and write the page."""
+    digest = hashlib.sha256(_code_digest() + (notebooks / f"{notebook}.ipynb").read_bytes() + more)
+    for folder in runs:
+        digest.update(folder.name.encode(errors="surrogateescape"))
+        for name in ("metrics.json", "predictions.parquet", "thumbnail.png", "run.json"):
+            path = folder / name
+            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
+    key, known = digest.hexdigest(), read_record(reports).get("pages") or {}
+    path = reports / f"{stem}.ipynb"
+    if known.get(stem) != key or not path.is_file():
+        values = values | {"reports_dir": str(reports)}
+        execute_notebook(notebooks / f"{notebook}.ipynb", reports, stem, values, report, Path.cwd(), TITLE)
+        update_record(reports, pages=(read_record(reports).get("pages") or {}) | {stem: key})
+    write_page(path, TITLE, overview_navigation(label, quote(f"{stem}.html")))
+    return path.with_suffix(".html")
+
+
+def _code_digest() -> bytes:
+    """Return a digest of the rooms by which pages over runs are made."""
+    rooms = [LIBRARY / name for name in ("evaluation", "report")]
+    sources = [Path(__file__), *sorted(path for room in rooms for path in room.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).digest()
+
+
+def _write_comparisons(reports: Path, write: Callable[..., Path]) -> None:
+    """Compare the first MOST_PAIRS pairs of runs that can be; remove the comparisons of gone runs."""
+    runs = [run for run in artifacts.find_runs(reports) if isinstance(run, RunMetrics)]
+    there = {run.folder: _validated(run) for run in runs}
+    pairs = [pair for pair in combinations(runs, 2) if _comparable(*pair, there)]
+    stems: set[str] = set()
+    for first, second in pairs[:MOST_PAIRS]:
+        stem = _stem(first.folder, second.folder, stems)
+        values, label = {"first": first.folder, "second": second.folder}, f"{first.name} and {second.name}"
+        try:
+            write(COMPARE, stem, values, label, [first.path, second.path])
+            stems.add(stem)
+        except HistoCLIPError:
+            continue
+    for path in reports.glob(f"{COMPARISON_PREFIX}*"):
+        if path.name.split(".")[0] not in stems and path.suffix in (".html", ".ipynb"):
+            path.unlink()
+
+
+def _validated(run: RunMetrics) -> tuple[frozenset[str], frozenset[str], object]:
+    """Return the validation patches and the classes of a run, and its folder of data; empty where unreadable."""
+    try:
+        found = artifacts.read_predictions(run.path / "predictions.parquet")
+        return frozenset(found.files), frozenset(found.classes), _data_dir(run.path)
+    except HistoCLIPError:
+        return frozenset(), frozenset(), None
+
+
+def _data_dir(folder: Path) -> object:
+    own = run_parameters(folder).get("data_dir")
+    return own and own.value
+
+
+def _comparable(first: RunMetrics, second: RunMetrics, there: dict) -> bool:
+    (files, classes, place), (others, other_classes, other_place) = there[first.folder], there[second.folder]
+    same_data = first.dataset == second.dataset and (first.dataset != "folder" or place == other_place)
+    return same_data and classes == other_classes and len(files & others) >= FEWEST_COMMON
+
+
+def _stem(first: str, second: str, taken: set[str]) -> str:
+    """Return the name of a comparison's file: with both runs' names, or a digest of them where that does not do."""
+    stem = f"{COMPARISON_PREFIX}{first}_{second}".replace(".", "-")
+    if stem in taken or len(stem.encode()) > LONGEST_STEM:
+        both = f"{first}\0{second}".encode(errors="surrogateescape")
+        stem = COMPARISON_PREFIX + hashlib.sha256(both).hexdigest()[:16]
+    return stem

@@ -1,0 +1,312 @@
+"""A run as one object: its parameters, and its data, encoder, features, words and predictions, each on first use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histoclip_lib.common.errors import HistoCLIPError, shown
+from histoclip_lib.common.files import alone_in, replacing, resolve, run_folder
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.runs.record import loaded_modules, read_record, update_record
+
+if TYPE_CHECKING:
+    import torch
+
+    from histoclip_lib.clip.encoder import CLIP
+    from histoclip_lib.data.base import PatchDataset
+    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.models.cmm import CMM
+    from histoclip_lib.prompting.vocabulary import Vocabulary
+    from histoclip_lib.runs import chapters
+
+PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
+HEAD_OPTIONS = ("heads", "layers", "hidden", "dropout")
+
+
+def open_run(name: str, reports_dir: str | Path = "reports", given: Mapping[str, object] | None = None) -> Run:
+    """Open a run by its name; a notebook hands over the parameters that it declares.
+
+    Parameters
+    ----------
+    name : str
+        Of the run, and of its folder below `reports_dir`.
+    reports_dir : str or Path
+        Where the runs lie.
+    given : mapping, optional
+        Parameters to set, which `run.json` keeps for later notebooks. A notebook gives its `globals()`: of these, the
+        variables that its parameters cell declares with a type are taken.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there is no such run and nothing is given, or another process is executing the run.
+
+    Examples
+    --------
+    >>> run = open_run("demo")  # doctest: +SKIP
+    >>> run.evaluate().finding()  # doctest: +SKIP
+    """
+    if given is None and not (resolve(reports_dir) / name).is_dir():
+        raise HistoCLIPError(f"name: there is no run {shown(name)} in {reports_dir}. Run `histoclip run` first.")
+    folder = run_folder(name, str(reports_dir))
+    step = _step()
+    if given is not None:
+        declared = given.get("__annotations__", given)
+        parameters = {key: given[key] for key in declared if key in given and key not in PLACES}
+        if not step:  # by hand: a run that is being executed is left alone
+            with alone_in(folder):
+                pass
+        update_record(folder, parameters=_parameters(folder) | parameters | {"name": name})
+    run = Run(folder, _parameters(folder))
+    if step:
+        run.note_modules_of(step)
+    return run
+
+
+def _parameters(folder: Path) -> dict[str, object]:
+    found = read_record(folder).get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
+def _step() -> str:
+    """Return the step of a run that this process executes; empty in JupyterLab and elsewhere."""
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return str(shell.config.get("HistoCLIP", {}).get("step", "")) if shell else ""
+
+
+@dataclass(eq=False)
+class Run:
+    """A run: what it was made with, and what it works on.
+
+    Attributes
+    ----------
+    folder : Path
+        Where its files lie.
+    parameters : dict of str to object
+        Those that its notebooks have declared so far.
+    """
+
+    folder: Path
+    parameters: dict[str, object]
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    def __getitem__(self, parameter: str) -> object:
+        """Return a parameter.
+
+        Raises
+        ------
+        HistoCLIPError
+            If no notebook of this run has declared it yet.
+        """
+        if parameter not in self.parameters:
+            raise HistoCLIPError(
+                f"{self.folder}: the parameter {parameter} is not set. Run the earlier notebooks of this run first, or "
+                "open a finished run by its name."
+            )
+        return self.parameters[parameter]
+
+    def note_modules_of(self, step: str) -> None:
+        """Record after each cell which modules of the library a step has imported: those that it depends on."""
+        known: list[str] = []
+
+        def note(_: object = None) -> None:
+            nonlocal known
+            if (found := loaded_modules(list(sys.modules))) != known:
+                known = found
+                update_record(self.folder, modules=(read_record(self.folder).get("modules") or {}) | {step: found})
+
+        sys.modules["IPython"].get_ipython().events.register("post_run_cell", note)
+
+    # Data
+
+    @cached_property
+    def patches(self) -> PatchDataset:
+        """The data set."""
+        from histoclip_lib.data.registry import load_dataset_from
+
+        self["dataset"]
+        return load_dataset_from(self.parameters)
+
+    @cached_property
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the validation patches."""
+        from histoclip_lib.data.splits import split_dataset
+
+        return split_dataset(self.patches, self["split"], self["seed"], self["val_fraction"])
+
+    @property
+    def train(self) -> np.ndarray:
+        """Indices of the training patches, shape (T,)."""
+        return self.parts[0]
+
+    @property
+    def val(self) -> np.ndarray:
+        """Indices of the validation patches, shape (B,)."""
+        return self.parts[1]
+
+    @property
+    def train_prevalence(self) -> np.ndarray:
+        """Fraction of the training patches in which each class is present, shape (N,)."""
+        return self.patches.labels[self.train].mean(axis=0)
+
+    # Encoder and features
+
+    @cached_property
+    def encoder(self) -> CLIP:
+        """The frozen encoder."""
+        from histoclip_lib.clip.encoder import load_clip
+
+        names = ("backbone", "pretrained", "device", "precision", "compiled")
+        return load_clip(*(self[name] for name in names))
+
+    @cached_property
+    def compute(self) -> Compute:
+        """Device and precision, known without loading the encoder."""
+        from histoclip_lib.clip.encoder import choose_compute
+
+        device, amp_dtype = choose_compute(str(self["device"]), str(self["precision"]))
+        return Compute(str(self["backbone"]), device, amp_dtype, bool(self["compiled"]))
+
+    def encode(self) -> ImageFeatures:
+        """Encode what the cache lacks, check all features against their checksums, and note where they lie."""
+        from histoclip_lib.features.encode import encode_dataset
+
+        features = encode_dataset(self.encoder, self.patches, self["views"], self["encode_batch_size"])
+        update_record(self.folder, features={"folder": str(features.folder), "names": features.names})
+        self.__dict__["features"] = features
+        return features
+
+    @cached_property
+    def features(self) -> ImageFeatures:
+        """The features of all patches: mapped as 02_zero_shot checked them, or encoded again where they are gone."""
+        from histoclip_lib.features.encode import open_features
+
+        noted = read_record(self.folder).get("features") or {}
+        try:
+            return open_features(Path(noted["folder"]), noted["names"], len(self.patches), int(self["views"]))
+        except (KeyError, TypeError, HistoCLIPError):
+            return self.encode()
+
+    # Words
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The classes in words."""
+        from histoclip_lib.prompting.vocabulary import load_vocabulary
+
+        return load_vocabulary(str(self["dataset"]), self.patches.classes, str(self["prompts_file"]))
+
+    @cached_property
+    def text_encoder(self):
+        """Encodes each distinct prompt once."""
+        from histoclip_lib.prompting.vocabulary import TextEncoder
+
+        return TextEncoder(self.encoder)
+
+    @cached_property
+    def class_matrix(self) -> np.ndarray:
+        """The class matrix of eq. (2), shape (N, d), from `class_matrix.npy`: later notebooks load no encoder."""
+        path = self.folder / "class_matrix.npy"
+        try:
+            matrix = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise HistoCLIPError(f"{path} cannot be read ({error}). Run the notebook 02_zero_shot first.") from error
+        if matrix.ndim != 2 or len(matrix) != len(self.patches.classes):
+            raise HistoCLIPError(f"{path} was written for other classes. Run the notebook 02_zero_shot again.")
+        return matrix
+
+    def embed_classes(self) -> np.ndarray:
+        """Compute the class matrix of eq. (2) and keep it."""
+        from histoclip_lib.prompting.vocabulary import class_embeddings
+
+        matrix = class_embeddings(self.text_encoder, self.vocabulary)
+        with replacing(self.folder / "class_matrix.npy") as temporary:
+            np.save(temporary, matrix)
+        self.__dict__["class_matrix"] = matrix
+        return matrix
+
+    # Models and predictions
+
+    def head(self, kind: str) -> CMM:
+        """Return the trained head on the global embedding (`global`) or on the patch tokens (`patch`)."""
+        from histoclip_lib.models.cmm import load_cmm
+
+        return load_cmm(self.folder / f"cmm_{kind}.safetensors", self.patches.classes, str(self["backbone"]))
+
+    @property
+    def head_options(self) -> dict[str, object]:
+        """Options of the head."""
+        return {name: self[name] for name in HEAD_OPTIONS}
+
+    @cached_property
+    def baselines(self) -> dict[str, object]:
+        """Every registered baseline, fitted on the training part; a `FittedBaseline` by its name."""
+        from histoclip_lib.models.baselines import fit_baselines
+
+        return fit_baselines(self.features, self.patches, self.train, int(self["seed"]))
+
+    @cached_property
+    def predictions(self) -> dict[str, Predictions]:
+        """What every method says of the validation patches, from `predictions.parquet`."""
+        from histoclip_lib.evaluation.artifacts import load_predictions
+
+        return load_predictions(self.folder / "predictions.parquet", self.patches, self.val)
+
+    # Chapters
+
+    def describe_data(self) -> chapters.Data:
+        """Check every image, write `split.csv`, and return what the notebook 01_data shows."""
+        from histoclip_lib.runs.chapters import Data
+
+        return Data.of(self)
+
+    def score_zero_shot(self) -> chapters.ZeroShot:
+        """Run the zero-shot strategies on all patches, and return what the notebook 02_zero_shot shows."""
+        from histoclip_lib.runs.chapters import ZeroShot
+
+        return ZeroShot.of(self)
+
+    def train_heads(self) -> chapters.Training:
+        """Train both heads, and return what the notebook 03_train shows."""
+        from histoclip_lib.runs.chapters import Training
+
+        return Training.of(self)
+
+    def evaluate(self) -> chapters.Results:
+        """Score every method on the validation patches, write the results, and return what 04_results shows."""
+        from histoclip_lib.runs.chapters import Results
+
+        return Results.of(self)
+
+    def find_errors(self) -> chapters.Errors:
+        """Return what the notebook 05_errors shows."""
+        from histoclip_lib.runs.chapters import Errors
+
+        return Errors.of(self)
+
+    def map_attention(self) -> chapters.Attention:
+        """Compute the attention of the validation patches, and return what the notebook 06_attention shows."""
+        from histoclip_lib.runs.chapters import Attention
+
+        return Attention.of(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Compute:
+    """Where and in which precision models are applied; what training needs to know of an encoder."""
+
+    backbone: str
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    compiled: bool

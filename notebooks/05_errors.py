@@ -1,0 +1,87 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Errors
+#
+# What HistoCLIP with patch keys confuses with what on the validation part, in which groups and label sets its errors lie,
+# and the patches themselves.
+
+# %% tags=["parameters"]
+name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
+reports_dir: str = "reports"  # folder below which each run has its own
+
+# %%
+from histoclip_lib import open_run
+
+run = open_run(name, reports_dir)
+errors = run.find_errors()
+errors.finding()
+
+# %% [markdown]
+# ## Confusion
+#
+# With several labels on a patch there is no single confusion matrix. Each class has its own; look at the lower left cell,
+# the false negatives, and the upper right one, the false positives.
+
+# %%
+errors.confusion()
+
+# %% [markdown]
+# The multi-label confusion matrix (Heydarian et al. 2022) combines them: a missed label is counted against the labels that
+# were wrongly predicted on the same patch, and where there were none, against "no predicted label". Look for large numbers
+# off the diagonal.
+
+# %%
+errors.multilabel_confusion()
+
+# %% [markdown]
+# When a class is missed, what is predicted in its place? Each line takes the patches in which that class is present and
+# was missed; the columns say which absent classes were predicted there.
+
+# %%
+errors.predicted_when_missed()
+
+# %% [markdown]
+# ## Does the presence of one class change the prediction of another?
+#
+# Among patches without the class of the column: how much more often it is predicted where the class of the line is
+# present than where it is absent; and the same for recall among patches that have it. Look for the asterisks.
+
+# %%
+errors.co_occurrence_bias()
+
+# %%
+errors.bias_note()
+
+# %% [markdown]
+# ## By group and by label set
+#
+# Look for single patients or source images, and for combinations of labels, that hold most of the errors.
+
+# %%
+errors.by_group()
+
+# %%
+errors.by_label_set()
+
+# %% [markdown]
+# ## The most confident errors
+#
+# Wrong decisions, the most confident first, at most one for each patch. On the page, patches can be filtered by class, by
+# kind of decision and by confidence, and each opens with the scores of all its classes.
+
+# %%
+errors.gallery()

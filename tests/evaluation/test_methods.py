@@ -1,0 +1,53 @@
+"""Labels, order and the paper's numbers follow the registries."""
+
+import subprocess
+import sys
+
+import pytest
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.registry import FAMILIES
+from histoclip_lib.evaluation import methods
+
+
+def test_methods_are_ordered_by_family():
+    found = methods.methods()
+    families = [method.family for method in found.values()]
+    assert families == sorted(families, key=FAMILIES.index)
+    assert next(iter(found)) == "all_negative"
+    assert list(found)[-1] == "histoclip_patch"
+    assert methods.labels()["histoclip_patch"] == methods.label_of("histoclip_patch") == "HistoCLIP, patch keys"
+    assert methods.strategy_names() == ["baseline", "one_vs_rest", "power_set", "top_k"]
+    assert methods.short_label("one_vs_rest") == "One-vs-Rest"
+
+
+def test_table_order_refuses_an_unknown_method():
+    assert methods.in_table_order(["knn", "baseline", "majority"]) == ["majority", "baseline", "knn"]
+    with pytest.raises(HistoCLIPError, match="'toy' is not a known method"):
+        methods.in_table_order(["knn", "toy"])
+    assert methods.label_of("toy") == methods.short_label("toy") == "toy"
+
+
+def test_paper_numbers_are_those_of_table_one():
+    assert methods.paper_numbers("pannuke") == {
+        "baseline": 0.4107,
+        "one_vs_rest": 0.4371,
+        "power_set": 0.5263,
+        "top_k": 0.4862,
+        "histoclip_global": 0.8824,
+        "histoclip_patch": 0.8824,
+    }
+    assert methods.paper_numbers("bcss_wsss")["histoclip_patch"] == 0.9121
+    assert methods.paper_numbers("luad_histoseg")["one_vs_rest"] == 0.2932
+    assert methods.paper_numbers("folder") == methods.paper_numbers("of a plugin") == {}
+
+
+def test_evaluation_loads_no_torch():
+    modules = (
+        "artifacts", "calibration", "comparisons", "confusion", "leakage", "localisation", "methods", "metrics",
+        "studies", "uncertainty",
+    )  # fmt: skip
+    code = "import importlib, sys\n"
+    code += "".join(f"importlib.import_module('histoclip_lib.evaluation.{name}')\n" for name in modules)
+    code += "from histoclip_lib.evaluation.methods import methods\nmethods()\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
