@@ -27,6 +27,9 @@ reports_dir: str = "reports"  # folder below which each run has its own
 from histoclip_lib.runs.overview import open_comparison
 
 compared = open_comparison(first, second, reports_dir)
+compared.sides()
+
+# %%
 compared.finding()
 
 # %%
@@ -56,6 +59,9 @@ compared.classes()
 
 # %%
 compared.disagreements()
+
+# %%
+compared.patch_table()
 
 # %% [markdown]
 # ## Parameters that differ

@@ -1,10 +1,12 @@
 """For tests of pages over runs: run folders with a few patches, as `histoclip run` leaves them."""
 
+import ast
 import base64
 import io
 
 import nbformat
 import numpy as np
+from IPython.core.formatters import DisplayFormatter
 from nbformat import v4
 from PIL import Image
 
@@ -12,7 +14,7 @@ from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.artifacts import evaluate_methods, save_predictions, write_metrics
 from histoclip_lib.report.executed import stamp
-from histoclip_lib.report.navigation import PAGE_LABELS
+from histoclip_lib.report.notebooks import run_notebooks
 
 CLASSES = ["tumor", "stroma", "lymphocyte"]
 METHODS = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", "histoclip_patch")
@@ -50,6 +52,34 @@ def make_notebook(path, title, parameters, picture=True):
     nbformat.write(v4.new_notebook(cells=cells), path)
 
 
+def execute_here(notebook, folder, step, values, report, workplace, title=""):
+    """Do the work of `pipeline.execute_notebook` in this process: a kernel takes seconds to start."""
+    tree, namespace, place = nbformat.read(notebook, as_version=4), {}, 0
+    for k, cell in enumerate(tree.cells):
+        if cell.cell_type != "code":
+            continue
+        *statements, last = ast.parse(cell.source).body
+        exec(compile(ast.Module(statements, []), notebook.name, "exec"), namespace)
+        if "parameters" in cell.metadata.get("tags", ()):
+            exec(cell.source, namespace)
+            namespace.update(values)
+            place = k + 1
+        elif isinstance(last, ast.Expr):
+            shown = eval(compile(ast.Expression(last.value), notebook.name, "eval"), namespace)
+            if shown is not None:
+                data, metadata = DisplayFormatter().format(shown)
+                cell.outputs = [v4.new_output("execute_result", data=data, metadata=metadata, execution_count=1)]
+        else:
+            exec(compile(ast.Module([last], []), notebook.name, "exec"), namespace)
+    injected = v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in values.items()))
+    injected.metadata["tags"] = ["injected-parameters"]
+    tree.cells.insert(place, injected)
+    tree.metadata["papermill"] = {"parameters": values}
+    nbformat.write(tree, folder / f"{step}.ipynb")
+    stamp(folder / f"{step}.ipynb", title, {"made": "2026-01-02 03:04 UTC"})
+    return 0.0
+
+
 def make_run(
     reports,
     folder,
@@ -58,7 +88,7 @@ def make_run(
     seed=0,
     patches=None,
     val=None,
-    steps=5,
+    steps=6,
     noise=0.25,
     same=(),
     about=None,
@@ -74,8 +104,8 @@ def make_run(
     val = np.arange(len(patches)) if val is None else np.asarray(val)
     values = {"name": name or folder, "dataset": "folder", "data_dir": "nowhere", "split": "grouped", "seed": seed}
     values |= parameters
-    for k, (stem, label) in enumerate(list(PAGE_LABELS.items())[:steps]):
-        make_notebook(path / f"{stem}.ipynb", label, values)
+    for k, (stem, notebook) in enumerate(list(run_notebooks().items())[:steps]):
+        make_notebook(path / f"{stem}.ipynb", notebook.label, values)
         stamp(path / f"{stem}.ipynb", str(values["name"]), {"made": "2026-01-02 03:04 UTC", "seconds": str(k)})
     if steps < 4:
         return path

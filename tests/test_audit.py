@@ -1,4 +1,4 @@
-"""`make audit`: that nothing was looked up is a failure, and every hole is named. The reports are pip-audit's own."""
+"""`make audit`: looking up nothing is a failure, and every vulnerability is named. The reports are pip-audit's own."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ spec.loader.exec_module(audit)
 SKIPPED = {"name": "anyio", "skip_reason": "Dependency not found on PyPI and could not be audited: anyio (4.16.0)"}
 OWN = {"name": "histoclip", "skip_reason": "Dependency not found on PyPI and could not be audited: histoclip (0.1.0)"}
 SOUND = {"name": "numpy", "version": "2.4.6", "vulns": []}
-HOLE = {
+VULNERABLE = {
     "name": "jinja2",
     "version": "3.1.5",
     "vulns": [
@@ -41,17 +41,17 @@ def report(*packages):
 @pytest.mark.parametrize(
     ("packages", "code", "said"),
     [
-        ([SOUND, OWN], audit.CLEAN, "No known holes in 1 packages."),
-        ([SOUND, HOLE], audit.HOLES, "jinja2 3.1.5: GHSA-cpwx-vrp4-4pq7, CVE-2025-27516; mended in 3.1.6"),
-        ([SOUND, HOLE], audit.HOLES, "PYSEC-0000-0; mended in no version yet"),
-        ([SOUND, HOLE, SKIPPED], audit.HOLES, "1 packages were not looked up, 2 were"),
+        ([SOUND, OWN], audit.CLEAN, "No known vulnerabilities in 1 packages."),
+        ([SOUND, VULNERABLE], audit.VULNERABLE, "jinja2 3.1.5: GHSA-cpwx-vrp4-4pq7, CVE-2025-27516; fixed in 3.1.6"),
+        ([SOUND, VULNERABLE], audit.VULNERABLE, "PYSEC-0000-0; fixed in no version yet"),
+        ([SOUND, VULNERABLE, SKIPPED], audit.VULNERABLE, "1 packages were not looked up, 2 were"),
         ([SKIPPED] * 207, audit.NOT_LOOKED_UP, "207 packages were not looked up, 0 were: the advisory service was not"),
         ([SOUND, SKIPPED], audit.NOT_LOOKED_UP, "anyio: Dependency not found on PyPI"),
         ([OWN], audit.NOT_LOOKED_UP, "0 packages were not looked up, 0 were"),
         ([], audit.NOT_LOOKED_UP, "so nothing is known"),
     ],
 )
-def test_the_verdict(packages, code, said):
+def test_the_verdict_and_its_exit_code(packages, code, said):
     found, text = audit.verdict(audit.read_report(report(*packages)))
     assert found == code
     assert said in text
@@ -63,7 +63,7 @@ def test_packages_are_not_listed_where_none_was_looked_up():
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"dependencies": [{}]}', '{"dependencies": 3}', "null"])
-def test_what_is_no_report_is_refused(text):
+def test_output_that_is_not_a_report_is_refused(text):
     with pytest.raises(ValueError):
         audit.read_report(text)
 
@@ -71,7 +71,7 @@ def test_what_is_no_report_is_refused(text):
 @pytest.mark.parametrize(
     ("written", "code", "said"),
     [
-        (f"print({report(SOUND)!r})", audit.CLEAN, "No known holes in 1 packages."),
+        (f"print({report(SOUND)!r})", audit.CLEAN, "No known vulnerabilities in 1 packages."),
         (
             f"print({report(SKIPPED)!r}); print('No known vulnerabilities found', file=sys.stderr)",
             2,

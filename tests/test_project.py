@@ -1,56 +1,32 @@
-"""The project as a whole: its requirements, the order of its modules, and what its files do not hold."""
+"""The project as a whole: its packages, its requirements, and what its files do not hold."""
 
 import ast
 import os
 import re
+import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import histoclip_lib
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "histoclip_lib"
-LONGEST_MODULE = 350  # lines: a module does one thing and fits in one's head
-NOT_OURS = {"build", "reports", "node_modules", "__pycache__"}
+CORE = ("common", "data", "clip", "features", "prompting", "models", "evaluation")
+OPTIONAL = {"distributed", "onnxruntime"}  # of the extras `cluster` and `cpu`, imported where they are installed
+SOURCES = sorted(LIBRARY.rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NOT_OURS = {"build", "dist", "reports", "node_modules", "__pycache__"}
 REGISTRIES = re.compile(
     r"\b(pypi|files\.pythonhosted|(conda\.)?anaconda|huggingface|hf|download\.pytorch|registry\.npmjs)\.(org|com|co|io)\b"
 )
-
-
-def module_name(path):
-    parts = path.relative_to(LIBRARY).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-MODULES = {module_name(path): path for path in sorted(LIBRARY.rglob("*.py"))}
-LISTED = [
-    name
-    for line in histoclip_lib.__doc__.splitlines()
-    if line.startswith("    ")
-    for name in line.split(":")[0].strip().split(", ")
-]
-
-
-def imported(path):
-    """Return the modules of the library that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            below = [f"{node.module}.{alias.name}" for alias in node.names]
-            inner = [name for name in below if name.removeprefix("histoclip_lib.") in MODULES]
-            names = inner if len(inner) == len(below) else [node.module, *inner]
-        else:
-            continue
-        found |= {name.removeprefix("histoclip_lib.") for name in names if name.startswith("histoclip_lib.")}
-    return found
 
 
 def our_files():
@@ -61,50 +37,105 @@ def our_files():
         yield from (Path(folder) / file for file in files)
 
 
-def test_the_library_s_docstring_lists_every_module_once():
-    assert sorted(LISTED) == sorted(name for name in MODULES if name)
+def requirements(*lists):
+    return [Requirement(line) for lines in lists for line in lines]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name])
-def test_a_module_imports_only_from_those_before_it(name):
-    assert imported(MODULES[name]) <= set(LISTED[: LISTED.index(name)])
+def names_of(lines):
+    return {canonicalize_name(requirement.name) for requirement in lines}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_fits_in_one_s_head_and_says_what_it_does_in_its_first_line(name):
-    text = MODULES[name].read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LONGEST_MODULE
-    assert ast.get_docstring(ast.parse(text)).splitlines()[0].endswith((".", ":"))
+def test_packages_import_only_from_those_before_them():
+    """The contract stands in pyproject.toml; that it is broken by an import from below is lint-imports' own test."""
+    checked = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    [contract] = PROJECT["tool"]["importlinter"]["contracts"]
+    assert contract["exhaustive"]
+    layers = contract["layers"][::-1]
+    assert tuple(layers[: len(CORE)]) == CORE  # the core imports nothing from report, runs and cli
 
 
-def test_conda_and_pip_install_the_same():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def test_the_library_has_at_most_twelve_packages():
+    assert len([path for path in LIBRARY.iterdir() if (path / "__init__.py").is_file()]) <= 12
+    assert [path.name for path in LIBRARY.glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_a_module_says_what_it_does_in_its_first_line(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0].endswith((".", ":"))
+
+
+def test_the_core_imports_only_what_it_requires():
+    """What scikit-learn and open_clip_torch require themselves is not listed again."""
+    known = names_of(requirements(PROJECT["project"]["dependencies"]))
+    for name in ("scikit-learn", "open_clip_torch"):
+        known |= names_of(line for line in requirements(requires(name)) if not line.marker)
+    distributions, unknown = packages_distributions(), set()
+    for path in (path for package in CORE for path in (LIBRARY / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            for top in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - OPTIONAL:
+                if top != "histoclip_lib" and not known & set(map(canonicalize_name, distributions.get(top, ()))):
+                    unknown.add(f"{path.relative_to(ROOT)}: {top}")
+    assert unknown == set()
+
+
+def test_conda_installs_the_project_with_all_that_notebooks_need():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["name"] == "histoclip"
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    wanted = [
-        *project["dependencies"],
-        *project["optional-dependencies"]["offline"],
-        *project["optional-dependencies"]["cpu"],
-        *project["optional-dependencies"]["dev"],
-    ]
-    assert pip == wanted
+    assert pip == ["-e .[report,lab,offline,cpu]"]
+    assert set(re.findall(r"\w+", pip[0])[1:]) <= set(PROJECT["project"]["optional-dependencies"])
     [python] = [entry for entry in environment["dependencies"] if str(entry).startswith("python")]
     versions = SpecifierSet(python.removeprefix("python"))
-    assert versions == SpecifierSet(project["requires-python"])
+    assert versions == SpecifierSet(PROJECT["project"]["requires-python"])
     assert [minor for minor in range(8, 18) if f"3.{minor}" in versions] == [11, 12, 13]
     assert "pip" in environment["dependencies"]
 
 
-def test_every_requirement_has_a_lower_bound_and_stands_there_once():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+def test_make_installs_the_offline_towers_without_their_dependencies():
+    [line] = [line for line in (ROOT / "Makefile").read_text().splitlines() if "--no-deps" in line]
+    assert re.findall(r"'([^']+)'", line) == PROJECT["project"]["optional-dependencies"]["offline"]
+
+
+def test_every_requirement_has_a_lower_bound_and_is_listed_once():
+    extras = dict(PROJECT["project"]["optional-dependencies"])
     assert set(extras.pop("cluster")) <= set(extras["dev"])  # the tests start a scheduler
-    lists = [project["dependencies"], *extras.values()]
-    requirements = [Requirement(line) for lines in lists for line in lines]
-    names = [requirement.name.lower().replace("_", "-") for requirement in requirements]
-    assert len(names) == len(set(names))
-    assert all(any(part.operator in (">=", "==") for part in requirement.specifier) for requirement in requirements)
+    found = requirements(PROJECT["project"]["dependencies"], *extras.values())
+    assert len(found) == len(names_of(found))
+    assert all(any(part.operator in (">=", "==") for part in requirement.specifier) for requirement in found)
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    [newest, *_] = re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert histoclip_lib.__version__ == citation["version"] == newest
+    assert citation["license"] == PROJECT["project"]["license"] == (ROOT / "LICENSE").read_text().split()[0]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_relative_link_of_a_page_leads_to_a_file(name):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_pictures_of_the_readme_are_under_300_kb():
+    assert [path.name for path in (ROOT / "docs/images").glob("*") if path.stat().st_size > 300_000] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_a_workflow_calls_targets_that_the_makefile_has(path):
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    targets = {
+        target
+        for job in jobs.values()
+        for step in job["steps"]
+        for target in re.findall(r"make (\w+)", step.get("run", ""))
+    }
+    assert targets
+    assert targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def test_no_file_names_the_host_of_a_registry():

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: nothing of a user's files is run, nothing is written elsewhere, known holes stay out."""
+"""What SECURITY.md promises: user files are never run, nothing is written elsewhere, known vulnerabilities stay out."""
 
 import ast
 import os
@@ -193,14 +193,14 @@ def test_a_script_in_torchs_archive_is_not_run(tmp_path, monkeypatch):
 # Writing
 
 LOAD = """
-from histoclip_lib import results
+from histoclip_lib.evaluation.artifacts import save_split
 from histoclip_lib.data import check_images, load_dataset, split_dataset
 from histoclip_lib.common.files import run_folder
 patches = load_dataset("folder", "data")
 train, val = split_dataset(patches, "grouped", 0, 0.5)
 check_images(patches, progress=False)
 folder = run_folder("mine", "reports")
-results.save_split(folder / "split.csv", patches, train, val)
+save_split(folder / "split.csv", patches, train, val)
 """
 OURS = ("work/reports", "cache", "home/.cache", "home/.config")  # the last two are Matplotlib's
 

@@ -1,6 +1,6 @@
-"""Look installed packages up among known security holes with pip-audit, and fail where that was not possible.
+"""Look up known vulnerabilities of installed packages with pip-audit, and fail where that was not possible.
 
-pip-audit ends well when its advisory service knows none of the packages, as behind a mirror of the package index. That
+pip-audit succeeds when its advisory service knows none of the packages, as behind a mirror of the package index. That
 nothing was found then means nothing, so here it is a failure.
 
 Usage: python tools/audit.py FOLDER, where the folder holds installed packages. `make audit` does it for `.venv`.
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 OWN = "histoclip"  # the project itself, which no index has
-CLEAN, HOLES, NOT_LOOKED_UP = 0, 1, 2
+CLEAN, VULNERABLE, NOT_LOOKED_UP = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Audit:
     ----------
     looked_up : list of str
         Packages that its service knows.
-    holes : list of str
-        A line for each known hole: package, version, identifiers, and the versions that mend it.
+    vulnerabilities : list of str
+        A line for each known vulnerability: package, version, identifiers, and the versions that fix it.
     skipped : list of str
         A line for each package that was not looked up, and why.
     """
 
     looked_up: list[str]
-    holes: list[str]
+    vulnerabilities: list[str]
     skipped: list[str]
 
 
@@ -42,28 +42,28 @@ def read_report(text: str) -> Audit:
     Raises
     ------
     ValueError
-        If it is no such report.
+        If it is not such a report.
     """
     try:
         packages = json.loads(text)["dependencies"]
         skipped = [f"{p['name']}: {p['skip_reason']}" for p in packages if "skip_reason" in p and p["name"] != OWN]
-        known = [p for p in packages if "skip_reason" not in p]
-        holes = [
-            f"{p['name']} {p['version']}: {', '.join([hole['id'], *hole.get('aliases', [])])}; mended in "
-            f"{', '.join(hole['fix_versions']) or 'no version yet'}"
-            for p in known
-            for hole in p["vulns"]
+        looked_up = [p for p in packages if "skip_reason" not in p]
+        vulnerabilities = [
+            f"{p['name']} {p['version']}: {', '.join([known['id'], *known.get('aliases', [])])}; fixed in "
+            f"{', '.join(known['fix_versions']) or 'no version yet'}"
+            for p in looked_up
+            for known in p["vulns"]
         ]
-        return Audit([p["name"] for p in known], holes, skipped)
+        return Audit([p["name"] for p in looked_up], vulnerabilities, skipped)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no report of pip-audit: {error!r} is missing or of another form") from error
+        raise ValueError(f"not a report of pip-audit: {error!r} is missing or malformed") from error
 
 
 def verdict(audit: Audit) -> tuple[int, str]:
     """Return the exit code and what to print."""
     parts = []
-    if audit.holes:
-        parts.append(f"{len(audit.holes)} known holes:\n" + "\n".join(f"  - {hole}" for hole in audit.holes))
+    if audit.vulnerabilities:
+        parts.append("\n  - ".join([f"{len(audit.vulnerabilities)} known vulnerabilities:", *audit.vulnerabilities]))
     if audit.skipped or not audit.looked_up:
         parts.append(
             f"{len(audit.skipped)} packages were not looked up, {len(audit.looked_up)} were: the advisory service was "
@@ -73,8 +73,8 @@ def verdict(audit: Audit) -> tuple[int, str]:
     if audit.looked_up:  # otherwise it is all of them, for one reason
         parts += [f"  - {package}" for package in audit.skipped]
     if parts:
-        return (HOLES if audit.holes else NOT_LOOKED_UP), "\n".join(parts)
-    return CLEAN, f"No known holes in {len(audit.looked_up)} packages."
+        return (VULNERABLE if audit.vulnerabilities else NOT_LOOKED_UP), "\n".join(parts)
+    return CLEAN, f"No known vulnerabilities in {len(audit.looked_up)} packages."
 
 
 def main(folder: str) -> int:

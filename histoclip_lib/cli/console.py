@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.errors import HistoCLIPError, printable
 
-# Codes that turn the direction of what follows; right-to-left scripts do without.
-TURNS = range(0x202A, 0x202F), range(0x2066, 0x206A)
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def results() -> Console:
@@ -31,10 +29,9 @@ def messages() -> Console:
 
 
 def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
-    if is_plain(console):
-        console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, color_system=None)
-    return console
+    options = {"stderr": stderr, "highlight": False, "emoji": False, "markup": False}
+    console = Console(**options)
+    return Console(**options, color_system=None) if is_plain(console) else console
 
 
 def is_plain(console: Console) -> bool:
@@ -43,14 +40,8 @@ def is_plain(console: Console) -> bool:
 
 
 def visible(text: object) -> str:
-    """Return text with its control characters spelt out, so that it cannot move the cursor or change colours."""
-    return "".join(_visible(character) for character in str(text))
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) == "Cc" or any(ord(character) in turns for turns in TURNS):
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+    """Return text with what is not printable as escapes, so that it cannot move the cursor or change colours."""
+    return printable(str(text))
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -65,7 +56,7 @@ def complain(problem: str) -> None:
 
 
 def described(error: Exception) -> str:
-    """Return what is wrong and the remedy, for an error of any kind."""
+    """Return what is wrong, and what to do about it, for an error of any kind."""
     if isinstance(error, HistoCLIPError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -76,7 +67,7 @@ def described(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return (
             f"{error.filename}: {error.strerror}.\n"
-            "Make it a folder that you may write to, or give another one with --reports DIR."
+            "Make it a folder that you may write to, or choose another one, as with --reports DIR."
         )
     first = next(iter(str(error).splitlines()), "")
     return f"unexpected: {type(error).__name__}: {first}\nRun it again with --debug for the traceback, and report it."
@@ -105,12 +96,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
 @contextmanager
 def told(debug: bool, code: int = 1) -> Iterator[None]:
-    """Tell of an error in a block and exit with a code; with `debug` let the error through."""
+    """Print an error that a block raises and exit with a code; with `debug` let the error through."""
     try:
         yield
     except typer.Exit:
@@ -128,6 +116,6 @@ def stoppable(hint: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        logging.getLogger("asyncio").addHandler(logging.NullHandler())  # tasks that were cut off are no news
+        logging.getLogger("asyncio").addHandler(logging.NullHandler())  # of cancelled tasks nothing is said
         complain(f"interrupted.{hint}")
         raise typer.Exit(INTERRUPTED) from interrupt

@@ -1,4 +1,4 @@
-"""How far a run is: a line for each notebook that follows it on a terminal, a few plain lines anywhere else."""
+"""The progress of a run: a line for each notebook that follows it on a terminal, a few plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BAR = re.compile(r"(?P<what>.*?):?\s*(?P<percent>\d+)%\|(.*<(?P<left>[\d:]+))?")
 
 @contextmanager
 def shown(console: Console) -> Iterator[Callable[[StepEvent], None]]:
-    """Show the progress of notebooks for the length of a block; yields what `runs.run_steps` reports to."""
+    """Show the progress of notebooks for the length of a block; yields what `pipeline.run_steps` reports to."""
     progress = _Progress(console)
     try:
         yield progress.take
     finally:
-        progress.rest()
+        progress.stop()
 
 
 class _Progress:
@@ -36,50 +36,51 @@ class _Progress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.pulse: Live | _PlainPulse | None = None
-        self.step, self.began, self.last, self.cell, self.line = "", 0.0, "", "", ""
+        self.display: Live | _PlainPulse | None = None
+        self.step, self.began, self.last, self.cell, self.bar = "", 0.0, "", "", ""
 
     def take(self, event: StepEvent) -> None:
         """Take note of an event, and print what it ends."""
         if event.state == "started":
-            self.step, self.began, self.cell, self.line = event.step, time.monotonic(), "", ""
+            self.step, self.began, self.cell, self.bar = event.step, time.monotonic(), "", ""
             self.last = "first time" if event.seconds is None else f"last time {duration(event.seconds)}"
-            self.work()
+            self.start()
         elif event.state == "cell":
-            self.cell, self.line = event.text, ""
+            self.cell, self.bar = event.text, ""
         elif event.state == "line":
-            self.line = bar_in_words(event.text)
+            if (words := bar_in_words(event.text)) is not None:
+                self.bar = words
         else:
-            self.rest()
+            self.stop()
             self.console.print(_ending(event), soft_wrap=True)
 
-    def work(self) -> None:
+    def start(self) -> None:
         """Begin to show the line."""
         if is_plain(self.console):
             say(self.console, f"  {self.step}  started ({self.last})")
-            self.pulse = _PlainPulse(lambda: say(self.console, self.now().plain))
+            self.display = _PlainPulse(lambda: say(self.console, self.now().plain))
         else:
-            self.pulse = Live(
+            self.display = Live(
                 get_renderable=self.now, console=self.console, refresh_per_second=REFRESHES, transient=True
             )
-        self.pulse.start()
+        self.display.start()
 
-    def rest(self) -> None:
+    def stop(self) -> None:
         """Show the line no longer."""
-        if self.pulse is not None:
-            self.pulse.stop()
-            self.pulse = None
+        if self.display is not None:
+            self.display.stop()
+            self.display = None
 
     def now(self) -> Text:
         """Return the line."""
         elapsed = f"{duration(time.monotonic() - self.began)} ({self.last})"
         number, _, heading = self.cell.partition(", ")
-        where = ", ".join(part for part in (number, self.line or heading) if part)
+        where = ", ".join(part for part in (number, self.bar or heading) if part)
         return Text(f"  {self.step}  {elapsed}  {visible(where)}".rstrip(), no_wrap=True, overflow="ellipsis")
 
 
 class SideBySide:
-    """Says in plain lines how far runs are that are executed at once."""
+    """Reports in plain lines on runs that are executed at once."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.said = console, 0.0
@@ -89,14 +90,14 @@ class SideBySide:
         self.console.print(Text(visible(name), style="bold"), _ending(event), soft_wrap=True)
 
     def shard_done(self, name: str, done: int, total: int) -> None:
-        """Say how many shards of a run's features are there, now and then."""
+        """Say how many shards of a run's features are finished, every few seconds."""
         if done == total or time.monotonic() - self.said > SHARD_SILENCE:
             self.said = time.monotonic()
             say(self.console, f"{visible(name)}  features: {done} of {total} shards")
 
 
 class _PlainPulse:
-    """Says something again and again from a thread, which `stop` ends."""
+    """Calls a function again and again from a thread, which `stop` ends."""
 
     def __init__(self, say_it: Callable[[], None]) -> None:
         self.say_it, self.ended = say_it, threading.Event()
@@ -114,11 +115,11 @@ class _PlainPulse:
             self.say_it()
 
 
-def bar_in_words(line: str) -> str:
-    """Return a progress bar of tqdm as `encoding 41 %, 00:03 left`, nothing if it is full; other lines as they are."""
+def bar_in_words(line: str) -> str | None:
+    """Return a progress bar of tqdm as `encoding 41 %, 00:03 left`, nothing once it is full; None for other lines."""
     bar = BAR.match(line)
     if bar is None:
-        return line
+        return None
     if bar["percent"] == "100":
         return ""
     return f"{bar['what']} {bar['percent']} %".strip() + (f", {bar['left']} left" if bar["left"] else "")

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from torchvision.transforms import Compose, PILToTensor
 
-from histoclip_lib.clip.registry import EncoderEntry, encoder_entry
+from histoclip_lib.clip.registry import OFFLINE_DEFAULT, EncoderEntry, encoder_entry
 from histoclip_lib.clip.towers import ImageTower, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
-OFFLINE_DEFAULT = "lite0-minilm"
 PRECISIONS = ("auto", "fp32", "amp")
 
 
@@ -150,7 +149,7 @@ class CLIP:
             with self.autocast():
                 features.append(self.model.encode_text(batch.to(self.device)).float())
         unit = nn.functional.normalize(torch.cat(features), dim=-1)
-        position = {prompt: row for row, prompt in enumerate(distinct)}
+        position = {prompt: index for index, prompt in enumerate(distinct)}
         return unit[[position[prompt] for prompt in prompts]]
 
     def fingerprint(self) -> str:
@@ -176,8 +175,8 @@ def load_clip(
     Parameters
     ----------
     backbone : str
-        `lite0-minilm` (the offline default), an open_clip model name such as `ViT-L-14-quickgelu`, an `hf-hub:` id,
-        or `local-dir:` and a folder.
+        A registered name such as `lite0-minilm` (the offline default), an open_clip model name such as
+        `ViT-L-14-quickgelu`, `hf-hub:` and a repository, or `local-dir:` and a folder.
     pretrained : str
         For an open_clip name: a tag such as `openai`, or a weights file. Empty for the others.
     device : str
@@ -192,7 +191,13 @@ def load_clip(
     ------
     HistoCLIPError
         For an unknown name, tag, device or precision, for `pretrained` beside a backbone that takes none, and for
-        weights that cannot be had; that message names the model, the file looked for and the offline default.
+        weights that cannot be loaded; that message names the model, the file looked for and the offline default.
+
+    Examples
+    --------
+    >>> clip = load_clip(device="cpu")
+    >>> clip.encode_text(["a photo of a tumor"]).shape
+    torch.Size([1, 384])
     """
     torch_device, amp_dtype = choose_compute(device, precision)
     entry = encoder_entry(backbone, pretrained)
@@ -226,7 +231,7 @@ def _device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise HistoCLIPError(f"device: {device!r} is no torch device. Use auto, cpu, cuda or cuda:0.") from error
+        raise HistoCLIPError(f"device: {device!r} is not a torch device. Use auto, cpu, cuda or cuda:0.") from error
     try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:  # no such GPU, or a torch built without this kind of device

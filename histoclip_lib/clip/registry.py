@@ -9,10 +9,14 @@ from histoclip_lib.common.registry import Registry
 
 OPEN_CLIP = "open_clip"  # the family of every name that is not registered: its own names, hf-hub: and local-dir:
 SCHEMAS = ("hf-hub:", "local-dir:")
+OFFLINE_DEFAULT = "lite0-minilm"
+UNKNOWN_IMAGES = (
+    "Images that this software does not know. **TCGA images may be among them.** Ask whoever trained the weights."
+)
 
 
 def _unknown(backbone: str, pretrained: str) -> None:
-    """Say that nothing is known before the encoder is loaded."""
+    """Know nothing before the encoder is loaded."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class EncoderEntry:
     title, licence : str
         For the report.
     load : callable
-        From `backbone` and `pretrained` to an open_clip model, its tokenizer and its `PreprocessCfg`.
+        From `backbone` and `pretrained` to a model with open_clip's `visual` and `encode_text`, its tokenizer and its
+        `PreprocessCfg`.
     is_clip : bool
         Whether it was trained on image-text pairs; the offline default was not.
     about : str
@@ -40,7 +45,7 @@ class EncoderEntry:
     token_shape : callable
         From the same to the number of tokens L and their width d, None where only the model itself tells.
     check : callable
-        Refuses a `backbone` or `pretrained` that does not exist; nothing is loaded.
+        Raises HistoCLIPError for a `backbone` or `pretrained` that does not exist; nothing is loaded.
     """
 
     name: str
@@ -49,9 +54,7 @@ class EncoderEntry:
     load: Callable[[str, str], tuple]
     is_clip: bool = True
     about: str = ""
-    pretraining: str = (
-        "Images that this software does not know. **TCGA images may be among them.** Ask whoever trained the weights."
-    )
+    pretraining: str = UNKNOWN_IMAGES
     takes_weights: bool = False
     weights_at_hand: Callable[[str, str], str | None] = _unknown
     token_shape: Callable[[str, str], tuple[int, int] | None] = _unknown
@@ -68,8 +71,10 @@ def encoder(name: str, title: str, licence: str, **about: object) -> Callable[[C
 
     Examples
     --------
-    >>> @encoder("mine", title="My encoder", licence="MIT")  # doctest: +SKIP
+    >>> from histoclip_lib import encoder
+    >>> @encoder("mine", title="My encoder", licence="MIT")
     ... def load(backbone, pretrained):
+    ...     model, tokenizer = ...  # as open_clip makes them
     ...     return model, tokenizer, open_clip.transform.PreprocessCfg(size=224)
     """
 

@@ -76,17 +76,17 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
     tokens : tensor of shape (B, L, d)
     """
     if isinstance(visual, VisionTransformer):
-        hidden = visual.transformer(visual._embeds(images))  # (B, 1 + L, width)
-
-        def project(sequence: torch.Tensor) -> torch.Tensor:
-            pooled = visual._pool(sequence)[0]
-            return pooled if visual.proj is None else pooled @ visual.proj
-
-        return project(hidden), _one_by_one(project, hidden[:, 1:], copies=2)
+        found = visual.forward_intermediates(images, indices=1, output_fmt="NLC")
+        tokens = found["image_intermediates"][0]
+        if visual.attn_pool is None:
+            tokens = visual.ln_post(tokens)
+        else:  # each token as a sequence of one
+            tokens = visual.ln_post(_one_by_one(lambda one: visual.attn_pool(one)[:, -1], tokens, copies=1))
+        return found["image_features"], tokens if visual.proj is None else tokens @ visual.proj
     if isinstance(visual, ModifiedResNet):
-        feature_map = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
-        pool = visual.attnpool
-        return pool(feature_map), pool.c_proj(pool.v_proj(feature_map.flatten(2).transpose(1, 2)))
+        found, pool = visual.forward_intermediates(images, indices=1), visual.attnpool
+        cells = found["image_intermediates"][0].flatten(2).transpose(1, 2)
+        return found["image_features"], pool.c_proj(pool.v_proj(cells))
     if isinstance(visual, TimmModel):
         hidden = visual.trunk.forward_features(images)
         pooled = visual.head(visual.trunk.forward_head(hidden))

@@ -25,30 +25,16 @@ def cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """The features of one data set from one encoder with one number of views.
-
-    Attributes
-    ----------
-    backbone, pretrained, dataset : str
-        As in the parameter file.
-    views, patches : int
-        Their numbers.
-    size : int
-        Bytes.
-    idle : float
-        Days since they were last used.
-    markers : list of Path
-        The `.json` files of the shards; a shard without one does not count.
-    """
+    """The features of one data set from one encoder with one number of views."""
 
     backbone: str
     pretrained: str
     dataset: str
     views: int
     patches: int
-    size: int
-    idle: float
-    markers: list[Path]
+    size: int  # bytes
+    idle: float  # days since they were last used
+    markers: list[Path]  # the `.json` files of the shards; a shard without one does not count
 
     def remove(self) -> None:
         """Delete them, each marker before its arrays."""
@@ -63,27 +49,13 @@ class CachedFeatures:
 
 @dataclass(frozen=True)
 class CachedItem:
-    """Anything in the cache that is not features.
+    """Anything in the cache that is not features."""
 
-    Attributes
-    ----------
-    kind : str
-        TOWERS, PAINTED, COUNTS, or UNFINISHED: arrays that never got a marker and have not changed for a day.
-    name : str
-        Of the file or folder.
-    size : int
-        Bytes.
-    idle : float
-        Days since it was last used.
-    paths : list of Path
-        Its files, or its folder.
-    """
-
-    kind: str
-    name: str
-    size: int
-    idle: float
-    paths: list[Path]
+    kind: str  # TOWERS, PAINTED, COUNTS, or UNFINISHED: arrays that never got a marker and have not changed for a day
+    name: str  # of the file or folder
+    size: int  # bytes
+    idle: float  # days since it was last used
+    paths: list[Path]  # its files, or its folder
 
     def remove(self) -> None:
         """Delete it; a folder is renamed first, so that nobody finds half of it."""

@@ -1,6 +1,6 @@
 """CSV tables as people and spreadsheets save them; errors name the lines.
 
-pandas knows neither the line in which a row begins nor lists all faulty lines at once, so the rows are read here.
+pandas does not give the line on which a row begins, nor list all faulty lines at once, so the rows are read here.
 """
 
 from __future__ import annotations
@@ -13,28 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.files import read_utf8
 
 SEPARATORS = (",", ";", "\t")
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-ZIP = b"PK\x03\x04"  # how the files of spreadsheet programs begin
 MAX_BYTES = 2**27
+REMEDY = "In a spreadsheet program save it as `CSV UTF-8`."
 SEPARATOR_LINE = re.compile(r'"?sep=(?P<separator>.)"?')  # Excel's own first line
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a table as text, without the spaces around them.
+    """The cells of a table as text, without the spaces around them."""
 
-    Attributes
-    ----------
-    columns : dict of str to list of str
-        By the name in the header, in the order of the file.
-    lines : list of int
-        The line of the file in which each row begins, counted from 1.
-    """
-
-    columns: dict[str, list[str]]
-    lines: list[int]
+    columns: dict[str, list[str]]  # by the name in the header, in the order of the file
+    lines: list[int]  # of the file in which each row begins, counted from 1
 
 
 def read_table(path: Path, key: str) -> Table:
@@ -57,7 +49,10 @@ def read_table(path: Path, key: str) -> Table:
         For a file that is too large, not UTF-8 or not CSV, and a table without `key`; listing every column without a
         name or with a repeated one, and every line that has more or fewer cells than the header.
     """
-    text = _read_text(path)
+    text = read_utf8(path, MAX_BYTES, REMEDY)
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise HistoCLIPError(f"{path}, line {line}: a null character: this is not a text file. {REMEDY}")
     separator, skipped = _separator(text, key)
     rows = _rows(path, text, separator)[skipped:]
     if not rows:
@@ -80,33 +75,6 @@ def read_table(path: Path, key: str) -> Table:
 def _filled(cells: list[str]) -> int:
     """Return the number of cells up to the last that is not empty."""
     return next((place for place in range(len(cells), 0, -1) if cells[place - 1]), 0)
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a file; an error says what kind of file it is instead and how to save it."""
-    remedy = "In a spreadsheet program save it as `CSV UTF-8`."
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise HistoCLIPError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Is it the right file?")
-        content = path.read_bytes()
-    except OSError as error:
-        raise HistoCLIPError(f"{path} cannot be read ({error}).") from error
-    if content.startswith(ZIP):
-        raise HistoCLIPError(f"{path} is a zip archive, such as a spreadsheet (.xlsx), not CSV. {remedy}")
-    if content.startswith(UTF_16):
-        raise HistoCLIPError(f"{path} is UTF-16 (`Unicode text`), not UTF-8. {remedy}")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise HistoCLIPError(
-            f"{path}, line {line}: the byte {content[error.start]:#04x} is not UTF-8; the file may be Latin-1 or "
-            f"Windows-1252. {remedy}"
-        ) from error
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise HistoCLIPError(f"{path}, line {line}: a null character: this is not a text file. {remedy}")
-    return text
 
 
 def _separator(text: str, key: str) -> tuple[str, int]:

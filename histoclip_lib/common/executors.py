@@ -18,8 +18,6 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
-import torch
-
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 
 PATIENCE = 10.0  # seconds within which a scheduler must answer
@@ -36,7 +34,7 @@ def open_executor(jobs: int | None = None, scheduler: str | None = None) -> Iter
     Parameters
     ----------
     jobs : int, optional
-        Processes of this machine; by default one for each core. They share the cores: each has `cores / jobs` threads.
+        Number of worker processes, by default one per core; each has `cores / jobs` threads.
     scheduler : str, optional
         Address of a scheduler, such as `tcp://10.0.0.1:8786`, or the file that `dask scheduler --scheduler-file` wrote.
 
@@ -72,13 +70,13 @@ def run_tasks(
     Parameters
     ----------
     executor : Executor
-        As `open_executor` gives it.
+        As `open_executor` returns it.
     task : callable
         A function of a module; it and its arguments are pickled.
     arguments : iterable of tuple
-        Of each call. They are taken one after the other, never more than AT_ONCE ahead of the results.
+        Arguments of each call, read lazily: never more than AT_ONCE ahead of the results.
     report : callable
-        Called in this process with the number of a call and its result, as soon as it is there.
+        Called in this process with the number of a call and its result, as soon as there is one.
 
     Returns
     -------
@@ -88,7 +86,7 @@ def run_tasks(
     Raises
     ------
     HistoCLIPError
-        If a task fails, the workers die over it, or the scheduler is gone; calls that have not begun are cancelled.
+        If a task fails, its worker dies, or the scheduler is lost; calls that have not begun are cancelled.
     """
     calls, running, results = enumerate(arguments), {}, {}
     try:
@@ -111,12 +109,12 @@ def run_tasks(
 def run_task(task: Callable, *values: object) -> object:
     """Run a task in a worker; what it raises becomes a plain HistoCLIPError.
 
-    Other exceptions may not survive the way to the client: one that cannot be pickled leaves it waiting for ever.
+    Other exceptions may not reach the client: one that cannot be pickled leaves it waiting for ever.
 
     Raises
     ------
     HistoCLIPError
-        With the message alone; the traceback stands in the worker's log.
+        With the message alone; the traceback is in the worker's log.
     """
     try:
         return task(*values)
@@ -134,12 +132,12 @@ def software() -> dict[str, str]:
 
 
 def require_software(expected: dict[str, str]) -> None:
-    """Hold that this process has the versions that another one expects.
+    """Check that this process has the versions that another one expects.
 
     Raises
     ------
     HistoCLIPError
-        Naming each that differs, and this machine.
+        If any differs; the message names each, and this machine.
     """
     if found := _differences(software(), expected):
         raise HistoCLIPError(f"{socket.gethostname()}: the software differs:\n{bullet_list(found)}\n{INSTALL}")
@@ -168,7 +166,7 @@ def _client(scheduler: str) -> Iterator:
         reason = "Dask's event loop did not start" if isinstance(error, AssertionError) else error
         raise HistoCLIPError(
             f"--scheduler {scheduler}: no scheduler answers there within {PATIENCE:.0f} s ({reason}). Start one with "
-            "`dask scheduler`, give the address that it prints, and see that no firewall is between."
+            "`dask scheduler`, give the address that it prints, and check that no firewall is in between."
         ) from error
     try:
         _check_workers(client, scheduler)
@@ -182,7 +180,7 @@ def _client(scheduler: str) -> Iterator:
 
 
 def _check_workers(client: object, scheduler: str) -> None:
-    """Compare the versions of the workers that are there; a later one is asked by its first task."""
+    """Compare the versions of the connected workers; one that joins later is checked by its first task."""
     answers, found = client.run(software, on_error="return"), []
     if not answers:
         warnings.warn(f"{scheduler} has no workers yet; the tasks wait for the first one.", stacklevel=2)
@@ -219,7 +217,7 @@ def _software() -> tuple[tuple[str, str], ...]:
 
 @contextmanager
 def named_errors(executor: Executor) -> Iterator[None]:
-    """Say in one sentence what the many kinds of errors mean that executors and tasks raise."""
+    """Turn the many kinds of errors that executors and tasks raise into one clear HistoCLIPError."""
     try:
         yield
     except HistoCLIPError:
@@ -227,7 +225,7 @@ def named_errors(executor: Executor) -> Iterator[None]:
     except (BrokenExecutor, CancelledError) as error:
         lost = f"({error or type(error).__name__})"
         raise HistoCLIPError(
-            f"a worker process ended before its task did {lost}. If the system ended it for want of memory, use fewer "
+            f"a worker process ended before its task did {lost}. If it ran out of memory, use fewer "
             "jobs or a smaller encode_batch_size."
             if isinstance(executor, ProcessPoolExecutor)
             else f"the scheduler is gone {lost}. Start it and its workers again."
@@ -237,11 +235,13 @@ def named_errors(executor: Executor) -> Iterator[None]:
 
 
 def _begin_worker(threads: int) -> None:
+    import torch
+
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: a pool's workers would wait for tasks for ever."""
+    """End this process when its parent has died: a pool's workers would wait for tasks for ever."""
     connection.wait([parent_process().sentinel])
     os._exit(1)

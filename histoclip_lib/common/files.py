@@ -66,8 +66,7 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if not temporary.stat().st_mode & 0o077 and (new := _new_file_in(path.parent)):
-            temporary.chmod(stat.S_IMODE(new.st_mode))
+        _follow_umask(temporary)
         if durable:
             _to_disk(temporary)
         os.replace(temporary, path)
@@ -92,7 +91,7 @@ def cannot_write(folder: Path, error: OSError, needed: int | None = None) -> His
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk on which a folder lies or would lie."""
+    """Return the free bytes of the disk on which a folder is or would be."""
     folder = folder.absolute()
     return shutil.disk_usage(next(part for part in (folder, *folder.parents) if part.is_dir())).free
 
@@ -166,6 +165,13 @@ def _last_change(path: Path) -> float:
     return max([facts.st_mtime, *below])
 
 
+def _follow_umask(path: Path) -> None:
+    """Give a file that only its owner may read the mode of any new file in its folder."""
+    if not path.stat().st_mode & 0o077 and (new := _new_file_in(path.parent)):
+        with suppress(OSError):  # a file system without modes
+            path.chmod(stat.S_IMODE(new.st_mode))
+
+
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -182,6 +188,36 @@ def _about_writing(error: OSError, temporary: Path) -> bool:
     named = [str(name) for name in (error.filename, error.filename2) if name is not None]
     ours = any(Path(name) == temporary or Path(name) in temporary.parents for name in named)
     return error.errno in FULL or (error.errno in FORBIDDEN and ours)
+
+
+def read_utf8(path: Path, limit: int, remedy: str = "Save it as UTF-8.") -> str:
+    """Return the text of a file from a user, with or without a byte-order mark.
+
+    Raises
+    ------
+    HistoCLIPError
+        If it cannot be read, has more than `limit` bytes, or is not UTF-8; then the message ends with `remedy`.
+    """
+    try:
+        too_large = path.stat().st_size > limit
+        with path.open("rb") as file:
+            content = b"" if too_large else file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise HistoCLIPError(f"{str(path)[:300]} cannot be read ({error}).") from error
+    if too_large or len(content) > limit:
+        raise HistoCLIPError(f"{path} has more than {limit:,} bytes. Is it the right file?")
+    if content.startswith(b"PK\x03\x04"):
+        raise HistoCLIPError(f"{path} is a zip archive, such as a spreadsheet (.xlsx), not text. {remedy}")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise HistoCLIPError(f"{path} is UTF-16, not UTF-8. {remedy}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise HistoCLIPError(
+            f"{path}, line {line}: the byte {content[error.start]:#04x} is not UTF-8; the file may be Latin-1 or "
+            f"Windows-1252. {remedy}"
+        ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -40,9 +40,10 @@ class Registry(Generic[Entry]):
     def __init__(self, kind: str, parameter: str = "", modules: tuple[str, ...] = ()) -> None:
         self.kind, self.parameter, self.modules = kind, parameter or kind, modules
         self._entries: dict[str, Entry] = {}
+        self._module: dict[str, str] = {}
 
-    def add(self, name: str, entry: Entry) -> None:
-        """Register an entry.
+    def add(self, name: str, entry: Entry, module: str = "") -> None:
+        """Register an entry; with its module, entries of the library are listed in the order of `modules`.
 
         Raises
         ------
@@ -51,14 +52,16 @@ class Registry(Generic[Entry]):
         """
         if name in self._entries and self._entries[name] != entry:
             raise HistoCLIPError(f"{self.kind}: {name!r} is registered twice. Give one of the two another name.")
-        self._entries[name] = entry
+        self._entries[name], self._module[name] = entry, module
 
     def load(self) -> dict[str, Entry]:
         """Return all entries by name, those of plugins too."""
         for module in self.modules:
             importlib.import_module(module)
         load_plugins()
-        return self._entries
+        order = {module: place for place, module in enumerate(self.modules)}
+        names = sorted(self._entries, key=lambda name: order.get(self._module[name], len(order)))
+        return {name: self._entries[name] for name in names}
 
     def __getitem__(self, name: str) -> Entry:
         """Return an entry.

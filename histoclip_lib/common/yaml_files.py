@@ -13,13 +13,13 @@ from pathlib import Path
 import yaml
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.files import read_utf8
 
 MAX_BYTES = 100_000
 MAX_NODES = 5_000  # keys and values
 MAX_DEPTH = 10
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 MERGE = "tag:yaml.org,2002:merge"
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # Besides YAMLError: a date, a number or a character that does not exist, or `!!int` before something else.
 NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, LookupError, RecursionError)
 
@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> tuple[object, list[str]]:
         anchor, alias and merge key, every text with characters that cannot be written, and the place where it becomes
         too deep or too long.
     """
-    text = _read_text(path)
+    text = read_utf8(path, MAX_BYTES)
     try:
         problems = list(_problems(text))
         if problems:
@@ -63,26 +63,6 @@ def read_yaml(path: Path) -> tuple[object, list[str]]:
     except NOT_YAML as error:
         hint = " Indent with spaces." if "'\\t'" in str(error) else ""
         raise HistoCLIPError(f"{path} is not YAML: {error}{hint}") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise HistoCLIPError(f"{str(path)[:300]} cannot be read ({error}).") from error
-    if len(content) > MAX_BYTES:
-        raise HistoCLIPError(f"{path} has more than {MAX_BYTES:,} bytes. Is it the right file?")
-    if content.startswith(UTF_16):
-        raise HistoCLIPError(f"{path} cannot be read: it is UTF-16. Save it as UTF-8.")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise HistoCLIPError(
-            f"{path} cannot be read: the byte {content[error.start]:#04x} in line {line} is not UTF-8. Save the file "
-            "as UTF-8."
-        ) from error
 
 
 def _problems(text: str) -> Iterator[str]:

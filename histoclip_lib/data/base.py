@@ -51,7 +51,7 @@ class PatchDataset:
     parts : ndarray of shape (B,), str, or None
         The official part of each patch: `train`, `val` or `test`.
     tissue : ndarray of shape (B,), str, or None
-        Organ, where the data set knows it.
+        Organ, where it is known.
     has_masks : bool
         Whether `source.mask` gives masks.
 
@@ -60,6 +60,14 @@ class PatchDataset:
     HistoCLIPError
         If there are no patches, labels are of another shape or not 0 or 1, a file is listed twice, or a name is not
         valid Unicode.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from histoclip_lib import PatchDataset
+    >>> labels = np.array([[1, 0], [1, 1]], dtype=np.uint8)
+    >>> PatchDataset("mine", ["tumor", "stroma"], ["a.png", "b.png"], labels, source=None).prevalence
+    array([1. , 0.5])
     """
 
     name: str

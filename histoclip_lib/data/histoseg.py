@@ -37,26 +37,14 @@ MASK_VALUES[:5] = (1, 2, 3, 4, 0)
 
 @dataclass(frozen=True)
 class Release:
-    """What differs between the two data sets.
-
-    Attributes
-    ----------
-    name, title, licence : str
-        As in parameter files, as in tables, and the terms as an error states them.
-    classes : tuple of str
-        In the order of the labels.
-    pattern : re.Pattern
-        Of file names, with the groups `patient` and `labels`; the latter only in names of the training part.
-    form : str
-        The pattern in words.
-    """
+    """What differs between the two data sets."""
 
     name: str
     title: str
-    licence: str
+    licence: str  # as an error states it
     classes: tuple[str, ...]
-    pattern: re.Pattern[str]
-    form: str
+    pattern: re.Pattern[str]  # of file names: groups `patient` and, in the training part only, `labels`
+    form: str  # the pattern in words
 
     def labels_of(self, name: str) -> np.ndarray:
         """Return the labels in the name of a training patch, shape (4,), uint8, or raise HistoCLIPError."""
@@ -162,20 +150,9 @@ def load_luad_histoseg(
 
 
 def labels_from_mask(class_map: np.ndarray, n_classes: int, coverage: float) -> np.ndarray:
-    """Return which classes cover at least a fraction of a patch.
+    """Return which of N classes cover at least a fraction of all pixels of a class map (H, W), shape (N,), uint8.
 
-    Parameters
-    ----------
-    class_map : ndarray of shape (H, W), int
-        k for the k-th class, 0 for none.
-    n_classes : int
-        Number of classes N.
-    coverage : float
-        Fraction of all H x W pixels, from 0 (any pixel) to 1.
-
-    Returns
-    -------
-    ndarray of shape (N,), uint8
+    The map has k for the k-th class and 0 for none; a fraction of 0 asks for any pixel.
     """
     pixels = np.bincount(class_map.ravel(), minlength=n_classes + 1)[1 : n_classes + 1]
     return ((pixels > 0) & (pixels / class_map.size >= coverage)).astype(np.uint8)

@@ -100,21 +100,11 @@ def read_nonzero(source: bytes, place: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images (and masks) that are files in a folder.
-
-    Attributes
-    ----------
-    image_paths : list of Path
-        One image each.
-    mask_paths : list of (Path or None)
-        P or L images, or empty for a data set without masks.
-    mask_values : ndarray of shape (256,), uint8
-        Maps stored mask values to class numbers: k for the k-th class, 0 for none, 255 for "not allowed".
-    """
+    """Images (and masks) that are files in a folder."""
 
     image_paths: list[Path]
-    mask_paths: list[Path | None]
-    mask_values: np.ndarray
+    mask_paths: list[Path | None]  # P or L images; empty for a data set without masks
+    mask_values: np.ndarray  # (256,), uint8: stored value to k for the k-th class, 0 for none, 255 for "not allowed"
 
     def image(self, index: int) -> np.ndarray:
         """Return image `index` as RGB, shape (H, W, 3), uint8; `read_rgb` says how and what is refused."""

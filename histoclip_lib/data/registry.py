@@ -30,7 +30,7 @@ class DatasetEntry:
     options : tuple of str
         Arguments of `load`, named like the parameters of a run; `split` among them where it decides what is loaded.
     needs_folder : bool
-        Whether the data lies in a folder; otherwise it is generated.
+        Whether the data is read from a folder; otherwise it is generated.
     paper : dict of str to float
         mAcc in Table I of the paper, by the name under which a method is found there; empty where it has none.
     """
@@ -64,10 +64,20 @@ def dataset(
     needs_folder: bool = True,
     paper: Mapping[str, float] | None = None,
 ) -> Callable[[Loader], Loader]:
-    """Register the decorated loader as a data set; `DatasetEntry` has the arguments."""
+    """Register the decorated loader as a data set; `DatasetEntry` has the arguments.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from histoclip_lib import PatchDataset, dataset
+    >>> @dataset("blank", title="Blank", licence="CC0", about="Two patches.", needs_folder=False)
+    ... def load():
+    ...     return PatchDataset("blank", ["tumor"], ["a", "b"], np.array([[0], [1]], dtype=np.uint8), source=None)
+    """
 
     def register(load: Loader) -> Loader:
-        DATASETS.add(name, DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {}))
+        entry = DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {})
+        DATASETS.add(name, entry, load.__module__)
         return load
 
     return register
@@ -81,18 +91,18 @@ def load_dataset(dataset: str, data_dir: str | Path = "", split: str = "random",
     dataset : str
         One of `DATASETS`: `synthetic`, `folder`, `bcss_wsss`, `luad_histoseg`, `pannuke`, or what a plugin registers.
     data_dir : str or Path
-        Where it lies; `synthetic` is generated and needs none.
+        Its folder; `synthetic` is generated and needs none.
     split : str
         BCSS-WSSS and LUAD-HistoSeg: with `given` the official validation and test parts are loaded too; otherwise the
         official training part alone, which is what the paper divides 8:2.
     **options
         `n_patches` (synthetic), `mask_coverage` (BCSS-WSSS, LUAD-HistoSeg), `min_nuclei` (PanNuke). Those of other data
-        sets are ignored, so that one parameter file serves them all.
+        sets are ignored.
 
     Raises
     ------
     HistoCLIPError
-        For an unknown name, a missing `data_dir`, and whatever the loader finds wrong.
+        For an unknown name, an option of no data set, a missing `data_dir`, and whatever the loader finds wrong.
 
     Examples
     --------
@@ -101,17 +111,22 @@ def load_dataset(dataset: str, data_dir: str | Path = "", split: str = "random",
     (4, ['tumor', 'stroma', 'lymphocyte', 'necrosis'])
     """
     entry = DATASETS[dataset]
+    known = {name for other in DATASETS.load().values() for name in other.options}
+    if unknown := sorted(options.keys() - known):
+        raise HistoCLIPError(
+            f"{', '.join(unknown)}: not an option of any data set. {dataset} has {', '.join(entry.options) or 'none'}."
+        )
     given = {name: value for name, value in {**options, "split": split}.items() if name in entry.options}
     if not entry.needs_folder:
         return entry.load(**given)
     if not data_dir:
-        raise HistoCLIPError(f"data_dir: {dataset} needs the folder in which the data lies.")
+        raise HistoCLIPError(f"data_dir: {dataset} needs the folder of the data.")
     folder = resolve(data_dir)
     try:
         os.stat(folder)
     except (FileNotFoundError, NotADirectoryError):
         pass  # the loader says what it looked for
-    except (OSError, ValueError) as error:  # too long, not ours to read, or with a character that no name has
+    except (OSError, ValueError) as error:  # too long, forbidden, or with a null character
         reason = getattr(error, "strerror", None) or error
         raise HistoCLIPError(f"data_dir: {shown(str(data_dir), 300)} cannot be read ({reason}).") from error
     return entry.load(folder, **given)

@@ -40,6 +40,13 @@ def split_dataset(
     HistoCLIPError
         For an unknown method, groups or parts that the data set lacks, or a class that has no positive
         patch in the training part.
+
+    Examples
+    --------
+    >>> from histoclip_lib import load_dataset, split_dataset
+    >>> train, val = split_dataset(load_dataset("synthetic", n_patches=20), "random", seed=0)
+    >>> len(train), len(val)
+    (16, 4)
     """
     if method not in SPLITS:
         raise HistoCLIPError(f"split: {method!r} is not known. Use one of {', '.join(SPLITS)}.")

@@ -138,6 +138,17 @@ def evaluate(
 
     Beside each of the HEADLINES is its 95 % percentile interval, `mAcc_ci` and so on, as [low, high]; in `per_class`
     also `accuracy_ci` and `ap_ci`. None where the metric is not defined.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from histoclip_lib import evaluate
+    >>> from histoclip_lib.common.predictions import from_probabilities
+    >>> labels = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    >>> predictions = from_probabilities(np.abs(labels - 0.2))
+    >>> found = evaluate(labels, predictions, ["tumor", "stroma"], units=np.arange(4), resamples=100, seed=0)
+    >>> found["mAcc"]
+    1.0
     """
     resampled = resampled_metrics(labels, predictions, draw_units(units, resamples, seed))
     points = point_metrics(labels, predictions, classes)

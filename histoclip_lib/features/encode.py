@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -28,18 +26,18 @@ from histoclip_lib.clip.encoder import CLIP
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import cannot_write, require_space, sweep, temporary_beside
-from histoclip_lib.common.html import html, table
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import view_of
 from histoclip_lib.features.store import (
     FORMAT,
     Damaged,
-    Shard,
-    Shards,
+    ImageFeatures,
+    features_of,
+    indices_of,
     locked,
     n_shards,
     open_shard,
-    rows_of,
+    open_shards,
     shard_of,
     write_shard,
 )
@@ -60,15 +58,15 @@ def features_folder(clip: CLIP, views: int, cache: Path | None = None) -> Path:
 
 
 def shard_key(dataset: PatchDataset, number: int) -> str:
-    """Return the name of a shard: a digest of its patches, which are read for it."""
+    """Return the name of a shard: a digest of its patches, whose bytes are read for it."""
     digest = hashlib.sha256()
-    for row in rows_of(number, len(dataset)):
-        digest.update(dataset.source.digest(row).encode())
+    for index in indices_of(number, len(dataset)):
+        digest.update(dataset.source.digest(index).encode())
     return digest.hexdigest()[:32]
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder of an encoder, find out that it can be written, and remove what killed processes left there.
+    """Create a folder of the cache, check that it can be written, and remove what killed processes left there.
 
     Raises
     ------
@@ -89,7 +87,7 @@ def encode_batches(
     clip: CLIP,
     batches: Iterable[torch.Tensor],
     views: int,
-    n_rows: int,
+    n_patches: int,
     folder: Path,
     n_left: int,
     bar: tqdm | None = None,
@@ -103,10 +101,10 @@ def encode_batches(
     clip : CLIP
         The frozen encoder.
     batches : iterable of tensors of shape (b, 3, S, S), uint8
-        As `CLIP.resize` gives them; n_rows images together.
+        As `CLIP.resize` gives them; n_patches images together.
     views : int
         How many views V.
-    n_rows : int
+    n_patches : int
         The number of patches n.
     folder : Path
         Where they will be kept.
@@ -139,9 +137,9 @@ def encode_batches(
                     arrived.synchronize()
                 if not filled:
                     require_space(folder, n_left * sum(array[0].numpy().nbytes for array in arrays))
-                    pooled, tokens = (np.empty((n_rows, *array.shape[1:]), array.numpy().dtype) for array in arrays)
-                rows = slice(filled, filled := filled + len(arrays[0]))
-                pooled[rows], tokens[rows] = (array.numpy() for array in arrays)
+                    pooled, tokens = (np.empty((n_patches, *array.shape[1:]), array.numpy().dtype) for array in arrays)
+                here = slice(filled, filled := filled + len(arrays[0]))
+                pooled[here], tokens[here] = (array.numpy() for array in arrays)
                 if bar is not None:
                     bar.update(len(arrays[0]))
     except torch.OutOfMemoryError as error:
@@ -156,17 +154,45 @@ def encode_batches(
     return pooled, tokens
 
 
-def about_shard(clip: CLIP, dataset: PatchDataset) -> dict[str, str]:
-    """Return what a shard's marker says of where it comes from."""
-    return {"backbone": clip.backbone, "pretrained": clip.pretrained, "dataset": dataset.name}
+def _write(held: ExitStack, *shard: object) -> None:
+    with held:
+        write_shard(*shard)
 
 
-def is_usable(path: Path, n_rows: int, views: int) -> bool:
-    """Whether a shard is there, whole: asked again once its lock is held, since another process may have made it."""
-    try:
-        return open_shard(path, n_rows, views) is not None
-    except Damaged:
-        return False
+def encode_and_write(
+    clip: CLIP,
+    dataset: PatchDataset,
+    number: int,
+    path: Path,
+    batches: Iterable[torch.Tensor],
+    views: int,
+    n_left: int,
+    write: Callable = _write,
+    bar: tqdm | None = None,
+) -> int:
+    """Encode a shard and write it under its lock; return the number of patches encoded.
+
+    That is 0 where another process has meanwhile written the shard. Other arguments are those of `encode_batches`.
+
+    Parameters
+    ----------
+    number, path
+        Which shard of the data set, and its file name without a suffix.
+    write : callable
+        Called with an `ExitStack` that holds the lock and with the arguments of `write_shard`.
+    """
+    n_patches = len(indices_of(number, len(dataset)))
+    with ExitStack() as held:
+        held.enter_context(locked(path))
+        try:
+            if open_shard(path, n_patches, views) is not None:
+                return 0
+        except Damaged:
+            pass
+        arrays = encode_batches(clip, batches, views, n_patches, path.parent, n_left, bar)
+        about = {"backbone": clip.backbone, "pretrained": clip.pretrained, "dataset": dataset.name}
+        write(held, path, *arrays, about)
+    return n_patches
 
 
 def _start(clip: CLIP, images: torch.Tensor, views: int) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
@@ -182,71 +208,6 @@ def _start(clip: CLIP, images: torch.Tensor, views: int) -> tuple[list[torch.Ten
     arrived = torch.cuda.Event()
     arrived.record()
     return hosts, arrived
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures:
-    """Frozen features of B patches in V views.
-
-    Attributes
-    ----------
-    pooled : Shards of shape (B, V, d), float32
-        Global embeddings, not normalised.
-    tokens : Shards of shape (B, V, L, d), float16
-        Projected patch tokens, row by row from the top left of the view.
-    encoded : int
-        Number of patches that had to be encoded now; the others were in the cache.
-    folder : Path
-        Where the shards lie.
-    names : list of str
-        Of the shards, in order: with them `open_features` finds the features again without encoder or images.
-    """
-
-    pooled: Shards
-    tokens: Shards
-    encoded: int
-    folder: Path
-    names: list[str]
-
-    def of_kind(self, kind: str) -> Shards:
-        """Return what a head attends to: the pooled embedding for `global`, the tokens for `patch`."""
-        return {"global": self.pooled, "patch": self.tokens}[kind]
-
-    def about(self) -> str:
-        """Return a sentence of Markdown on the size of the features and the cost of their views."""
-        patches, views, length, width = self.tokens.shape
-        size = (self.pooled.nbytes + self.tokens.nbytes) / 2**20
-        return (
-            f"Features of {patches} patches in {views} view{'s' if views > 1 else ''}, {length} tokens of width "
-            f"{width} each: {size:.0f} MiB in the cache and {patches * views} passes of the encoder, of which "
-            f"{self.encoded * views} in this notebook."
-        ) + (f" One view would take 1/{views} of both." if views > 1 else "")
-
-    @property
-    def n_views(self) -> int:
-        """Number of views V."""
-        return self.pooled.shape[1]
-
-    @property
-    def grid(self) -> int:
-        """Side of the square grid that the L tokens form."""
-        return round(self.tokens.shape[2] ** 0.5)
-
-    def _repr_html_(self) -> str:
-        """Show in a notebook the shapes and sizes, and what came from the cache."""
-        arrays = [
-            [name, " x ".join(map(str, array.shape)), str(array.pieces[0].dtype), f"{array.nbytes / 2**20:,.1f} MiB"]
-            for name, array in (("pooled", self.pooled), ("tokens", self.tokens))
-        ]
-        n_patches = self.pooled.shape[0]
-        facts = [
-            ["patches", f"{n_patches:,}"],
-            ["views", str(self.n_views)],
-            ["grid", f"{self.grid} x {self.grid} tokens"],
-            ["encoded now", f"{self.encoded:,}"],
-            ["from the cache", f"{n_patches - self.encoded:,}"],
-        ]
-        return html(table([], facts), table(["features", "shape", "type", "size"], arrays))
 
 
 def encode_dataset(
@@ -286,95 +247,42 @@ def encode_dataset(
     HistoCLIPError
         If `views` is out of range, the cache folder cannot be written or has too little room, the features are not
         finite, or a batch does not fit in the memory of the GPU.
+
+    Examples
+    --------
+    >>> from histoclip_lib import encode_dataset, load_clip, load_dataset
+    >>> patches, clip = load_dataset("synthetic", n_patches=8), load_clip(device="cpu")
+    >>> features = encode_dataset(clip, patches, views=1, progress=False)
+    >>> features.pooled.shape, features.tokens.shape
+    ((8, 1, 384), (8, 1, 49, 384))
     """
     folder = features_folder(clip, views, cache)
     paths = [folder / shard_key(dataset, number) for number in range(n_shards(len(dataset)))]
-    found = _open_all(dict(enumerate(paths)), len(dataset), views)
+    found = open_shards(dict(enumerate(paths)), len(dataset), views)
     missing = {number: paths[number] for number, shard in found.items() if shard is None}
     encoded = 0
     if missing:
         make_writable(folder)
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
-        with tqdm(
-            total=sum(len(rows_of(number, len(dataset))) for number in missing),
-            desc=f"encoding with {clip.backbone}",
-            unit="patch",
-            disable=not progress,
-        ) as bar:
-            encoded = _encode_missing(clip, dataset, views, batch_size, workers, missing, bar)
-        found |= _open_all(missing, len(dataset), views)
+        encoded = _encode_missing(clip, dataset, views, batch_size, workers, missing, progress)
+        found |= open_shards(missing, len(dataset), views)
         if gone := [str(paths[number]) for number, shard in found.items() if shard is None]:
             raise HistoCLIPError(
                 f"{folder}: shards were written there and cannot be read back. Check the disk, or that nobody prunes "
                 f"the cache:\n{bullet_list(gone)}"
             )
-    return _features(folder, [path.name for path in paths], list(found.values()), encoded)
+    return features_of(folder, [path.name for path in paths], found.values(), encoded)
 
 
-def open_features(folder: Path, names: list[str], n_patches: int, views: int) -> ImageFeatures:
-    """Map features that `encode_dataset` has checked before; neither the encoder nor an image is loaded.
-
-    Lengths and markers are compared, and no checksum: features are read whole once in a run, not in every notebook.
-
-    Parameters
-    ----------
-    folder : Path
-        `ImageFeatures.folder`.
-    names : list of str
-        `ImageFeatures.names`.
-    n_patches, views : int
-        What they must hold.
-
-    Raises
-    ------
-    HistoCLIPError
-        If a shard is missing, or not as it was written.
-    """
-    if len(names) != n_shards(n_patches):
-        raise HistoCLIPError(f"{folder}: {len(names)} shards do not hold {n_patches} patches. Encode them again.")
-    found = _open_all({k: folder / name for k, name in enumerate(names)}, n_patches, views, whole=False)
-    if missing := [names[number] for number, shard in found.items() if shard is None]:
-        raise HistoCLIPError(f"{folder}: these shards are missing. Encode them again:\n{bullet_list(missing)}")
-    return _features(folder, names, list(found.values()), 0)
-
-
-def _features(folder: Path, names: list[str], shards: list[Shard], encoded: int) -> ImageFeatures:
-    for name in names:
-        with suppress(OSError):  # a cache that others own can still be read
-            (folder / f"{name}.json").touch()  # when it was last used
-    pooled, tokens = ([getattr(shard, kind) for shard in shards] for kind in ("pooled", "tokens"))
-    return ImageFeatures(Shards(pooled), Shards(tokens), encoded, folder, names)
-
-
-def _open_all(paths: dict[int, Path], n_rows: int, views: int, whole: bool = True) -> dict[int, Shard | None]:
-    """Open shards, in threads; None for those that must be encoded, of the damaged ones with a warning."""
-
-    def open_one(number: int) -> Shard | Damaged | None:
-        try:
-            return open_shard(paths[number], len(rows_of(number, n_rows)), views, whole)
-        except Damaged as damage:
-            return damage
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = dict(zip(paths, pool.map(open_one, paths), strict=True))
-    damages = [str(shard) for shard in found.values() if isinstance(shard, Damaged)]
-    if damages:
-        warnings.warn(
-            f"{len(damages)} of {len(paths)} shards of the feature cache are damaged; their patches are encoded "
-            f"again:\n{bullet_list(damages)}",
-            stacklevel=3,
-        )
-    return {number: None if isinstance(shard, Damaged) else shard for number, shard in found.items()}
-
-
-class _Resized(Dataset):
-    """Patches in the encoder's size, decoded and resized in worker processes; they travel as uint8."""
+class Resized(Dataset):
+    """Patches in the encoder's size, decoded and resized where they are asked for; they travel as uint8."""
 
     def __init__(self, dataset: PatchDataset, clip: CLIP) -> None:
         self.dataset, self.resize = dataset, clip.resize
 
-    def __getitem__(self, row: int) -> tuple[int, torch.Tensor]:
-        return row, self.resize(Image.fromarray(self.dataset.image(row)))
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        """Return an index and its patch, shape (3, S, S)."""
+        return index, self.resize(Image.fromarray(self.dataset.image(index)))
 
 
 def _encode_missing(
@@ -384,40 +292,39 @@ def _encode_missing(
     batch_size: int,
     workers: int,
     missing: dict[int, Path],
-    bar: tqdm,
+    progress: bool,
 ) -> int:
-    """Encode and write shards one after the other, each under its lock; return how many patches were encoded.
+    """Encode and write shards one after the other; return the number of patches encoded.
 
-    A thread writes a shard while the next one is encoded, and gives its lock back.
+    A thread writes a shard while the next one is encoded.
     """
-    rows = [rows_of(number, len(dataset)) for number in missing]
+    shards = {number: indices_of(number, len(dataset)) for number in missing}
     loader = DataLoader(
-        _Resized(dataset, clip),
-        batch_sampler=[list(r[start : start + batch_size]) for r in rows for start in range(0, len(r), batch_size)],
+        Resized(dataset, clip),
+        batch_sampler=[
+            list(shard[start : start + batch_size])
+            for shard in shards.values()
+            for start in range(0, len(shard), batch_size)
+        ],
         num_workers=workers,
         pin_memory=clip.device.type == "cuda",
     )
-    about, encoded, left, written = about_shard(clip, dataset), 0, sum(map(len, rows)), Future()
+    encoded, left, written = 0, sum(map(len, shards.values())), Future()
     written.set_result(None)
-    with ThreadPoolExecutor(1) as writer:
-        for number, batches in groupby(loader, lambda batch: shard_of(int(batch[0][0]))):
-            path, count = missing[number], len(rows_of(number, len(dataset)))
-            with ExitStack() as held:
-                held.enter_context(locked(path))
-                if is_usable(path, count, views):
-                    bar.update(sum(len(images) for _, images in batches))
-                else:
-                    arrays = encode_batches(
-                        clip, (images for _, images in batches), views, count, path.parent, left, bar
-                    )
-                    written.result()
-                    written = writer.submit(_write, held.pop_all(), path, *arrays, about)
-                    encoded += count
-            left -= count
+
+    def write(held: ExitStack, *shard: object) -> None:
+        nonlocal written
+        written.result()  # before the lock changes hands: an error here must release it
+        written = writer.submit(_write, held.pop_all(), *shard)
+
+    bar = tqdm(total=left, desc=f"encoding with {clip.backbone}", unit="patch", disable=not progress)
+    with bar, ThreadPoolExecutor(1) as writer:
+        for number, group in groupby(loader, lambda batch: shard_of(int(batch[0][0]))):
+            batches = (images for _, images in group)
+            new = encode_and_write(clip, dataset, number, missing[number], batches, views, left, write, bar)
+            left -= len(shards[number])
+            encoded += new
+            if not new:
+                bar.update(len(shards[number]))
         written.result()
     return encoded
-
-
-def _write(held: ExitStack, path: Path, pooled: np.ndarray, tokens: np.ndarray, about: dict[str, str]) -> None:
-    with held:
-        write_shard(path, pooled, tokens, about)

@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from histoclip_lib.clip.encoder import CLIP, load_clip
 from histoclip_lib.common.cache import cache_dir
@@ -25,15 +24,8 @@ from histoclip_lib.common.executors import n_cores, require_software, run_tasks,
 from histoclip_lib.common.files import require_space, resolve, sweep, write_text
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.registry import dataset_parameters, load_dataset, load_dataset_from
-from histoclip_lib.features.encode import (
-    about_shard,
-    encode_batches,
-    features_folder,
-    is_usable,
-    make_writable,
-    shard_key,
-)
-from histoclip_lib.features.store import ARRAYS, Damaged, locked, n_shards, open_shard, rows_of, write_shard
+from histoclip_lib.features.encode import Resized, encode_and_write, features_folder, make_writable, shard_key
+from histoclip_lib.features.store import ARRAYS, Damaged, indices_of, locked, n_shards, open_shard
 
 IDENTITY = ".cache-id"  # a file by which a worker knows that its cache folder is the client's
 DECODERS = 8  # threads that decode beside a GPU
@@ -48,11 +40,11 @@ class EncodingJob:
     Attributes
     ----------
     data : tuple of (str, object)
-        Parameters of the data set, as `data.registry.load_dataset` takes them; paths are absolute.
+        Arguments of `load_dataset`; paths are absolute.
     encoder : tuple
-        As `clip.encoder.load_clip` takes them.
+        Arguments of `load_clip`.
     views, encode_batch_size : int
-        As `features.encode_dataset` takes them.
+        As `encode_dataset` takes them.
     listing : str
         Digest of the names of the patches: every machine must see the same data.
     cache, identity : str
@@ -101,17 +93,16 @@ def encode_shards_on(
 ) -> list[EncodedShard]:
     """Encode what the cache lacks of a run's features, one task for each shard.
 
-    Afterwards `features.encode_dataset` finds everything in the cache, the same bit for bit as if it had encoded it on
-    machines of that kind. The cache folder (`common.cache.cache_dir`) is at the same path on all of them. A
-    shard that is there is read and checked by its worker, and not encoded again. This process reads the list of
-    patches, and neither a patch nor the encoder.
+    Afterwards `encode_dataset` finds everything in the cache, bit for bit as if it had encoded it itself on such
+    machines. The cache folder is at the same path on all of them. A shard that is there is checked by its worker and
+    not encoded again. This process reads the list of patches, and neither an image nor the encoder.
 
     Parameters
     ----------
     executor : Executor
-        As `executors.open_executor` gives it.
+        As `open_executor` returns it.
     values : dict of str to object
-        The parameters of the run, as `params.read_params` returns them.
+        The parameters of the run.
     report : callable
         Called with the number of shards that are done, of all, and the `EncodedShard` that was finished last.
 
@@ -207,39 +198,29 @@ def encode_shard(job: EncodingJob, number: int) -> EncodedShard:
     """
     _require_client(job)
     dataset, (clip, folder) = _load_dataset(job), _load_encoder(job)
-    rows, path = rows_of(number, len(dataset)), folder / shard_key(dataset, number)
+    indices, path = indices_of(number, len(dataset)), folder / shard_key(dataset, number)
     encoded, damage = 0, ""
     try:
-        there = open_shard(path, len(rows), job.views) is not None
+        there = open_shard(path, len(indices), job.views) is not None
     except Damaged as error:
         there, damage = False, str(error)
     if not there:
-        with locked(path):
-            if not is_usable(path, len(rows), job.views):
-                batches = _read_batches(clip, dataset, rows, job.encode_batch_size)
-                arrays = encode_batches(clip, batches, job.views, len(rows), folder, len(rows))
-                write_shard(path, *arrays, about_shard(clip, dataset))
-                encoded = len(rows)
+        batches = _read_batches(clip, dataset, indices, job.encode_batch_size)
+        encoded = encode_and_write(clip, dataset, number, path, batches, job.views, len(indices))
     return EncodedShard(number, str(path), encoded, damage, socket.gethostname())
 
 
-def _read_batches(clip: CLIP, dataset: PatchDataset, rows: range, batch_size: int) -> Iterator[torch.Tensor]:
+def _read_batches(clip: CLIP, dataset: PatchDataset, indices: range, batch_size: int) -> Iterator[torch.Tensor]:
     """Yield batches in the encoder's size, decoded in threads while others are encoded."""
-    resize = clip.resize
-
-    def read(row: int) -> torch.Tensor:
-        return resize(Image.fromarray(dataset.image(row)))
-
     n_threads = min(DECODERS, n_cores()) if clip.device.type == "cuda" else torch.get_num_threads()
     with ThreadPoolExecutor(n_threads) as pool:
-        images = pool.map(read, rows)
-        for start in range(0, len(rows), batch_size):
-            batch = [next(images) for _ in rows[start : start + batch_size]]
-            yield torch.stack(batch)
+        images = pool.map(Resized(dataset, clip).__getitem__, indices)
+        for start in range(0, len(indices), batch_size):
+            yield torch.stack([next(images)[1] for _ in indices[start : start + batch_size]])
 
 
 def _require_client(job: EncodingJob) -> None:
-    """Hold that this worker has the client's versions and sees its cache folder."""
+    """Check that this worker has the client's versions and sees its cache folder."""
     require_software(dict(job.software))
     try:
         found = (Path(job.cache) / IDENTITY).read_text(encoding="utf-8")
@@ -275,7 +256,7 @@ def _prepare(first: EncodedShard, n_patches: int) -> None:
     size = sum(path.with_suffix(f".{name}.npy").stat().st_size for name in ARRAYS)
     present = sum(entry.name.endswith(".json") for entry in os.scandir(path.parent))
     left = max(0, n_shards(n_patches) - present) / n_shards(n_patches)
-    require_space(path.parent, round(left * n_patches * size / len(rows_of(first.number, n_patches))))
+    require_space(path.parent, round(left * n_patches * size / len(indices_of(first.number, n_patches))))
 
 
 _LOADING = threading.Lock()  # the threads of one worker load nothing twice

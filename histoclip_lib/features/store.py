@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import cannot_write, replacing, write_text
+from histoclip_lib.common.html import html, table
 
 SHARD_SIZE = 256
 FORMAT = 2  # part of every shard's name; raise it when the content of a shard changes its meaning
@@ -31,7 +35,7 @@ LOCK_PATIENCE = 3600.0  # seconds to wait for the process that encodes the same 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """An array (B, V, ...) that lies in memory-mapped pieces of SHARD_SIZE rows."""
+    """An array (B, V, ...) in memory-mapped pieces of SHARD_SIZE patches."""
 
     pieces: list[np.ndarray]
 
@@ -45,26 +49,26 @@ class Shards:
         """Bytes of the whole array."""
         return sum(piece.nbytes for piece in self.pieces)
 
-    def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
-        """Read rows in one view each.
+    def take(self, index: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
+        """Read patches, each in one view.
 
         Parameters
         ----------
-        rows : ndarray of int, shape (n,)
+        index : ndarray of int, shape (n,)
             Any order, repetitions allowed.
         views : ndarray of int, shape (n,), or int
-            Which view of each row.
+            The view of each patch.
 
         Returns
         -------
         ndarray of shape (n, ...)
         """
-        rows, views = np.broadcast_arrays(np.asarray(rows), views)
-        result = np.empty((len(rows), *self.shape[2:]), dtype=self.pieces[0].dtype)
-        piece_of_row = rows // SHARD_SIZE
-        for piece in np.unique(piece_of_row):
-            here = piece_of_row == piece
-            result[here] = self.pieces[piece][rows[here] - piece * SHARD_SIZE, views[here]]
+        index, views = np.broadcast_arrays(np.asarray(index), views)
+        result = np.empty((len(index), *self.shape[2:]), dtype=self.pieces[0].dtype)
+        shard = index // SHARD_SIZE
+        for number in np.unique(shard):
+            here = shard == number
+            result[here] = self.pieces[number][index[here] - number * SHARD_SIZE, views[here]]
         return result
 
 
@@ -80,19 +84,19 @@ class Damaged(Exception):
     """A shard that is there and cannot be used; the message names the file and what is wrong with it."""
 
 
-def n_shards(n_rows: int) -> int:
-    """Return into how many shards so many rows are divided."""
-    return -(-n_rows // SHARD_SIZE)
+def n_shards(n_patches: int) -> int:
+    """Return the number of shards that hold so many patches."""
+    return -(-n_patches // SHARD_SIZE)
 
 
-def shard_of(row: int) -> int:
-    """Return the number of the shard that holds a row."""
-    return row // SHARD_SIZE
+def shard_of(index: int) -> int:
+    """Return the number of the shard that holds a patch."""
+    return index // SHARD_SIZE
 
 
-def rows_of(number: int, n_rows: int) -> range:
-    """Return the rows of shard `number` among `n_rows`."""
-    return range(number * SHARD_SIZE, min((number + 1) * SHARD_SIZE, n_rows))
+def indices_of(number: int, n_patches: int) -> range:
+    """Return the indices of the patches of shard `number`."""
+    return range(number * SHARD_SIZE, min((number + 1) * SHARD_SIZE, n_patches))
 
 
 def write_shard(path: Path, pooled: np.ndarray, tokens: np.ndarray, about: dict[str, str]) -> None:
@@ -136,17 +140,17 @@ def write_shard(path: Path, pooled: np.ndarray, tokens: np.ndarray, about: dict[
         raise cannot_write(path.parent, cause, content["bytes"]) from error
 
 
-def open_shard(path: Path, n_rows: int, n_views: int, whole: bool = True) -> Shard | None:
+def open_shard(path: Path, n_patches: int, n_views: int, whole: bool = True) -> Shard | None:
     """Open a shard and check every byte of it.
 
     Parameters
     ----------
     path : Path
         Its name without a suffix.
-    n_rows, n_views : int
-        The patches and views that it must hold.
+    n_patches, n_views : int
+        How many it must hold.
     whole : bool
-        False compares the lengths of the arrays alone: for shards whose every byte was checked before.
+        False compares only the lengths of the arrays: for shards whose every byte was checked before.
 
     Returns
     -------
@@ -165,7 +169,7 @@ def open_shard(path: Path, n_rows: int, n_views: int, whole: bool = True) -> Sha
         return None
     arrays = {}
     for name, kind in ARRAYS.items():
-        file, shape = path.with_suffix(f".{name}.npy"), [n_rows, n_views, *content[name][2:]]
+        file, shape = path.with_suffix(f".{name}.npy"), [n_patches, n_views, *content[name][2:]]
         if content[name] != shape:
             raise Damaged(f"{file} holds an array of shape {content[name]}, not {shape}")
         try:
@@ -184,6 +188,128 @@ def open_shard(path: Path, n_rows: int, n_views: int, whole: bool = True) -> Sha
                 ) from error
             raise Damaged(f"{file} cannot be read ({error.strerror or error})") from error
     return Shard(**arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Frozen features of B patches in V views.
+
+    Attributes
+    ----------
+    pooled : Shards of shape (B, V, d), float32
+        Global embeddings, not normalised.
+    tokens : Shards of shape (B, V, L, d), float16
+        Projected patch tokens, row by row from the top left of the view.
+    encoded : int
+        Number of patches that had to be encoded now; the others were in the cache.
+    folder : Path or None
+        Where the shards lie; None for features that are in memory only.
+    names : tuple of str
+        Names of the shards, in order: `open_features` needs neither the encoder nor an image to find them again.
+    """
+
+    pooled: Shards
+    tokens: Shards
+    encoded: int
+    folder: Path | None = None
+    names: tuple[str, ...] = ()
+
+    def of_kind(self, kind: str) -> Shards:
+        """Return what a head attends to: the pooled embedding for `global`, the tokens for `patch`."""
+        return {"global": self.pooled, "patch": self.tokens}[kind]
+
+    def about(self) -> str:
+        """Return a sentence of Markdown on the size of the features and the cost of their views."""
+        patches, views, length, width = self.tokens.shape
+        size = (self.pooled.nbytes + self.tokens.nbytes) / 2**20
+        return (
+            f"Features of {patches} patches in {views} view{'s' if views > 1 else ''}, {length} tokens of width "
+            f"{width} each: {size:.0f} MiB in the cache and {patches * views} passes of the encoder, of which "
+            f"{self.encoded * views} in this notebook."
+        ) + (f" One view would take 1/{views} of both." if views > 1 else "")
+
+    @property
+    def n_views(self) -> int:
+        """Number of views V."""
+        return self.pooled.shape[1]
+
+    @property
+    def grid(self) -> int:
+        """Side of the square grid that the L tokens form."""
+        return round(self.tokens.shape[2] ** 0.5)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook the shapes and sizes, and what came from the cache."""
+        arrays = [
+            [name, " x ".join(map(str, array.shape)), str(array.pieces[0].dtype), f"{array.nbytes / 2**20:,.1f} MiB"]
+            for name, array in (("pooled", self.pooled), ("tokens", self.tokens))
+        ]
+        n_patches = self.pooled.shape[0]
+        facts = [
+            ["patches", f"{n_patches:,}"],
+            ["views", str(self.n_views)],
+            ["grid", f"{self.grid} x {self.grid} tokens"],
+            ["encoded now", f"{self.encoded:,}"],
+            ["from the cache", f"{n_patches - self.encoded:,}"],
+        ]
+        return html(table([], facts), table(["features", "shape", "type", "size"], arrays))
+
+
+def open_features(folder: Path, names: Sequence[str], n_patches: int, views: int) -> ImageFeatures:
+    """Map features that `encode_dataset` has checked before; neither the encoder nor an image is loaded.
+
+    Lengths and markers are compared, and no checksum: features are read whole once in a run, not in every notebook.
+
+    Parameters
+    ----------
+    folder : Path
+        `ImageFeatures.folder`.
+    names : sequence of str
+        `ImageFeatures.names`.
+    n_patches, views : int
+        What they must hold.
+
+    Raises
+    ------
+    HistoCLIPError
+        If a shard is missing, or not as it was written.
+    """
+    if len(names) != n_shards(n_patches):
+        raise HistoCLIPError(f"{folder}: {len(names)} shards do not hold {n_patches} patches. Encode them again.")
+    found = open_shards({k: folder / name for k, name in enumerate(names)}, n_patches, views, whole=False)
+    if missing := [names[number] for number, shard in found.items() if shard is None]:
+        raise HistoCLIPError(f"{folder}: these shards are missing. Encode them again:\n{bullet_list(missing)}")
+    return features_of(folder, names, found.values(), 0)
+
+
+def features_of(folder: Path, names: Sequence[str], shards: Iterable[Shard], encoded: int) -> ImageFeatures:
+    """Return opened shards as features, and note in the cache that they were used now."""
+    for name in names:
+        with suppress(OSError):  # a cache of others can still be read
+            (folder / f"{name}.json").touch()
+    pooled, tokens = zip(*((shard.pooled, shard.tokens) for shard in shards), strict=True)
+    return ImageFeatures(Shards(list(pooled)), Shards(list(tokens)), encoded, folder, tuple(names))
+
+
+def open_shards(paths: dict[int, Path], n_patches: int, views: int, whole: bool = True) -> dict[int, Shard | None]:
+    """Open shards in threads; None stands for those to encode. Damaged ones are among these, with a warning."""
+
+    def open_one(number: int) -> Shard | Damaged | None:
+        try:
+            return open_shard(paths[number], len(indices_of(number, n_patches)), views, whole)
+        except Damaged as damage:
+            return damage
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = dict(zip(paths, pool.map(open_one, paths), strict=True))
+    damages = [str(shard) for shard in found.values() if isinstance(shard, Damaged)]
+    if damages:
+        warnings.warn(
+            f"{len(damages)} of {len(paths)} shards of the feature cache are damaged; their patches are encoded "
+            f"again:\n{bullet_list(damages)}",
+            stacklevel=3,
+        )
+    return {number: None if isinstance(shard, Damaged) else shard for number, shard in found.items()}
 
 
 @contextmanager

@@ -45,6 +45,16 @@ def attention_maps(head: CMM, reader: FeatureReader, index: np.ndarray) -> np.nd
     -------
     ndarray of shape (n, N, g, g), float32
         Sums to 1 over the g x g grid, uniform where there is no evidence for the class; row by row from the top left.
+
+    Examples
+    --------
+    >>> from histoclip_lib import CMM, attention_maps, encode_dataset, load_clip, load_dataset
+    >>> patches, clip = load_dataset("synthetic", n_patches=8), load_clip(device="cpu")
+    >>> features = encode_dataset(clip, patches, progress=False)
+    >>> head = CMM(clip.encode_text(patches.classes).numpy(), heads=4)
+    >>> from histoclip_lib.features import FeatureReader
+    >>> attention_maps(head, FeatureReader(features.tokens, clip.device), np.arange(3)).shape
+    (3, 4, 7, 7)
     """
     head.to(reader.device).eval()
     return _upright_mean(lambda tokens: _evidence(head, tokens), reader, index)

@@ -16,7 +16,7 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.splits import grouped_folds
 
 if TYPE_CHECKING:
-    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.features.store import ImageFeatures
 
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FURTHER_STRENGTHS = {min: (1e-5, 1e-6), max: (10.0, 100.0)}  # tried one by one while the best C is at that edge
@@ -108,6 +108,13 @@ def baseline(
         In tables, and in narrow ones.
     in_table_one : bool
         Whether Table I has a column for it.
+
+    Examples
+    --------
+    >>> from histoclip_lib import baseline
+    >>> @baseline("ridge", label="Ridge regression")
+    ... def fit_ridge(features, patches, train, seed):
+    ...     return Ridge(features.pooled.take(train), patches.labels[train])  # has predict() and about()
     """
 
     def register(fit: FitBaseline) -> FitBaseline:

@@ -36,7 +36,7 @@ from histoclip_lib.models.training import (
 
 if TYPE_CHECKING:
     from histoclip_lib.clip.encoder import CLIP
-    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.features.store import ImageFeatures
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the training part, beside the whole of it
 FOLDS = 4

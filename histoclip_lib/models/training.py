@@ -29,7 +29,7 @@ from histoclip_lib.models.mlp import MLP
 
 if TYPE_CHECKING:
     from histoclip_lib.clip.encoder import CLIP
-    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.features.store import ImageFeatures
 
 EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
@@ -314,6 +314,19 @@ def train_head(
     HistoCLIPError
         If the loss or a weight is not finite; the message names epoch, batch and parameters, and the last checkpoint,
         which is kept. If half a batch does not fit in the device's memory.
+
+    Examples
+    --------
+    >>> from histoclip_lib import CMM, encode_dataset, load_clip, load_dataset, train_head
+    >>> patches, clip = load_dataset("synthetic", n_patches=8), load_clip(device="cpu")
+    >>> features = encode_dataset(clip, patches, progress=False)
+    >>> head = CMM(clip.encode_text(patches.classes).numpy(), heads=4)
+    >>> from histoclip_lib.features import FeatureReader
+    >>> from histoclip_lib.models import TrainingOptions
+    >>> reader, options = FeatureReader(features.tokens, clip.device), TrainingOptions(epochs=2, warmup_epochs=1)
+    >>> history = train_head(head, reader, patches.labels, np.arange(6), np.arange(6, 8), options, progress=False)
+    >>> len(history)
+    2
     """
     device = reader.device
     head.to(device).train()
@@ -504,7 +517,17 @@ def predict_probabilities(head: CMM | MLP, reader: FeatureReader, index: np.ndar
 
 
 def predict(head: CMM, features: ImageFeatures, kind: str, index: np.ndarray, device: torch.device) -> Predictions:
-    """Return the predictions of a head for the patches at `index` (n,); `kind` is `global` or `patch`."""
+    """Return the predictions of a head for the patches at `index` (n,); `kind` is `global` or `patch`.
+
+    Examples
+    --------
+    >>> from histoclip_lib import CMM, encode_dataset, load_clip, load_dataset, predict
+    >>> patches, clip = load_dataset("synthetic", n_patches=8), load_clip(device="cpu")
+    >>> features = encode_dataset(clip, patches, progress=False)
+    >>> head = CMM(clip.encode_text(patches.classes).numpy(), heads=4)
+    >>> predict(head, features, "patch", np.arange(3), clip.device).scores.shape
+    (3, 4)
+    """
     return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), index))
 
 

@@ -71,7 +71,8 @@ def strategy(name: str, label: str, in_table_one: bool = False, paper: str = "")
 
     Examples
     --------
-    >>> @strategy("nothing", label="Nothing")  # doctest: +SKIP
+    >>> from histoclip_lib import strategy
+    >>> @strategy("nothing", label="Nothing")
     ... def nothing(images, encode, vocabulary, context):
     ...     scores = images @ class_embeddings(encode, vocabulary).T
     ...     return Predictions(scores, scores > 2)

@@ -82,6 +82,12 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
         If `prompts_file` cannot be read as plain YAML (`yaml_files.read_yaml`), has other keys or one twice, names
         classes that do not exist, has a name, a list of synonyms or a negative prompt that is empty or not a text, or a
         template without `{}`.
+
+    Examples
+    --------
+    >>> from histoclip_lib import load_vocabulary
+    >>> load_vocabulary("folder", ["tumor_cells", "stroma"]).names
+    ['tumor cells', 'stroma']
     """
     shipped = FOLDER / f"{dataset}.yaml"
     path = resolve(prompts_file) if prompts_file else shipped

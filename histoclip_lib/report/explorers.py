@@ -35,7 +35,7 @@ from histoclip_lib.report.figures.calibration import at_or_above
 if TYPE_CHECKING:
     from anywidget import AnyWidget
 
-    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.features.store import ImageFeatures
     from histoclip_lib.prompting.strategies import StrategyContext
     from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from histoclip_lib.report.notebooks import run_notebooks
 
@@ -49,3 +50,9 @@ def neighbours(navigation: list[Link]) -> tuple[Link | None, Link | None]:
     position = next((i for i, link in enumerate(navigation) if link.current), None)
     around = [None, *navigation, None]
     return (None, None) if position is None else (around[position], around[position + 2])
+
+
+def front_page(folder: Path) -> Path | None:
+    """Return the page of a run to which other pages lead: its results, else its first page; None without pages."""
+    pages = [folder / f"{stem}.html" for stem in (RESULTS, *run_notebooks())]
+    return next((page for page in pages if page.is_file()), None)

@@ -48,12 +48,22 @@ def write_run_pages(folder: Path) -> list[Path]:
     Raises
     ------
     HistoCLIPError
-        If an executed notebook is not a notebook; its page is removed.
+        If an executed notebook is not a notebook; its page is removed, and the others are written.
     """
-    notebooks = executed_notebooks(folder)
-    there = {stem for stem in run_notebooks() if stem in notebooks or (folder / f"{stem}.html").is_file()}
-    written = (write_page(path, folder.name, run_navigation(stem, there)) for stem, path in notebooks.items())
-    return [page for page in written if page]
+    notebooks, written, fault = executed_notebooks(folder), [], None
+    while True:
+        there = {stem for stem in run_notebooks() if stem in notebooks or (folder / f"{stem}.html").is_file()}
+        try:
+            for stem, path in notebooks.items():
+                if page := write_page(path, folder.name, run_navigation(stem, there)):
+                    written.append(page)
+            break
+        except HistoCLIPError as error:  # its page is gone, and the others must not link it
+            fault = fault or error
+            notebooks = {name: path for name, path in notebooks.items() if name != stem}
+    if fault:
+        raise fault
+    return written
 
 
 def write_page(notebook: Path, title: str, navigation: list[Link], as_heading: bool = False) -> Path | None:

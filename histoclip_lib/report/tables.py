@@ -180,17 +180,6 @@ def table_one_frame(runs: list[RunMetrics | BrokenRun]) -> pd.DataFrame:
     return pd.DataFrame(lines, index=names)
 
 
-def runs_frame(runs: list[RunMetrics | BrokenRun]) -> pd.DataFrame:
-    """Return what each run used, or why it could not be read."""
-    lines = [
-        {"data set": run.dataset, "backbone": run.backbone, "weights": run.pretrained, "split": run.split}
-        if isinstance(run, RunMetrics)
-        else {"data set": f"cannot be read: {run.reason}"}
-        for run in runs
-    ]
-    return pd.DataFrame(lines, index=[run.name for run in runs]).fillna("")
-
-
 # Beside the paper
 
 

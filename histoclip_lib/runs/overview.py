@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
@@ -15,23 +14,24 @@ from xml.etree.ElementTree import Element
 
 import pandas as pd
 from IPython.display import HTML, Markdown
+from pyarrow import compute, parquet
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in, resolve
-from histoclip_lib.common.html import as_typed, element, html
+from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.evaluation import artifacts, comparisons
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
-from histoclip_lib.evaluation.methods import label_of, short_label
-from histoclip_lib.evaluation.text import UNDEFINED, number_text, range_text
-from histoclip_lib.report import tables
-from histoclip_lib.report.executed import executed_notebooks, parameter_value, read_executed, run_parameters
+from histoclip_lib.evaluation.methods import label_of
+from histoclip_lib.evaluation.text import UNDEFINED, number_text
+from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
 from histoclip_lib.report.figures import patch_grid, short
 from histoclip_lib.report.figures.base import as_image
-from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, RESULTS, overview_navigation
+from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, overview_navigation
 from histoclip_lib.report.notebooks import COMPARE, TABLE
+from histoclip_lib.report.overview import linked_name, list_runs, results_table, run_cards, when_made
 from histoclip_lib.report.run_pages import write_page, write_run_pages
 from histoclip_lib.report.tables import Table
-from histoclip_lib.runs.grids import grid_table, read_grid, seed_spread
+from histoclip_lib.runs.grids import GridRun, grid_table, read_grid, seed_spread
 from histoclip_lib.runs.papermill import executed_values
 from histoclip_lib.runs.pipeline import StepEvent, execute_notebook, find_notebooks, load_schema
 from histoclip_lib.runs.record import LIBRARY, read_record, update_record
@@ -39,14 +39,13 @@ from histoclip_lib.runs.record import LIBRARY, read_record, update_record
 if TYPE_CHECKING:
     from IPython.display import Image
 
-TITLE = "HistoCLIP: all runs"
+TITLE = "All runs"
 FEWEST_COMMON = 10  # validation patches of both runs: fewer say nothing
 MOST_PAIRS = 10  # comparisons that are written
 PATIENCE = 600.0  # seconds to wait for another process that writes the overview
 LONGEST_STEM = 200  # bytes of a file name
 SHOWN = 4  # patches on which two runs disagree, for each run that is right
 NOT_COMPARED = ("name", "reports_dir")  # parameters that say nothing of the result
-ON_CARDS = ("histoclip_patch", "linear_probe", "majority")
 
 
 def open_runs(reports_dir: str, grid: str = "") -> AllRuns:
@@ -79,14 +78,13 @@ class AllRuns:
     """The notebook `table`: all runs below a folder, or the `grid` whose runs they are."""
 
     reports: Path
-    grid: list | None = None
+    grid: list[GridRun] | None = None
 
     @cached_property
     def found(self) -> list[RunMetrics | BrokenRun]:
-        """Every run that has been evaluated, and those whose results cannot be read."""
-        runs = artifacts.find_runs(self.reports)
+        """Every run that has been evaluated, and those that cannot be read."""
         names = None if self.grid is None else {run.name for run in self.grid}
-        return [run for run in runs if names is None or run.name in names]
+        return [run for run in list_runs(self.reports) if names is None or run.name in names]
 
     @property
     def runs(self) -> list[RunMetrics]:
@@ -97,51 +95,53 @@ class AllRuns:
         """Say how many runs there are, and what each found, the newest first; at most five."""
         if not self.runs:
             return Markdown("**No run is finished yet.** `histoclip run params/demo.yaml` makes the first.")
-        newest = sorted(self.runs, key=_made, reverse=True)[:5]
+        newest = sorted(self.runs, key=when_made, reverse=True)[:5]
         lines = [f"- {as_typed(run.name)}: {_finding_of(run)}" for run in newest]
         count = f"{len(self.runs)} run{'s' * (len(self.runs) > 1)}"
         return Markdown(f"**{count} finished.**" + "\n\n" + "\n".join(lines) + _caveat(self.runs))
 
-    def table_one(self) -> Table:
-        """Return Table I: mAcc of every run with its interval, and the paper's values."""
-        return Table(tables.table_one_frame(self.found), "Table I: mAcc of every run, and the paper's values.")
+    def table_one(self, metric: str) -> HTML | Markdown:
+        """Return Table I: mAcc of every run with its interval and the paper's values, or mAP."""
+        return results_table(self.runs, metric, without_runs=self.grid is None)
 
-    def cards(self) -> HTML | Markdown:
-        """Return a card for each run, with its picture, its main numbers and a link to its results."""
-        if not self.found:
-            return Markdown("")
-        cards = [_card(run) if isinstance(run, RunMetrics) else _broken_card(run) for run in self.found]
-        return HTML(html(element("div", *cards, class_="cards")))
-
-    def settings(self) -> Table:
-        """Return what each run used, or why it could not be read."""
-        return Table(tables.runs_frame(self.found), "Data set, encoder and split of each run.")
-
-    def grid_table(self) -> Table | Markdown:
-        """Return what the runs of the grid found; nothing without a grid."""
+    def list(self) -> HTML | Markdown:
+        """Return a card for each run with its main numbers and a link to its results; for a grid, a table."""
         if self.grid is None:
-            return Markdown("")
-        return Table(grid_table(self.grid, self.reports), "The runs of the grid.")
+            return run_cards(self.found)
+        frame, lines = grid_table(self.grid, self.reports), []
+        for name, values in frame.iterrows():
+            lines.append([linked_name(name, self.reports / name), *values])
+        return HTML(html(table(["Run", *frame.columns], lines, f"Every {', '.join(self.grid[0].varied)} of the grid.")))
 
-    def seeds(self) -> Table | Markdown:
-        """Return mean and spread over the seeds of the grid; nothing where it varies no seed."""
+    def seeds(self) -> Table | None:
+        """Return mean and spread over the seeds of the grid; None where it varies no seed."""
         if self.grid is None or "seed" not in self.grid[0].varied:
-            return Markdown("")
-        return Table(seed_spread(self.grid, self.reports), "Mean and spread over the seeds of the grid.")
+            return None
+        return Table(seed_spread(self.grid, self.reports), "Mean and spread over the seeds, for each setting.")
 
-    def links(self) -> HTML | Markdown:
-        """Return links to the comparisons of two runs, and to the pages of grids."""
+    def links(self) -> HTML | None:
+        """Return links to the comparisons of two runs, and to the pages of grids; None where there are none."""
         if self.grid is not None:
-            return Markdown("")
-        lines = []
-        for path in sorted(self.reports.glob(f"{COMPARISON_PREFIX}*.ipynb")):
-            values = executed_values(path)
-            lines.append(_link(f"{values.get('first')} and {values.get('second')}", f"{path.stem}.html"))
-        for path in sorted(self.reports.glob(f"{GRID_PREFIX}*.ipynb")):
-            lines.append(_link(f"grid {path.stem.removeprefix(GRID_PREFIX)}", f"{path.stem}.html"))
-        if not lines:
-            return Markdown("No two runs share validation patches of one data set, and no grid was run.")
-        return HTML(html(element("ul", *(element("li", line) for line in lines))))
+            return None
+        parts = []
+        if compared := _executed(self.reports, COMPARISON_PREFIX):
+            text = "Two runs of one data set, on the validation patches that both have."
+            if (left_out := len(find_pairs(self.reports)) - MOST_PAIRS) > 0:
+                text += f" The first {MOST_PAIRS} pairs are compared, {left_out} more are not."
+            named = [
+                (" and ".join(str(executed_values(path).get(k)) for k in ("first", "second")), path)
+                for path in compared
+            ]
+            parts += [element("h2", "Comparisons"), element("p", text), _link_list(named)]
+        if grids := _executed(self.reports, GRID_PREFIX):
+            named = [(path.stem.removeprefix(GRID_PREFIX), path) for path in grids]
+            parts += [element("h2", "Grids"), _link_list(named)]
+        return HTML(html(*parts)) if parts else None
+
+
+def _executed(reports: Path, prefix: str) -> list[Path]:
+    """Return the executed notebooks over runs whose names begin with a prefix, without those that failed."""
+    return [path for path in sorted(reports.glob(f"{prefix}*.ipynb")) if not path.name.endswith(".failed.ipynb")]
 
 
 def _finding_of(run: RunMetrics) -> str:
@@ -154,44 +154,11 @@ def _finding_of(run: RunMetrics) -> str:
 
 def _caveat(runs: Iterable[RunMetrics]) -> str:
     names = ", ".join(dict.fromkeys(as_typed(run.backbone) for run in runs if not run.is_clip))
-    return f"\n\n{names} is not CLIP: these numbers say nothing of the paper's." if names else ""
+    return f"\n\n{names} is not CLIP: its numbers cannot be compared with the paper's." if names else ""
 
 
-def _made(run: RunMetrics) -> str:
-    """Return when a run was evaluated, ISO 8601 in UTC: as its notebook says, else as its file does."""
-    try:
-        made = read_executed(run.path / f"{RESULTS}.ipynb").made
-        return datetime.fromisoformat(made).astimezone(UTC).isoformat(timespec="minutes")
-    except (HistoCLIPError, ValueError, OverflowError):
-        changed = (run.path / "metrics.json").stat().st_mtime
-        return datetime.fromtimestamp(changed, UTC).isoformat(timespec="minutes")
-
-
-def _link(text: str, href: str) -> Element:
-    return element("a", text, href=quote(href))
-
-
-def _card(run: RunMetrics) -> Element:
-    page = run.path / f"{RESULTS}.html"
-    name = _link(run.name, f"{run.folder}/{page.name}") if (run.path / f"{RESULTS}.ipynb").is_file() else run.name
-    facts = [("Data set", f"{run.dataset}, {run.split} split")]
-    facts.append(("Encoder", ", ".join(part for part in (run.backbone, run.pretrained) if part)))
-    for method in ON_CARDS:
-        if method in run.scores:
-            score = run.scores[method]
-            facts.append((short_label(method), f"{score.value:.4f} ({range_text(score.interval)})"))
-    facts.append(("Evaluated", f"{_made(run)[:16].replace('T', ' ')} UTC"))
-    notes = [] if run.is_current else ["These are the results of an earlier run: it was started again, unfinished."]
-    notes += [] if run.is_clip else ["This encoder is not CLIP: the numbers say nothing of the paper's."]
-    picture = [element("img", src=run.thumbnail, alt=f"Thumbnail of the run {run.name}")] if run.thumbnail else []
-    lines = [part for term, text in facts for part in (element("dt", term), element("dd", text))]
-    remarks = [element("p", note, class_="caveat") for note in notes]
-    return element("div", *picture, element("h3", name), element("dl", *lines), *remarks, class_="card linked")
-
-
-def _broken_card(run: BrokenRun) -> Element:
-    reason = element("p", f"This run's results cannot be shown. {run.reason}")
-    return element("div", element("h3", run.name), reason, class_="card broken")
+def _link_list(named: list[tuple[str, Path]]) -> Element:
+    return element("ul", *(element("li", element("a", text, href=quote(f"{path.stem}.html"))) for text, path in named))
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +176,6 @@ class TwoRuns:
 
     def finding(self) -> Markdown:
         """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
-        first, second = (as_typed(run.name) for run in self.metrics)
         test = self.gaps.test
         if next(own.same for own in self.gaps.methods if own.method == comparisons.OURS):
             sentence = "HistoCLIP with patch keys gives the same predictions in both runs."
@@ -218,7 +184,15 @@ class TwoRuns:
                 f"In mAcc of HistoCLIP with patch keys B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
                 f"interval {test.low:+.3f} to {test.high:+.3f}, p {comparisons.p_text(test.p)}."
             )
-        return Markdown(f"A is {first}, B is {second}. **{sentence}**{_caveat(self.metrics)}")
+        return Markdown(f"**{sentence}**{_caveat(self.metrics)}")
+
+    def sides(self) -> HTML:
+        """Return which run is A and which B, with links to their results."""
+        cells = []
+        for letter, run in zip("AB", self.metrics, strict=True):
+            name = linked_name(run.name, run.path)
+            cells += [element("dt", letter), element("dd", name, f", {run.n_val} validation patches")]
+        return HTML(html(element("dl", *cells, class_="sides")))
 
     def patches_note(self) -> Markdown:
         """Say how many patches are compared, and what the intervals resample."""
@@ -293,16 +267,36 @@ class TwoRuns:
             patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
         )
 
-    def _title(self, case: comparisons.Disagreement) -> str:
+    def patch_table(self) -> Table | None:
+        """Return the patches on which the runs disagree, with both probabilities; None where there are none."""
         first = self.common.first
-        state = "present" if first.labels[case.place, case.class_number] else "absent"
+        lines = [
+            {
+                "class": first.classes[case.class_number],
+                "truth": self._truth(case),
+                "correct": "A" if case.first_is_right else "B",
+                "A": f"{case.first:.2f}",
+                "B": f"{case.second:.2f}",
+            }
+            for case in self.found
+        ]
+        caption = "Probabilities of HistoCLIP with patch keys where the runs disagree most."
+        frame = pd.DataFrame(lines, index=[first.files[case.place] for case in self.found])
+        return Table(frame, caption) if lines else None
+
+    def _truth(self, case: comparisons.Disagreement) -> str:
+        return "present" if self.common.first.labels[case.place, case.class_number] else "absent"
+
+    def _title(self, case: comparisons.Disagreement) -> str:
         correct = "A" if case.first_is_right else "B"
-        name = short(first.classes[case.class_number])
-        return f"{correct} is correct: {name} is {state}\nA {case.first:.2f}, B {case.second:.2f}"
+        name = short(self.common.first.classes[case.class_number])
+        return f"{correct} is correct: {name} is {self._truth(case)}\nA {case.first:.2f}, B {case.second:.2f}"
 
     def parameters(self) -> Table | Markdown:
         """Return the parameters that differ."""
         first, second = (run_parameters(folder) for folder in self.folders)
+        if not (first and second):
+            return Markdown("Executed notebooks are missing in one of the runs, so its parameters are not known.")
         lines = {}
         for name in dict.fromkeys([*first, *second]):
             one, other = first.get(name), second.get(name)
@@ -332,7 +326,7 @@ def _value(parameter: object) -> object:
 # Writing the pages
 
 
-def write_site(
+def write_overview(
     reports: Path, report: Callable[[StepEvent], None] = lambda event: None, grids: Iterable[Path] = ()
 ) -> list[Path]:
     """Write all pages below a folder that are missing or stale: of every run, comparisons, grids, the overview.
@@ -369,7 +363,7 @@ def write_site(
             shown = [reports / run.name for run in read_grid(path, load_schema())]
             pages.append(write(TABLE, stem, {"grid": str(path)}, f"Grid {path.stem}", shown, path.read_bytes()))
         listed = "\0".join(sorted(path.name for path in reports.glob("*_*.ipynb")))
-        runs = sorted(path.parent for path in reports.glob("*/metrics.json"))
+        runs = sorted({path.parent for path in (*reports.glob("*/metrics.json"), *reports.glob("*/0*.ipynb"))})
         pages.append(write(TABLE, OVERVIEW, {}, "", runs, listed.encode(errors="surrogateescape")))
     return pages
 
@@ -381,7 +375,8 @@ def _write_page(
     """Execute a notebook over runs unless its page is fresh, and write the page."""
     digest = hashlib.sha256(_code_digest() + (notebooks / f"{notebook}.ipynb").read_bytes() + more)
     for folder in runs:
-        digest.update(folder.name.encode(errors="surrogateescape"))
+        there = (folder.name, *sorted(page.name for page in folder.glob("*.html")))
+        digest.update("\0".join(there).encode(errors="surrogateescape"))
         for name in ("metrics.json", "predictions.parquet", "thumbnail.png", "run.json"):
             path = folder / name
             digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
@@ -389,56 +384,66 @@ def _write_page(
     path = reports / f"{stem}.ipynb"
     if known.get(stem) != key or not path.is_file():
         values = values | {"reports_dir": str(reports)}
-        execute_notebook(notebooks / f"{notebook}.ipynb", reports, stem, values, report, Path.cwd(), TITLE)
+        execute_notebook(notebooks / f"{notebook}.ipynb", reports, stem, values, report, Path.cwd(), label or TITLE)
         update_record(reports, pages=(read_record(reports).get("pages") or {}) | {stem: key})
-    write_page(path, TITLE, overview_navigation(label, quote(f"{stem}.html")))
+    write_page(path, label or TITLE, overview_navigation(label, quote(f"{stem}.html")), as_heading=bool(label))
     return path.with_suffix(".html")
 
 
 def _code_digest() -> bytes:
-    """Return a digest of the rooms by which pages over runs are made."""
-    rooms = [LIBRARY / name for name in ("evaluation", "report")]
-    sources = [Path(__file__), *sorted(path for room in rooms for path in room.rglob("*.py"))]
+    """Return a digest of what the numbers on pages over runs come from; how they look is up to the exporter."""
+    rooms = [*sorted((LIBRARY / "evaluation").glob("*.py")), *sorted((LIBRARY / "report" / "figures").glob("*.py"))]
+    sources = [Path(__file__), LIBRARY / "report" / "overview.py", LIBRARY / "report" / "tables.py", *rooms]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).digest()
 
 
 def _write_comparisons(reports: Path, write: Callable[..., Path]) -> None:
     """Compare the first MOST_PAIRS pairs of runs that can be; remove the comparisons of gone runs."""
-    runs = [run for run in artifacts.find_runs(reports) if isinstance(run, RunMetrics)]
-    there = {run.folder: _validated(run) for run in runs}
-    pairs = [pair for pair in combinations(runs, 2) if _comparable(*pair, there)]
     stems: set[str] = set()
-    for first, second in pairs[:MOST_PAIRS]:
+    for first, second in find_pairs(reports)[:MOST_PAIRS]:
         stem = _stem(first.folder, second.folder, stems)
-        values, label = {"first": first.folder, "second": second.folder}, f"{first.name} and {second.name}"
         try:
-            write(COMPARE, stem, values, label, [first.path, second.path])
+            write(
+                COMPARE,
+                stem,
+                {"first": first.folder, "second": second.folder},
+                f"{first.name} and {second.name}",
+                [first.path, second.path],
+            )
             stems.add(stem)
         except HistoCLIPError:
             continue
-    for path in reports.glob(f"{COMPARISON_PREFIX}*"):
-        if path.name.split(".")[0] not in stems and path.suffix in (".html", ".ipynb"):
-            path.unlink()
+    written = (read_record(reports).get("pages") or {}).keys()  # not a file of the user's that is called alike
+    for stem in (stem for stem in written - stems if stem.startswith(COMPARISON_PREFIX)):
+        for ending in ("html", "ipynb", "failed.ipynb"):
+            (reports / f"{stem}.{ending}").unlink(missing_ok=True)
 
 
-def _validated(run: RunMetrics) -> tuple[frozenset[str], frozenset[str], object]:
-    """Return the validation patches and the classes of a run, and its folder of data; empty where unreadable."""
+def find_pairs(reports: Path) -> list[tuple[RunMetrics, RunMetrics]]:
+    """Return the pairs of runs of one data set, with the same classes, that share FEWEST_COMMON validation patches.
+
+    Folders of one's own are the same data set if `data_dir` is the same. Runs that cannot be read are passed over.
+    """
+    runs = [run for run in artifacts.find_runs(reports) if isinstance(run, RunMetrics)]
+    there = {run.folder: found for run in runs if (found := _validated(run))}
+    readable = [run for run in runs if run.folder in there]
+    return [
+        (first, second)
+        for first, second in combinations(readable, 2)
+        if there[first.folder][1:] == there[second.folder][1:]
+        and len(there[first.folder][0] & there[second.folder][0]) >= FEWEST_COMMON
+    ]
+
+
+def _validated(run: RunMetrics) -> tuple[frozenset[str], frozenset[str], str, object] | None:
+    """Return the validation patches of a run, its classes, data set and folder of data; None where unreadable."""
     try:
-        found = artifacts.read_predictions(run.path / "predictions.parquet")
-        return frozenset(found.files), frozenset(found.classes), _data_dir(run.path)
-    except HistoCLIPError:
-        return frozenset(), frozenset(), None
-
-
-def _data_dir(folder: Path) -> object:
-    own = run_parameters(folder).get("data_dir")
-    return own and own.value
-
-
-def _comparable(first: RunMetrics, second: RunMetrics, there: dict) -> bool:
-    (files, classes, place), (others, other_classes, other_place) = there[first.folder], there[second.folder]
-    same_data = first.dataset == second.dataset and (first.dataset != "folder" or place == other_place)
-    return same_data and classes == other_classes and len(files & others) >= FEWEST_COMMON
+        table = parquet.read_table(run.path / "predictions.parquet", columns=["file", "class"])
+        files, classes = (frozenset(map(str, compute.unique(table[c]).to_pylist())) for c in ("file", "class"))
+        place = run_parameters(run.path).get("data_dir") if run.dataset == "folder" else None
+    except (HistoCLIPError, OSError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors
+        return None
+    return files, classes, run.dataset, place and place.value
 
 
 def _stem(first: str, second: str, taken: set[str]) -> str:

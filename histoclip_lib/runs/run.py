@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from histoclip_lib.clip.encoder import CLIP
     from histoclip_lib.data.base import PatchDataset
-    from histoclip_lib.features.encode import ImageFeatures
+    from histoclip_lib.features.store import ImageFeatures
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.prompting.vocabulary import Vocabulary
     from histoclip_lib.runs import chapters
@@ -50,8 +50,11 @@ def open_run(name: str, reports_dir: str | Path = "reports", given: Mapping[str,
 
     Examples
     --------
-    >>> run = open_run("demo")  # doctest: +SKIP
-    >>> run.evaluate().finding()  # doctest: +SKIP
+    >>> from histoclip_lib import open_run
+    >>> data = {"dataset": "synthetic", "n_patches": 20, "split": "random", "seed": 0, "val_fraction": 0.2}
+    >>> run = open_run("trial", given=data)
+    >>> len(run.train), len(run.val)
+    (16, 4)
     """
     if given is None and not (resolve(reports_dir) / name).is_dir():
         raise HistoCLIPError(f"name: there is no run {shown(name)} in {reports_dir}. Run `histoclip run` first.")
@@ -190,7 +193,7 @@ class Run:
     @cached_property
     def features(self) -> ImageFeatures:
         """The features of all patches: mapped as 02_zero_shot checked them, or encoded again where they are gone."""
-        from histoclip_lib.features.encode import open_features
+        from histoclip_lib.features.store import open_features
 
         noted = read_record(self.folder).get("features") or {}
         try:

@@ -5,9 +5,22 @@ import io
 import sys
 
 import pytest
+import typer
 
 from histoclip_lib.cli import console
-from histoclip_lib.cli.console import aligned, complain, described, duration, is_plain, messages, results, say, visible
+from histoclip_lib.cli.console import (
+    aligned,
+    complain,
+    described,
+    duration,
+    is_plain,
+    messages,
+    results,
+    say,
+    stoppable,
+    told,
+    visible,
+)
 from histoclip_lib.common.errors import HistoCLIPError
 
 HOSTILE = [
@@ -51,7 +64,7 @@ def test_a_terminal_gets_colours_and_anything_else_does_not(terminal, capsys):
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_a_terminal_that_wants_none_gets_none(terminal, variable, value):
+def test_no_color_and_dumb_terminals_get_no_colours(terminal, variable, value):
     written = terminal(variable, value)
     complain("no")
     say(messages(), "text", style="bold")
@@ -70,7 +83,7 @@ def test_texts_cannot_act_on_a_terminal(terminal, text):
         assert written.count(text) == 3
 
 
-def test_visible_text_keeps_every_script_and_spells_out_control_characters():
+def test_visible_keeps_every_script_and_escapes_control_characters():
     assert visible("标签 עברית é a&b") == "标签 עברית é a&b"
     assert visible("a\n\x1b[0m\u202eb") == r"a\n\x1b[0m\u202eb"
 
@@ -81,7 +94,7 @@ def test_an_error_keeps_its_lines_and_is_never_wrapped(capsys, monkeypatch):
     assert capsys.readouterr().err == "error: " + "x" * 100 + "\nremedy\n"
 
 
-def test_tables_are_aligned_text_as_wide_as_asked_for(capsys, monkeypatch):
+def test_tables_are_aligned_and_as_wide_as_the_console(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     results().print(aligned(["name", "mAcc"], [["n" * 60, "0.5"], ["标签", "0.25"]], 1))
     lines = capsys.readouterr().out.splitlines()
@@ -121,5 +134,26 @@ def test_an_error_of_any_kind_is_two_lines(error, first, second):
         (8100, "2 h 15 min"),
     ],
 )
-def test_times_are_said_in_words(seconds, words):
+def test_duration_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+def test_errors_are_printed_and_become_exit_codes(capsys):
+    for code in (1, 2):
+        with pytest.raises(typer.Exit) as ended, told(debug=False, code=code):
+            raise HistoCLIPError("a\nb")
+        assert ended.value.exit_code == code
+    assert capsys.readouterr().err == "error: a\nb\n" * 2
+    with pytest.raises(HistoCLIPError), told(debug=True):
+        raise HistoCLIPError("a")
+    with pytest.raises(typer.Exit) as ended, told(debug=False):
+        raise typer.Exit(7)
+    assert ended.value.exit_code == 7
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interruption_ends_in_130(capsys):
+    with pytest.raises(typer.Exit) as ended, stoppable(" To go on: x"), told(debug=False):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "error: interrupted. To go on: x\n"

@@ -8,15 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-import typer
 from nbformat import v4, write
 
-from histoclip_lib.cli.console import stoppable, told
-from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.runs.pipeline import STEPS
+from histoclip_lib.report.notebooks import COMPARE, TABLE, run_notebooks
 
+STEPS = tuple(run_notebooks())
 PARAMETERS = 'name: str = "demo"  # name of the run\nreports_dir: str = "reports"  # folder of the reports\n'
 FIRST = """import os, signal, sys, time
 from histoclip_lib.common.errors import HistoCLIPError
@@ -26,7 +25,7 @@ if name == "wrong":
     raise HistoCLIPError("data_dir: nowhere was not found. Set it.")
 with open("kernel.pid", "w") as file:
     file.write(str(os.getpid()))
-sys.stderr.write("\\rencoding:  41%|####1     | 24/60 [00:02<00:03, 11.20patch/s]")
+sys.stderr.write("  return func(*args)\\n\\rencoding:  41%|####1     | 24/60 [00:02<00:03, 11.20patch/s]")
 time.sleep(600)
 """
 PATIENCE = 300  # seconds, on a busy machine
@@ -37,7 +36,7 @@ def workplace(tmp_path):
     """A folder with notebooks of which the first does what the run's name says, and parameter files."""
     (tmp_path / "notebooks").mkdir()
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    for stem in (*STEPS, "06_table"):
+    for stem in (*STEPS, TABLE, COMPARE):
         parameters = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         cells = [v4.new_markdown_cell("# The data"), parameters, *[v4.new_code_cell(FIRST)] * (stem == STEPS[0])]
         tree = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
@@ -54,13 +53,13 @@ def heed_ctrl_c():
 
 @pytest.fixture
 def start(workplace):
-    """Start the command line without what the tests' own environment wishes of it."""
+    """Start the command line without display settings of the tests' own environment."""
     started = []
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
     environment |= {"TERM": "xterm-256color", "HISTOCLIP_CACHE": str(workplace / "cache")}
 
     def start_command(*arguments, stderr=subprocess.PIPE):
-        command = [sys.executable, "-m", "histoclip_lib.cli.main", *arguments]
+        command = [Path(sys.executable).with_name("histoclip"), *arguments]
         streams = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
         started.append(subprocess.Popen(command, cwd=workplace, env=environment, preexec_fn=heed_ctrl_c, **streams))
         return started[-1]
@@ -81,7 +80,7 @@ def read_until(terminal, pattern):
     return text
 
 
-def test_a_killed_notebook_is_told_and_the_other_runs_go_on(workplace, start):
+def test_a_killed_notebook_is_reported_and_other_runs_continue(workplace, start):
     process = start("run", "killed.yaml", "wrong.yaml")
     printed, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -105,7 +104,7 @@ def test_a_killed_notebook_is_told_and_the_other_runs_go_on(workplace, start):
     assert "Kernel died" not in complaints
 
 
-def test_on_a_terminal_a_run_shows_its_line_keeps_others_out_and_can_be_interrupted(workplace, start):
+def test_on_a_terminal_a_run_shows_progress_keeps_others_out_and_can_be_interrupted(workplace, start):
     ours, theirs = pty.openpty()
     process = start("run", "sleeps.yaml", stderr=theirs)
     os.close(theirs)
@@ -129,26 +128,5 @@ def test_on_a_terminal_a_run_shows_its_line_keeps_others_out_and_can_be_interrup
     assert process.stdout.read() == ""
     with pytest.raises(ProcessLookupError):
         os.kill(int((workplace / "kernel.pid").read_text()), 0)
-    assert {path.name for path in (workplace / "reports" / "sleeps").iterdir()} == {"steps.json"}
+    assert {path.name for path in (workplace / "reports" / "sleeps").iterdir()} == {"run.json"}
     os.close(ours)
-
-
-def test_errors_are_told_and_become_exit_codes(capsys):
-    for code in (1, 2):
-        with pytest.raises(typer.Exit) as ended, told(debug=False, code=code):
-            raise HistoCLIPError("a\nb")
-        assert ended.value.exit_code == code
-    assert capsys.readouterr().err == "error: a\nb\n" * 2
-    with pytest.raises(HistoCLIPError), told(debug=True):
-        raise HistoCLIPError("a")
-    with pytest.raises(typer.Exit) as ended, told(debug=False):
-        raise typer.Exit(7)
-    assert ended.value.exit_code == 7
-    assert capsys.readouterr().err == ""
-
-
-def test_an_interruption_is_no_error_and_ends_in_130(capsys):
-    with pytest.raises(typer.Exit) as ended, stoppable(" To go on: x"), told(debug=False):
-        raise KeyboardInterrupt
-    assert ended.value.exit_code == 130
-    assert capsys.readouterr().err == "error: interrupted. To go on: x\n"

@@ -23,7 +23,7 @@ def open_console(file, width=100):
 
 
 @pytest.fixture(autouse=True)
-def no_wishes(monkeypatch):
+def plain_environment(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
@@ -38,6 +38,7 @@ def play(console, *events, rest=0.0):
 STARTED = StepEvent("03_train", "started", 340.0)
 CELL = StepEvent("03_train", "cell", text="cell 7 of 14, Other seeds")
 BAR = StepEvent("03_train", "line", text="encoding with x:  41%|████▏     | 24/60 [00:02<00:03, 11.20patch/s]")
+WARNING = StepEvent("03_train", "line", text="  return func(*args, **kwargs)")
 
 
 # Anywhere but on a terminal
@@ -49,7 +50,7 @@ def test_a_notebook_has_two_plain_lines():
     assert file.getvalue() == "  03_train  started (last time 5 min 40 s)\n  03_train  done in 1 min 05 s\n"
 
 
-def test_the_first_time_nothing_is_guessed():
+def test_no_duration_is_guessed_the_first_time():
     file = io.StringIO()
     play(open_console(file), StepEvent("01_data", "started"), StepEvent("01_data", "failed", 3.0))
     assert file.getvalue() == "  01_data  started (first time)\n  01_data  failed after 3 s\n"
@@ -61,10 +62,10 @@ def test_a_skipped_notebook_has_one_line():
     assert file.getvalue() == "  01_data  unchanged, skipped\n"
 
 
-def test_a_long_one_says_from_time_to_time_where_it_is(monkeypatch):
+def test_a_long_notebook_reports_its_bar_from_time_to_time_and_no_warning(monkeypatch):
     monkeypatch.setattr(progress, "SILENCE", 0.2)
     file = io.StringIO()
-    play(open_console(file, 40), STARTED, CELL, BAR, rest=0.7)
+    play(open_console(file, 40), STARTED, CELL, BAR, WARNING, rest=0.7)
     lines = file.getvalue().splitlines()
     assert 2 <= len(lines) <= 5
     assert lines[1] == "  03_train  0 s (last time 5 min 40 s)  cell 7 of 14, encoding with x 41 %, 00:03 left"
@@ -123,7 +124,7 @@ def test_a_heading_cannot_act_on_the_terminal():
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_a_terminal_that_wants_it_plain_gets_it_plain(monkeypatch, variable, value):
+def test_no_color_and_dumb_terminals_get_plain_lines(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr("sys.stderr", Terminal())
     console = consoles.messages()
@@ -138,9 +139,10 @@ def test_a_terminal_that_wants_it_plain_gets_it_plain(monkeypatch, variable, val
         (" 41%|####1     | 24/60 [00:02<1:00:03, 11.20it/s]", "41 %, 1:00:03 left"),
         ("a: b:   0%|          | 0/60 [00:00<?, ?patch/s]", "a: b 0 %"),
         ("encoding: 100%|██████████| 60/60 [00:05<00:00, 10.59patch/s]", ""),
-        ("12it [00:01,  9.00it/s]", "12it [00:01,  9.00it/s]"),
-        ("UserWarning: 95 % of it", "UserWarning: 95 % of it"),
+        ("12it [00:01,  9.00it/s]", None),
+        ("UserWarning: 95 % of it", None),
+        ("  return func(*args, **kwargs)", None),
     ],
 )
-def test_bars_are_said_in_words(line, words):
+def test_only_bars_are_shown(line, words):
     assert bar_in_words(line) == words

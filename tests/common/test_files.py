@@ -156,7 +156,7 @@ ENDINGS = [".tmp.npy", ".tmp", ".tmp.json", ".partial"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_a_gone_process_left_is_removed(tmp_path, leave, dead_process, ending):
+def test_sweep_removes_temporaries_of_dead_processes(tmp_path, leave, dead_process, ending):
     left = leave(tmp_path / "a.b" / "features.pooled.npy", ending, dead_process)
     assert sweep(tmp_path / "a.b") == [left]
     assert names_in(tmp_path / "a.b") == []
@@ -164,7 +164,7 @@ def test_what_a_gone_process_left_is_removed(tmp_path, leave, dead_process, endi
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("place", ["other-host-4026531836", None])
-def test_what_may_still_be_written_is_kept(tmp_path, leave, dead_process, ending, place):
+def test_sweep_keeps_temporaries_that_may_still_be_written(tmp_path, leave, dead_process, ending, place):
     process = os.getpid() if place is None else dead_process
     left = leave(tmp_path / "x", ending, process, place, idle=0.9 * ABANDONED)
     assert sweep(tmp_path) == []
@@ -173,20 +173,20 @@ def test_what_may_still_be_written_is_kept(tmp_path, leave, dead_process, ending
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("place", ["other-host-4026531836", None])
-def test_what_has_not_changed_for_a_day_is_nobody_s(tmp_path, leave, dead_process, ending, place):
+def test_sweep_removes_day_old_temporaries(tmp_path, leave, dead_process, ending, place):
     process = os.getpid() if place is None else dead_process
     left = leave(tmp_path / "x", ending, process, place, idle=1.1 * ABANDONED)
     assert sweep(tmp_path) == [left]
     assert names_in(tmp_path) == []
 
 
-def test_a_folder_in_which_something_changed_lately_is_kept(tmp_path, leave):
+def test_sweep_keeps_folders_changed_within_a_day(tmp_path, leave):
     left = leave(tmp_path / "x", ".partial", 12345, "other-1", idle=1.1 * ABANDONED)
     os.utime(left / "images")
     assert sweep(tmp_path) == []
 
 
-def test_other_names_are_none_of_ours(tmp_path, dead_process):
+def test_sweep_ignores_other_names(tmp_path, dead_process):
     names = ["features.npy", ".hidden", ".x.tmp", f".x.host.{dead_process}.tmp.npy", ".ipynb_checkpoints", "x.partial"]
     for name in names:
         (tmp_path / name).write_text("")
@@ -195,7 +195,7 @@ def test_other_names_are_none_of_ours(tmp_path, dead_process):
     assert names_in(tmp_path) == sorted(names)
 
 
-def test_sweeping_what_is_not_there_or_not_ours_does_nothing(tmp_path, leave, dead_process, monkeypatch):
+def test_sweep_of_a_missing_or_foreign_folder_does_nothing(tmp_path, leave, dead_process, monkeypatch):
     assert sweep(tmp_path / "nowhere") == []
     left = leave(tmp_path / "x", ".tmp", dead_process)
 
@@ -207,7 +207,7 @@ def test_sweeping_what_is_not_there_or_not_ours_does_nothing(tmp_path, leave, de
     assert left.exists()
 
 
-def test_the_clock_of_this_machine_decides_nothing(tmp_path, leave, monkeypatch):
+def test_sweep_goes_by_the_clock_of_the_file_system(tmp_path, leave, monkeypatch):
     """The ages are those of the file system: a clock that is years off removes nothing and keeps nothing."""
     young = leave(tmp_path / "x", ".tmp", 12345, "other-1")
     old = leave(tmp_path / "x", ".tmp", 12345, "other-1", idle=1.1 * ABANDONED)
@@ -224,14 +224,14 @@ def test_the_clock_of_this_machine_decides_nothing(tmp_path, leave, monkeypatch)
 @pytest.mark.parametrize(
     "name", ["x" * 250 + ".npy", "é" * 120 + ".npy", "肿瘤" * 40, "a b\n.tmp", "...", "x." + "y" * 250]
 )
-def test_any_name_that_the_system_takes_can_be_replaced(tmp_path, leave, dead_process, name):
+def test_any_valid_file_name_can_be_replaced(tmp_path, leave, dead_process, name):
     write_text(tmp_path / name, "whole")
     assert names_in(tmp_path) == [name]
     leave(tmp_path / name, ".tmp", dead_process)
     assert len(sweep(tmp_path)) == 1
 
 
-def test_a_killed_writer_leaves_a_file_that_the_next_start_removes(tmp_path):
+def test_sweep_removes_what_a_killed_writer_left(tmp_path):
     script = (
         "import os, signal, sys; from histoclip_lib.common.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n    temporary.write_text('half')\n"
@@ -243,7 +243,7 @@ def test_a_killed_writer_leaves_a_file_that_the_next_start_removes(tmp_path):
     assert sweep(tmp_path) == [left]
 
 
-def test_threads_that_write_one_file_do_not_meet(tmp_path):
+def test_concurrent_writers_use_different_temporaries(tmp_path):
     with replacing(tmp_path / "x") as one, replacing(tmp_path / "x") as other:
         assert one != other
         one.write_text("one")
@@ -287,7 +287,7 @@ def test_another_file_s_error_stays_what_it_is(tmp_path):
         fail_with(errno.EACCES, "/elsewhere/data.csv")
 
 
-def test_a_disk_that_is_full_when_the_data_reaches_it_is_named(tmp_path, monkeypatch):
+def test_a_disk_found_full_at_fsync_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: fail_with(errno.ENOSPC))
     with pytest.raises(HistoCLIPError, match="No space left"):
         write_text(tmp_path / "x", "text")
@@ -297,7 +297,7 @@ def test_a_disk_that_is_full_when_the_data_reaches_it_is_named(tmp_path, monkeyp
     assert (tmp_path / "x").read_text() == "text"
 
 
-def test_the_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+def test_content_reaches_the_disk_before_the_rename(tmp_path, monkeypatch):
     seen = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append("content"), fsync(descriptor)))
@@ -315,7 +315,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
         pass
 
 
-def test_room_is_asked_for_in_bytes(tmp_path, monkeypatch):
+def test_require_space_compares_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 50, 50))
     require_space(tmp_path, 50)
     with pytest.raises(HistoCLIPError, match=r"0\.0 MiB \(51 bytes\) are to be written there\. 0\.0 MiB are free"):
@@ -347,7 +347,7 @@ def test_a_small_disk_that_fills_up(small_disk):
         require_space(small_disk, 3 * 2**20)
 
 
-def test_a_disk_that_may_only_be_read(small_disk):
+def test_a_read_only_disk_is_named(small_disk):
     write_text(small_disk / "kept", "kept")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for path in (small_disk / "new", small_disk / "kept", small_disk / "folder" / "new"):
@@ -388,7 +388,7 @@ def hold(tmp_path):
         process.stdout.close()
 
 
-def test_nothing_is_left_behind(tmp_path):
+def test_the_lock_leaves_no_files(tmp_path):
     for _ in range(2):
         with alone_in(tmp_path):
             assert list(tmp_path.iterdir())
@@ -398,7 +398,7 @@ def test_nothing_is_left_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_process_is_told_who_holds_it(tmp_path, hold):
+def test_a_second_process_is_told_who_holds_the_lock(tmp_path, hold):
     process = hold(60)
     with pytest.raises(HistoCLIPError) as raised, alone_in(tmp_path):
         pytest.fail("two at once")
@@ -408,7 +408,7 @@ def test_a_second_process_is_told_who_holds_it(tmp_path, hold):
     assert process.poll() is None
 
 
-def test_a_killed_process_holds_nothing(tmp_path, hold):
+def test_a_killed_process_releases_the_lock(tmp_path, hold):
     process = hold(60)
     process.kill()
     process.wait()
@@ -418,8 +418,8 @@ def test_a_killed_process_holds_nothing(tmp_path, hold):
     assert not list(tmp_path.iterdir())
 
 
-def test_who_is_patient_gets_it_when_it_is_free(tmp_path, hold):
-    process = hold(1.5)
+def test_a_patient_process_gets_the_lock_when_it_is_free(tmp_path, hold):
+    process = hold(0.7)
     with alone_in(tmp_path, patience=60):
         assert (tmp_path / ".lock").is_file()
         deadline = time.time() + 30
@@ -430,7 +430,7 @@ def test_who_is_patient_gets_it_when_it_is_free(tmp_path, hold):
             pytest.fail("two at once")
 
 
-def test_an_owner_who_left_no_name_is_another_process(tmp_path, hold):
+def test_an_unnamed_lock_owner_is_another_process(tmp_path, hold):
     hold(60)
     (tmp_path / ".lock-owner").unlink()
     with pytest.raises(HistoCLIPError, match="another process is at work here"), alone_in(tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,7 @@ from histoclip_lib.common import html as displays
 from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.features.encode import ImageFeatures
-from histoclip_lib.features.store import Shards
+from histoclip_lib.features.store import ImageFeatures, Shards
 from histoclip_lib.models.cmm import CMM
 from histoclip_lib.report.html import clean_output, markdown_to_html
 
@@ -155,7 +155,7 @@ def test_names_in_a_data_set_cannot_act():
 
 def test_features_say_their_shapes_and_what_was_encoded():
     pooled, tokens = np.zeros((30, 2, 8), dtype=np.float32), np.zeros((30, 2, 9, 8), dtype=np.float16)
-    general, arrays = soup_of(ImageFeatures(Shards([pooled]), Shards([tokens]), encoded=10)).find_all("table")
+    general, arrays = soup_of(ImageFeatures(Shards([pooled]), Shards([tokens]), 10, Path(), [])).find_all("table")
     assert facts(general) == {
         "patches": "30", "views": "2", "grid": "3 x 3 tokens", "encoded now": "10", "from the cache": "20",
     }  # fmt: skip
@@ -192,7 +192,7 @@ def test_what_is_shown_survives_the_pages(shown):
     zeros = np.zeros((2, 1, 4, 4), dtype=np.float16)
     made = {
         "patches": lambda: dataset(),
-        "features": lambda: ImageFeatures(Shards([zeros[:, :, 0]]), Shards([zeros]), encoded=0),
+        "features": lambda: ImageFeatures(Shards([zeros[:, :, 0]]), Shards([zeros]), 0, Path(), []),
         "head": lambda: CMM(torch.eye(8)[:2], heads=2),
         "predictions": lambda: from_probabilities(np.linspace(0, 1, 40).reshape(20, 2)),
     }[shown]()

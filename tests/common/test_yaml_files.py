@@ -121,8 +121,8 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(file):
         (b'a: "\\0"', "line 1: a text with a null character"),
         (b'a: "\\ud800"', "line 1: a text with a null character or invalid Unicode"),
         (b'a: "\\UFFFFFFFF"', "is not YAML"),
-        ("a: 1".encode("utf-16"), "it is UTF-16. Save it as UTF-8"),
-        (b"a: 1\nb: gr\xfcn\n", "the byte 0xfc in line 2 is not UTF-8"),
+        ("a: 1".encode("utf-16"), "is UTF-16, not UTF-8. Save it as UTF-8"),
+        (b"a: 1\nb: gr\xfcn\n", "line 2: the byte 0xfc is not UTF-8"),
         (b"a:\n\tb: 1\n", "Indent with spaces"),
         (b"\x80\x04\x95", "is not UTF-8"),
         (b"a: [1", "is not YAML"),
@@ -135,10 +135,10 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(file):
         (b"a: " + b"59:" * 300 + b"59.5", "is not YAML"),
     ],
 )
-def test_what_is_no_yaml_says_where_and_why(file, content, reason):
+def test_invalid_yaml_is_refused_with_place_and_reason(file, content, reason):
     assert reason in refusal(file(content))
 
 
-def test_what_is_no_file_says_so(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "gone.yaml", tmp_path / ("x" * 300)):
         assert "cannot be read" in refusal(path)

@@ -54,11 +54,11 @@ BYTES = b"gr\xfcn.png".decode(errors="surrogateescape")  # as Python reads a nam
         {"parts": np.array([BYTES, "a"])},
     ],
 )
-def test_a_name_that_no_table_could_hold_is_refused_at_once_and_shown(names):
+def test_names_that_are_not_unicode_are_refused_and_escaped(names):
     with pytest.raises(HistoCLIPError, match=r"not valid Unicode.*Rename:\n  - gr\\udcfcn\.png"):
         make([[1, 0], [0, 1]], **names)
 
 
-def test_names_that_are_odd_but_text_are_taken():
+def test_unusual_unicode_names_are_accepted():
     odd = ["a\nb", "<script>alert(1)</script>", "\u202egnp", "肿瘤"]
     assert make([[1, 0]] * 4, odd, groups=np.array(odd)).files == odd

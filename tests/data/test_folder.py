@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from histoclip_lib.common.errors import HistoCLIPError
@@ -79,12 +77,6 @@ def test_numbers_and_missing_looking_names_stay_text(tmp_path, write_folder):
     assert dataset.groups.tolist() == groups
 
 
-def test_a_table_saved_by_a_spreadsheet_loads(root):
-    text = (root / "labels.csv").read_text()
-    (root / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert folder.load(root).classes == ["tumor", "stroma"]
-
-
 def test_hostile_class_names_stay_as_they_are(tmp_path, write_folder):
     dataset = folder.load(write_folder(tmp_path, {name: [0, 1] for name in HOSTILE}))
     assert dataset.classes == HOSTILE
@@ -119,30 +111,19 @@ def test_a_missing_folder_or_table_says_what_was_looked_for_and_what_it_should_h
     ("content", "reason"),
     [
         (b"", "is empty"),
-        ("file,krebs\ngr\u00fcn.png,1\n".encode("latin-1"), "line 2: the byte 0xfc is not UTF-8"),
         (b"file,tumor\n000.png,1\n001.png,0,1\n", "line 3: 3 cells"),
-        (b"file,tumor\n000.png,1\n001.png\n", "line 3: 1 cells"),
         (b"image,tumor\n000.png,1\n", r"has the columns \['image', 'tumor'\]"),
         (b"file,tumor\n", "has no rows"),
         (b"file,group\n000.png,a\n", "has no class column"),
         (b"file,tumor,stroma,tumor\n000.png,1,0,1\n", "'tumor' appears 2 times"),
     ],
 )
-def test_a_table_of_another_form_is_refused_with_the_form_that_is_expected(root, content, reason):
+def test_invalid_tables_are_refused_with_the_expected_form(root, content, reason):
     (root / "labels.csv").write_bytes(content)
     message = refusal(root)
     assert str(root / "labels.csv") in message
     assert re.search(reason, message)
     assert "labels.csv needs a column `file`" in message or "each column needs" in message
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_table_of_any_spreadsheet_gives_the_same(root, separator, end):
-    expected = folder.load(root).labels.tolist()
-    text = (root / "labels.csv").read_text().replace(",", separator).replace("\n", end)
-    (root / "labels.csv").write_bytes(text.encode())
-    assert folder.load(root).labels.tolist() == expected
 
 
 def test_columns_called_almost_like_those_with_a_meaning_are_all_listed(root):
@@ -170,7 +151,7 @@ def test_labels_are_understood_however_they_are_written(root, ones_and_zeros):
 
 
 @pytest.mark.parametrize("value", ["2", "-1", "0.5", "y", "", "nan", "NA", "ja", "01", "1e0", "\u0661", "<b>"])
-def test_every_label_that_is_none_is_listed_with_its_place(root, value):
+def test_every_invalid_label_is_listed_with_its_place(root, value):
     def change(table):
         table.loc[1, "tumor"] = value
         table.loc[3, "stroma"] = value
@@ -194,7 +175,7 @@ def test_lines_are_those_of_the_file_though_some_are_empty(root):
     assert "line 5, column tumor: 'x'" in refusal(root)
 
 
-def test_a_name_of_any_length_is_no_class_and_no_group(root):
+def test_classes_and_groups_have_limited_length(root):
     rewrite(root, lambda table: table.insert(1, "group", ["a", "x" * 100_000, "b", "b"]))
     message = refusal(root)
     assert re.search(r"column group: expected a name of at most 255 characters.*\n  - line 3: 'xxx", message)
@@ -209,13 +190,8 @@ def test_more_classes_than_a_mask_can_tell_apart_are_refused(root):
     assert "255 class columns, more than 254" in refusal(root)
 
 
-def test_spaces_around_a_group_make_no_other_patient(root):
-    rewrite(root, lambda table: table.insert(1, "group", ["a", "a ", " a", "b"]))
-    assert folder.load(root).groups.tolist() == ["a", "a", "a", "b"]
-
-
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b.png"])
-def test_what_can_be_no_file_name_is_refused(root, name):
+def test_invalid_file_names_are_refused(root, name):
     rewrite(root, lambda table: table.__setitem__("file", ["000.png", name, "002.png", "003.png"]))
     assert "line 3: " in refusal(root)
 
@@ -274,8 +250,8 @@ def test_a_name_with_a_line_break_or_markup_is_taken_and_inert(root):
     check_images(dataset, progress=False)
 
 
-def test_100_000_files_are_looked_up_once_each(tmp_path, monkeypatch):
-    n_files, looked = 100_000, 0
+def test_each_file_is_looked_up_once(tmp_path, monkeypatch):
+    n_files, looked = 10_000, 0
     (tmp_path / "labels.csv").write_text("file,a\n" + "".join(f"images/{n}.png,1\n" for n in range(n_files)))
 
     def count(path, *_, **__):
@@ -294,7 +270,7 @@ def test_100_000_files_are_looked_up_once_each(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("other", ["000.png", "./000.png", "sub/../000.png"])
-def test_a_file_that_two_lines_name_is_refused_however_it_is_spelled(root, other):
+def test_a_file_listed_twice_is_refused_however_it_is_spelled(root, other):
     (root / "sub").mkdir()
     rewrite(root, lambda table: table.__setitem__("file", ["000.png", "001.png", other, "003.png"]))
     assert "000.png: lines 2, 4" in refusal(root)
@@ -320,12 +296,3 @@ def test_a_part_other_than_train_and_val_is_refused(root):
     assert "column split: expected train or val" in message
     assert "line 4: 'Train'" in message
     assert "line 5: 'test'" in message
-
-
-@given(st.text(max_size=60) | st.lists(st.text('file,01"\n\r;tumor.png', max_size=12)).map("\n".join))
-@settings(max_examples=150, deadline=None)
-def test_no_text_ends_in_another_exception(tmp_path_factory, text):
-    root = tmp_path_factory.mktemp("any")
-    (root / "labels.csv").write_text("file,tumor\n" * (len(text) % 2) + text, encoding="utf-8", newline="")
-    with pytest.raises(HistoCLIPError):  # no image is there, so nothing can load
-        folder.load(root)

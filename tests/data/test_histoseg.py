@@ -271,7 +271,7 @@ def test_unusable_masks_are_listed(tmp_path):
     assert second in str(caught.value)
 
 
-def test_what_is_called_like_an_image_and_is_no_file_is_listed_and_not_waited_for(tmp_path):
+def test_entries_that_are_not_regular_files_are_listed(tmp_path):
     build(tmp_path, "bcss")
     train = tmp_path / "train"
     os.mkfifo(train / f"{BCSS_IMAGE}+1[1101].png")
@@ -290,7 +290,7 @@ def test_what_is_called_like_an_image_and_is_no_file_is_listed_and_not_waited_fo
         (b"a\n  - b.png", r"1 of 3 names are not.*- a\\n  - b\.png"),
     ],
 )
-def test_names_that_are_no_text_or_forge_lines_are_shown_inert(tmp_path, name, said):
+def test_hostile_names_are_escaped(tmp_path, name, said):
     build(tmp_path, "bcss")
     (tmp_path / "train" / os.fsdecode(name)).write_bytes((tmp_path / "train" / TRAIN_NAMES["bcss"][0]).read_bytes())
     with pytest.raises(HistoCLIPError, match=f"(?s){said}") as caught:

@@ -68,7 +68,7 @@ def test_all_faults_of_all_files_are_listed(tmp_path):
         assert fault in str(raised.value)
 
 
-def test_every_cell_that_is_no_picture_is_listed_by_the_check(tmp_path):
+def test_every_invalid_parquet_cell_is_listed(tmp_path):
     good, small = png(np.zeros((32, 32, 3), np.uint8)), png(np.ones((30, 32), np.uint8))
     write(
         tmp_path / "fold1.parquet",
@@ -87,7 +87,7 @@ def test_every_cell_that_is_no_picture_is_listed_by_the_check(tmp_path):
         assert fault in str(raised.value)
 
 
-def test_damage_within_a_file_is_found_by_the_check(tmp_path):
+def test_check_images_finds_damage_within_parquet_files(tmp_path):
     path = tmp_path / "fold1.parquet"
     write(path)
     dataset, content = load_pannuke(tmp_path), bytearray(path.read_bytes())

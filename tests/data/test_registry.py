@@ -42,7 +42,7 @@ def test_a_missing_public_set_says_what_was_looked_for_and_where_it_comes_from(t
 
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "synthetic"])
 @pytest.mark.parametrize("data_dir", ["x" * 300, "a/" * 5000, "a\0b"])
-def test_what_can_be_no_folder_is_refused(dataset, data_dir):
+def test_an_invalid_data_dir_is_refused(dataset, data_dir):
     with pytest.raises(HistoCLIPError, match=r"data_dir: '[ax].* cannot be read") as raised:
         load_dataset(dataset, data_dir)
     assert len(str(raised.value)) < 400
@@ -80,7 +80,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(registry, "DATASETS", Registry("data set", "dataset"))
     about = {"title": "Toy", "licence": "None.", "about": "A toy."}
     registry.dataset("toy", options=("split", "size"), **about)(lambda folder, **given: calls.append((folder, given)))
-    registry.dataset("made", needs_folder=False, **about)(lambda **given: calls.append(given))
+    registry.dataset("made", options=("n_patches",), needs_folder=False, **about)(lambda **given: calls.append(given))
     return calls
 
 
@@ -89,6 +89,12 @@ def test_loaders_get_their_own_options_only(toy, tmp_path):
     load_dataset("toy", tmp_path, "given")
     load_dataset("made", size=3)
     assert toy == [(tmp_path, {"size": 3, "split": "random"}), (tmp_path, {"split": "given"}), {}]
+
+
+def test_an_option_of_no_data_set_is_refused(toy, tmp_path):
+    with pytest.raises(HistoCLIPError, match=r"n_patch, sise: not an option of any data set\. toy has split, size"):
+        load_dataset("toy", tmp_path, sise=3, n_patch=4)
+    assert toy == []
 
 
 def test_a_run_s_parameters_are_enough_to_load_its_data(toy, tmp_path):
@@ -107,7 +113,7 @@ def test_two_data_sets_of_one_name_are_refused(toy):
 def test_importing_the_room_and_asking_for_names_loads_no_heavy_package():
     code = (
         "import sys, PIL.Image as image; limit = image.MAX_IMAGE_PIXELS\n"
-        "from histoclip_lib.data import DATASETS, PatchDataset, check_images, load_dataset, split_dataset; list(DATASETS)\n"
+        "from histoclip_lib.data import DATASETS, PatchDataset, check_images, split_dataset; list(DATASETS)\n"
         "print([n for n in ('torch', 'pandas', 'pyarrow', 'sklearn', 'timm', 'joblib') if n in sys.modules])\n"
         "print(image.MAX_IMAGE_PIXELS == limit)"
     )

@@ -26,6 +26,7 @@ from histoclip_lib.features import encode as features
 from histoclip_lib.features import store as shards
 from histoclip_lib.features.encode import encode_dataset
 from histoclip_lib.features.reader import view_of
+from histoclip_lib.features.store import open_features
 
 SHARD_SIZE = 4
 
@@ -113,7 +114,7 @@ def test_number_of_views_is_checked(encode, clip, views):
 def test_features_are_what_the_encoder_gives_for_each_view(encode, clip, views):
     dataset = patches()
     result = encode(clip, dataset, views=views)
-    images = torch.stack([clip.resize(Image.fromarray(dataset.image(row))) for row in range(len(dataset))])
+    images = torch.stack([clip.resize(Image.fromarray(dataset.image(index))) for index in range(len(dataset))])
     assert result.pooled.shape == (10, views, 12)
     assert result.tokens.shape == (10, views, 16, 12)
     for view in range(views):
@@ -257,6 +258,45 @@ def test_a_half_written_shard_is_never_read(encode, clip, tmp_path, monkeypatch,
     np.testing.assert_array_equal(everything(result.tokens), everything(expected.tokens))
 
 
+# Opening again without the encoder
+
+
+def reopen(found, n_patches=10, views=1):
+    return open_features(found.folder, found.names, n_patches, views)
+
+
+def test_features_are_opened_again_from_their_names_without_reading_the_arrays(encode, clip, passes, monkeypatch):
+    found = encode(clip, patches(), views=2)
+    passes.clear()
+    monkeypatch.setattr(shards, "_sum_of", lambda path: pytest.fail("an array was read"))
+    again = reopen(found, views=2)
+    assert (again.encoded, again.folder, again.names, passes) == (0, found.folder, found.names, [])
+    np.testing.assert_array_equal(everything(again.pooled), everything(found.pooled))
+    np.testing.assert_array_equal(everything(again.tokens), everything(found.tokens))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "garbled marker"])
+def test_shards_that_are_gone_or_cut_are_not_opened_again(encode, clip, damage):
+    found = encode(clip, patches())
+    path = found.folder / found.names[1]
+    if damage == "missing":
+        path.with_suffix(".json").unlink()
+    else:
+        file = path.with_suffix(".tokens.npy" if damage == "cut" else ".json")
+        file.write_bytes(file.read_bytes()[:-1])
+    with warnings.catch_warnings(), pytest.raises(HistoCLIPError, match=f"missing. Encode.*\n  - {found.names[1]}"):
+        warnings.simplefilter("ignore")
+        reopen(found)
+
+
+@pytest.mark.parametrize(("n_patches", "views"), [(9, 1), (13, 1), (10, 2)])
+def test_features_of_another_number_of_patches_or_views_are_not_opened(encode, clip, n_patches, views):
+    found = encode(clip, patches())
+    with warnings.catch_warnings(), pytest.raises(HistoCLIPError, match="Encode them again"):
+        warnings.simplefilter("ignore")
+        reopen(found, n_patches, views)
+
+
 # Damage, want of room, and other processes
 
 
@@ -264,12 +304,12 @@ def shard_files(folder):
     return sorted(path for path in folder.rglob("*") if path.suffix in (".npy", ".json"))
 
 
-@pytest.mark.parametrize("which", range(9))
+@pytest.mark.parametrize("which", [0, 4, 8])  # three shards of three files: a marker, pooled features, tokens
 @pytest.mark.parametrize("damage", ["changed", "cut", "empty", "gone"])
 def test_a_damaged_shard_is_encoded_again_with_a_warning(encode, clip, tmp_path, which, damage):
     expected = encode(clip, patches())
     expected = everything(expected.pooled).copy(), everything(expected.tokens).copy()
-    path = shard_files(tmp_path)[which]  # three shards of three files
+    path = shard_files(tmp_path)[which]
     content = path.read_bytes()
     path.unlink()
     if damage == "changed":

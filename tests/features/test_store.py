@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.features import store as shards
-from histoclip_lib.features.store import Damaged, Shards, locked, n_shards, open_shard, rows_of, shard_of, write_shard
+from histoclip_lib.features.store import (
+    Damaged,
+    Shards,
+    indices_of,
+    locked,
+    n_shards,
+    open_shard,
+    shard_of,
+    write_shard,
+)
 
 SUFFIXES = (".pooled.npy", ".tokens.npy", ".json")
 ABOUT = {"backbone": "made", "pretrained": "", "dataset": "made"}
@@ -45,9 +54,9 @@ def assert_whole(path):
 
 @pytest.mark.parametrize("n_rows", [1, 255, 256, 257, 512, 1000])
 def test_every_row_lies_in_one_shard(n_rows):
-    rows = [row for number in range(n_shards(n_rows)) for row in rows_of(number, n_rows)]
+    rows = [row for number in range(n_shards(n_rows)) for row in indices_of(number, n_rows)]
     assert rows == list(range(n_rows))
-    assert all(row in rows_of(shard_of(row), n_rows) for row in rows)
+    assert all(row in indices_of(shard_of(row), n_rows) for row in rows)
 
 
 @given(st.data())

@@ -28,8 +28,8 @@ from histoclip_lib.models.training import load_checkpoint
 from histoclip_lib.prompting.vocabulary import FOLDER, load_vocabulary
 from histoclip_lib.report.export import read_parameters
 from histoclip_lib.runs.grids import read_grid
-from histoclip_lib.runs.parameters import read_params, read_schema
-from histoclip_lib.runs.pipeline import STEPS, find_notebooks
+from histoclip_lib.runs.parameters import read_params
+from histoclip_lib.runs.pipeline import load_schema
 
 ROOT = Path(__file__).parents[2]
 CLASS_NAMES = ["tumor", "stroma"]
@@ -64,7 +64,7 @@ WORDS = (FOLDER / "bcss_wsss.yaml").read_bytes()
 
 @pytest.fixture(scope="module")
 def schema():
-    return read_schema([find_notebooks() / f"{step}.ipynb" for step in STEPS])
+    return load_schema()
 
 
 @given(written(YAML) | damaged(DEMO))
@@ -231,8 +231,8 @@ def test_arrays(place, name, data):
     root = place / "arrays"
     dataset = try_case("PanNuke arrays", lambda: load_pannuke(root, cache_dir=place / "cache", progress=False))
     if dataset is not None:
-        for row in range(min(len(dataset), 3)):
-            try_case("PanNuke arrays, a patch", lambda row=row: (dataset.image(row), dataset.mask(row)))
+        for index in range(min(len(dataset), 3)):
+            try_case("PanNuke arrays, a patch", lambda index=index: (dataset.image(index), dataset.mask(index)))
 
 
 @given(damaged(f"{','.join(CLASSES)}\n1,0,0,0,0\n0,2,0,0,0\n".encode()))
@@ -267,8 +267,8 @@ def test_parquet_files(place, content):
     if found is not None:
         row_groups, lengths, counts, _ = found
         source = ParquetSource(row_groups, np.cumsum([0, *lengths]))
-        for row in range(min(len(counts), 3)):
-            try_case("PanNuke parquet, a patch", lambda row=row: (source.image(row), source.mask(row)))
+        for index in range(min(len(counts), 3)):
+            try_case("PanNuke parquet, a patch", lambda index=index: (source.image(index), source.mask(index)))
 
 
 # Heads

@@ -13,8 +13,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from histoclip_lib.common.predictions import from_probabilities, mean_accuracy
 from histoclip_lib.common.registry import METHODS
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.features.encode import ImageFeatures
-from histoclip_lib.features.store import Shards
+from histoclip_lib.features.store import ImageFeatures, Shards
 from histoclip_lib.models.baselines import (
     BASELINES,
     DEFAULT_STRENGTH,

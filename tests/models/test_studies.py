@@ -12,9 +12,8 @@ from torch.nn import functional
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.features.encode import ImageFeatures
 from histoclip_lib.features.reader import FeatureReader
-from histoclip_lib.features.store import Shards
+from histoclip_lib.features.store import ImageFeatures, Shards
 from histoclip_lib.models import studies
 from histoclip_lib.models.baselines import fit_linear_probe
 from histoclip_lib.models.studies import Study, load_studies, plan_studies, run_studies, save_studies

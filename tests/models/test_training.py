@@ -15,9 +15,8 @@ from torch import nn
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.features.encode import ImageFeatures
 from histoclip_lib.features.reader import FeatureReader
-from histoclip_lib.features.store import Shards
+from histoclip_lib.features.store import ImageFeatures, Shards
 from histoclip_lib.models import training
 from histoclip_lib.models.cmm import CMM, load_cmm
 from histoclip_lib.models.training import (

@@ -171,7 +171,7 @@ def test_wrong_prompts_files_are_refused_and_named(own_file, text, message):
 def test_prompts_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "lost.yaml", tmp_path, tmp_path / "binary.yaml", "a\0b", "x" * 5000):
-        with pytest.raises(HistoCLIPError, match=r"prompts_file: .* cannot be read"):
+        with pytest.raises(HistoCLIPError, match=r"prompts_file: .* (cannot be read|is UTF-16)"):
             load_vocabulary("folder", ["a"], str(path))
 
 

@@ -191,18 +191,10 @@ def test_table_one_puts_each_run_above_the_paper():
 def test_runs_of_one_name_are_separate_lines():
     runs = [summary("p", "pannuke", baseline=Score(value, None)) for value in (0.1, 0.2)]
     assert tables.table_one_frame(runs).loc["PanNuke: p", "Baseline"].tolist() == ["0.1000", "0.2000"]
-    assert len(tables.runs_frame([*runs, BrokenRun("p", "why")])) == 3
 
 
 def test_without_runs_table_one_is_that_of_the_paper():
     assert len(tables.table_one_frame([])) == 3
-    assert len(tables.runs_frame([])) == 0
-
-
-def test_a_run_that_cannot_be_read_states_the_reason():
-    table = tables.runs_frame([summary("p", "pannuke"), BrokenRun("broken", "methods: 3 is not an object")])
-    assert table.loc["p"].tolist() == ["pannuke", "ViT-L-14", "openai", "random"]
-    assert table.loc["broken"].tolist() == ["cannot be read: methods: 3 is not an object", "", "", ""]
 
 
 # Beside the paper

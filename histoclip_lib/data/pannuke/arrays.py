@@ -31,19 +31,12 @@ class FoldArrays:
 class ArraySource:
     """Patches in the arrays of one or more folds, one after the other.
 
-    It holds paths only, so that it can be pickled; each read maps its file anew, which takes about 0.1 ms and keeps
+    It holds paths only, so that it can be pickled; each read maps its file again, which takes about 0.1 ms and keeps
     pages already read from counting as memory of the process.
-
-    Attributes
-    ----------
-    folds : list of FoldArrays
-        Files of each fold.
-    starts : ndarray of shape (number of folds + 1,), int
-        Index of the first patch of each fold, and the number of all patches.
     """
 
     folds: list[FoldArrays]
-    starts: np.ndarray
+    starts: np.ndarray  # index of the first patch of each fold, and the number of all patches
 
     def _locate(self, index: int) -> tuple[FoldArrays, int]:
         fold = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -137,7 +130,7 @@ def check_fold(files: FoldArrays) -> list[str]:
 def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     """Count the nuclei of each class in each patch: the distinct instance ids, other than 0, in its channel.
 
-    Peak memory is that of a few `CHUNK`s, whatever the size of the file: the file is mapped anew for each chunk, since
+    Peak memory is that of a few `CHUNK`s, whatever the size of the file: the file is mapped again for each chunk, since
     pages of a mapping count as memory of the process until it is closed.
 
     Parameters

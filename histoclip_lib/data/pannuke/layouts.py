@@ -49,7 +49,7 @@ def load_pannuke(
     Parameters
     ----------
     data_dir : str or Path
-        Folder in which the folds lie.
+        Folder that holds the folds, at most five levels below it.
     min_nuclei : int
         A patch carries the classes of which it has at least this many nuclei.
     cache_dir : str or Path, optional
@@ -167,18 +167,16 @@ def _load_arrays(data_dir: Path, paths: list[Path], cache_dir: str | Path | None
 
 
 def _fold_files(images: Path) -> FoldArrays:
-    """Return where the masks and types of a fold lie: as released, or in the folder of the images."""
+    """Return where the masks and types of a fold are: as released, or in the folder of the images."""
     folder = images.parent
-    released = folder.parent.parent / "masks" / folder.name / "masks.npy"
-    nested = folder.parent / "masks" / "masks.npy"
-    beside = folder / "masks.npy"
-    expected = released if folder.parent.name == "images" else nested if folder.name == "images" else beside
-    masks = next((path for path in (expected, beside) if path.is_file()), expected)
-    types = next(
-        (path for path in (images.with_name("types.npy"), masks.with_name("types.npy")) if path.is_file()),
-        images.with_name("types.npy"),
-    )
-    return FoldArrays(images, masks, types)
+    expected = beside = folder / "masks.npy"
+    if folder.parent.name == "images":  # as released
+        expected = folder.parent.parent / "masks" / folder.name / "masks.npy"
+    elif folder.name == "images":
+        expected = folder.parent / "masks" / "masks.npy"
+    masks = beside if beside.is_file() and not expected.is_file() else expected
+    types, with_masks = images.with_name("types.npy"), masks.with_name("types.npy")
+    return FoldArrays(images, masks, with_masks if with_masks.is_file() and not types.is_file() else types)
 
 
 def _load_parquets(data_dir: Path, paths: list[Path]) -> Folds:
@@ -191,7 +189,7 @@ def _load_parquets(data_dir: Path, paths: list[Path]) -> Folds:
             f"{data_dir}: parquet files of one fold are in several folders. Set data_dir to one copy:\n"
             + bullet_list(several)
         )
-    row_groups, lengths, counts, tissue, problems = [], [], {}, {}, []
+    row_groups, lengths, counts, tissue, problems = [], [0], {}, {}, []
     for fold, found in by_fold.items():
         try:
             groups, sizes, counts[fold], tissue[fold] = read_fold(found)
@@ -199,11 +197,10 @@ def _load_parquets(data_dir: Path, paths: list[Path]) -> Folds:
             problems.append(f"fold {fold}: {error}")
         else:
             row_groups += groups
-            lengths.append(sizes)
+            lengths += sizes.tolist()
     if problems:
         raise HistoCLIPError("\n".join(problems))
-    starts = np.cumsum([0, *np.concatenate(lengths)])
-    return list(by_fold), counts, tissue, ParquetSource(row_groups, starts)
+    return list(by_fold), counts, tissue, ParquetSource(row_groups, np.cumsum(lengths))
 
 
 def _check_sizes(sizes: dict[int, int]) -> None:

@@ -36,19 +36,12 @@ TISSUES = (
 class ParquetSource:
     """Patches in parquet files, one row group after the other.
 
-    A row group of one column is decoded at a time and the last three are kept in each process, so reading in
-    order is fast. It holds paths only, so that it can be pickled.
-
-    Attributes
-    ----------
-    row_groups : list of (Path, int)
-        File and place of each row group.
-    starts : ndarray of shape (number of row groups + 1,), int
-        Index of the first patch of each row group, and the number of all patches.
+    A row group of one column is decoded at a time and the last three are kept in each process, so reading in order is
+    fast. It holds paths only, so that it can be pickled.
     """
 
-    row_groups: list[tuple[Path, int]]
-    starts: np.ndarray
+    row_groups: list[tuple[Path, int]]  # file and place of each
+    starts: np.ndarray  # index of the first patch of each row group, and the number of all patches
 
     def _cell(self, index: int, column: str) -> object:
         place = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -106,12 +99,7 @@ def _row_group(path: Path, mtime_ns: int, group: int, column: str) -> pa.Chunked
 
 
 def read_fold(paths: list[Path]) -> tuple[list[tuple[Path, int]], np.ndarray, np.ndarray, np.ndarray]:
-    """Read what the labels need from the parquet files of one fold; pixels stay where they are.
-
-    Parameters
-    ----------
-    paths : list of Path
-        Files of the fold, in order.
+    """Read what the labels need from the parquet files of one fold, in order; images stay unread.
 
     Returns
     -------

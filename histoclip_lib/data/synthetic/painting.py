@@ -23,59 +23,33 @@ _MACENKO = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 
 
 @dataclass(frozen=True)
 class Appearance:
-    """What the patches of one patient share: the stain, the tumor's cytology, the stroma and the scanner.
+    """What the patches of one patient share: the stain, the tumor's cytology, the stroma and the scanner."""
 
-    Attributes
-    ----------
-    stains : ndarray of shape (3, 3)
-        Unit optical density of hematoxylin, eosin and red cells (rows) in R, G, B.
-    hematoxylin, eosin : float
-        Factors on the concentrations.
-    radius, pleomorphism, elongation, crowding : float
-        Tumor nuclei: mean radius in pixels, its relative spread, axis ratio, centre distance in radii.
-    hyperchromasia, vesicular, nucleoli : float
-        Tumor nuclei: darkness, paleness inside the membrane, strength of the nucleolus.
-    glands, apoptosis, clefts : float
-        How often nests have lumina, how many dying tumor cells, and how much nests retract from the stroma.
-    cytoplasm : tuple of float
-        Hematoxylin and eosin in the tumor's cytoplasm.
-    lymphocyte_radius, infiltrate : float
-        Radius in pixels, and density of lymphocytes strewn outside infiltrates.
-    hyaline, cellularity, plumpness : float
-        Stroma: glassiness (resembles necrosis), density of spindle nuclei, and their breadth.
-    dust : float
-        Blueness of necrosis.
-    blur, noise, white, quality : float
-        Scanner: sigma in pixels, sigma in grey levels, background level, JPEG quality.
-    gain : ndarray of shape (3,)
-        Scanner: factor on each colour channel.
-    """
-
-    stains: np.ndarray
-    hematoxylin: float
+    stains: np.ndarray  # (3, 3): unit optical density of hematoxylin, eosin and red cells (rows) in R, G, B
+    hematoxylin: float  # factors on the concentrations
     eosin: float
-    radius: float
-    pleomorphism: float
-    elongation: float
-    crowding: float
-    hyperchromasia: float
-    vesicular: float
-    nucleoli: float
-    glands: float
-    apoptosis: float
-    clefts: float
-    cytoplasm: tuple[float, float]
-    lymphocyte_radius: float
-    infiltrate: float
-    hyaline: float
-    cellularity: float
-    plumpness: float
-    dust: float
-    blur: float
-    noise: float
-    white: float
-    quality: float
-    gain: np.ndarray
+    radius: float  # tumor nuclei: mean radius in pixels
+    pleomorphism: float  # relative spread of the radius
+    elongation: float  # axis ratio
+    crowding: float  # centre distance in radii
+    hyperchromasia: float  # darkness
+    vesicular: float  # paleness inside the membrane
+    nucleoli: float  # strength of the nucleolus
+    glands: float  # how often nests have lumina
+    apoptosis: float  # how many dying tumor cells
+    clefts: float  # how much nests retract from the stroma
+    cytoplasm: tuple[float, float]  # hematoxylin and eosin in the tumor's cytoplasm
+    lymphocyte_radius: float  # pixels
+    infiltrate: float  # density of lymphocytes outside infiltrates
+    hyaline: float  # stroma: glassiness (resembles necrosis)
+    cellularity: float  # density of spindle nuclei
+    plumpness: float  # and their breadth
+    dust: float  # blueness of necrosis
+    blur: float  # scanner: sigma in pixels
+    noise: float  # sigma in grey levels
+    white: float  # background level
+    quality: float  # of the JPEG
+    gain: np.ndarray  # (3,): factor on each colour channel
 
 
 def draw_appearance(rng: np.random.Generator) -> Appearance:

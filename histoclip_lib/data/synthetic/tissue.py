@@ -1,7 +1,7 @@
-"""Paint each tissue as a pathologist knows it: nests and glands, collagen, infiltrates, necrosis, fat, blood.
+"""Paint each tissue with its typical morphology: nests and glands, collagen, infiltrates, necrosis, fat, blood.
 
 Each class has look-alikes that the mask does not count: plump fibroblasts and small tumor cells, dying tumor
-cells that resemble lymphocytes, strewn lymphocytes, glassy stroma that resembles necrosis, and the reverse.
+cells that resemble lymphocytes, scattered lymphocytes, glassy stroma that resembles necrosis, and the reverse.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Scene:
 
 
 def paint(class_map: np.ndarray, look: Appearance, rng: np.random.Generator) -> np.ndarray:
-    """Paint the tissue that a class map asks for.
+    """Paint the tissue of a class map.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _stroma(scene: Scene, region: np.ndarray) -> None:
         rim=np.where(plump, 0.35, 0.1),
     )
     stain_nuclei(scene.section, nuclei, scene.grain, 0.08 * scene.wobble)
-    _strewn_lymphocytes(scene, region)
+    _scattered_lymphocytes(scene, region)
 
 
 def _tumor(scene: Scene, region: np.ndarray) -> None:
@@ -179,7 +179,7 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
     stain_nuclei(scene.section, halo, scene.grain, 0.05 * scene.wobble, eosin=0.55)
     fragments = vary_nuclei(rng, dying, 2.9, 0.25, 1.2, 0.0, 2.0)
     stain_nuclei(scene.section, fragments, scene.grain, 0.1 * scene.wobble)
-    _strewn_lymphocytes(scene, solid)
+    _scattered_lymphocytes(scene, solid)
 
 
 def _distance_to_lumina(scene: Scene, region: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def _infiltrate(scene: Scene, region: np.ndarray) -> None:
     _lymphocytes(scene, np.concatenate([dense, sparse]))
 
 
-def _strewn_lymphocytes(scene: Scene, region: np.ndarray) -> None:
+def _scattered_lymphocytes(scene: Scene, region: np.ndarray) -> None:
     """Single lymphocytes in stroma and nests: too few for an infiltrate, so the mask does not count them."""
     share = 0.22 * scene.look.infiltrate * scene.rng.lognormal(0, 0.4)
     clumps = region & (smooth_noise(scene.rng, len(region), 12) > 0.3)

@@ -1,6 +1,7 @@
 "use strict";
-// The page reads fully without this script: it adds the theme toggle, the switch for all code, the mark in the
-// contents list and keyboard stops at boxes that scroll. The theme is set at once, before anything is drawn; the rest waits for the document.
+// The page reads fully without this script: it adds the theme toggle, hides code until it is asked for, marks the place in
+// the contents list, sorts tables by a column, filters and sorts runs, and makes boxes that scroll stops of the keyboard.
+// The theme is set at once, before anything is drawn; the rest waits for the document.
 (() => {
   const root = document.documentElement;
   const stored = () => { try { return localStorage.getItem("histoclip-theme"); } catch { return null; } };
@@ -25,15 +26,114 @@
   function codeSwitch(button) {
     const folds = [...document.querySelectorAll("article details.code")];
     if (!folds.length) return;
-    const allOpen = () => folds.every((fold) => fold.open);
-    const label = () => { button.textContent = allOpen() ? "Fold all code" : "Show all code"; };
-    button.addEventListener("click", () => {
-      const open = !allOpen();
-      for (const fold of folds) fold.open = open;
-      label();
-    });
-    for (const fold of folds) fold.addEventListener("toggle", label);
+    function show(shown) {
+      root.classList.toggle("without-code", !shown);
+      for (const fold of folds) fold.open = shown;
+      button.textContent = shown ? "Hide code" : "Show code";
+      button.setAttribute("aria-pressed", shown);
+    }
+    button.addEventListener("click", () => show(root.classList.contains("without-code")));
+    show(false);
     button.hidden = false;
+  }
+
+  const compareText = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" }).compare;
+  const missingLast = (a, b) => (a === null) - (b === null);
+  // The number with which a cell begins; null for a dash or nothing, undefined for text.
+  function numberIn(text) {
+    const plain = text.trim().replace(/^[−–-](?=[\d.])/, "-").replace(/(?<=\d),(?=\d{3})/g, "");
+    if (/^[—–-]?$/.test(plain)) return null;
+    const found = /^[<>+]?\s*(-?\d*\.?\d+(?:e-?\d+)?)(?![\w.])/i.exec(plain);
+    return found ? Number(found[1]) : undefined;
+  }
+
+  // A column of numbers is sorted highest first, then lowest first, one of text the other way round; the third time the
+  // table is as it was. Lines of the paper stay at the foot of their data set.
+  function sortable(table) {
+    const bodies = [...table.tBodies].map((body) => {
+      const rows = [...body.rows];
+      return { body, pinned: rows.filter((row) => row.matches(".paper")), rows: rows.filter((row) => !row.matches(".paper")) };
+    });
+    const columns = new Set([...table.rows].map((row) => row.cells.length));
+    if (table.tHead?.rows.length !== 1 || columns.size !== 1 || table.querySelector("[colspan], [rowspan]")) return;
+    if (bodies.reduce((sum, { rows }) => sum + rows.length, 0) < 3) return;
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const textOf = (row) => row.cells[column].textContent.trim();
+      const numbers = bodies.flatMap(({ rows }) => rows.map((row) => numberIn(textOf(row))));
+      const isNumber = !numbers.includes(undefined) && numbers.some((number) => number !== null);
+      const valueOf = (row) => (isNumber ? numberIn(textOf(row)) : textOf(row) || null);
+      const orders = isNumber ? ["descending", "ascending"] : ["ascending", "descending"];
+      if (!head.textContent.trim()) return;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const order = head.ariaSort ? orders[orders.indexOf(head.ariaSort) + 1] : orders[0];
+        for (const other of heads) other.removeAttribute("aria-sort");
+        if (order) head.setAttribute("aria-sort", order);
+        const sign = order === "ascending" ? 1 : -1;
+        for (const { body, pinned, rows } of bodies) {
+          const keyed = rows.map((row) => ({ row, key: valueOf(row) }));
+          if (order) {
+            keyed.sort((a, b) => missingLast(a.key, b.key) || sign * (isNumber ? a.key - b.key : compareText(a.key, b.key)));
+          }
+          body.append(...keyed.map(({ row }) => row), ...pinned);
+        }
+      });
+    });
+  }
+
+  function runControls(cards) {
+    const all = [...cards.children];
+    if (all.length < 2) return;
+    const text = (card, kind) => card.querySelector(`.${kind}`)?.textContent ?? null;
+    const number = (card, kind) => { const found = text(card, kind); return found === null ? null : numberIn(found); };
+    const lead = (card) => {
+      const [ours, probe] = ["histoclip_patch", "linear_probe"].map((kind) => number(card, kind));
+      return ours === null || probe === null ? null : ours - probe;
+    };
+    const by = (key, compare) => (a, b) => missingLast(key(a), key(b)) || compare(key(a), key(b));
+    const highest = (a, b) => b - a;
+    const orders = {
+      "name": by((card) => text(card, "name"), compareText),
+      "data set": by((card) => text(card, "dataset"), compareText),
+      "date, newest first": by((card) => text(card, "made"), (a, b) => compareText(b, a)),
+      "mAcc of HistoCLIP, highest first": by((card) => number(card, "histoclip_patch"), highest),
+      "lead over the linear probe, largest first": by(lead, highest),
+    };
+    const controls = document.createElement("div");
+    controls.className = "controls";
+    controls.setAttribute("role", "search");
+    controls.setAttribute("aria-label", "Runs");
+    const field = (words, control) => {
+      const label = document.createElement("label");
+      label.append(words, control);
+      controls.append(label);
+      return control;
+    };
+    const filter = field("Filter by name, data set or encoder", document.createElement("input"));
+    Object.assign(filter, { type: "search", autocomplete: "off", spellcheck: false });
+    const order = field("Sort by", document.createElement("select"));
+    for (const words of Object.keys(orders)) order.add(new Option(words));
+    const count = document.createElement("output");
+    controls.append(count);
+    function refresh() {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const card of all) {
+        const known = ["name", "dataset", "backbone"].map((kind) => text(card, kind)).join(" ").toLowerCase();
+        card.hidden = !words.every((word) => known.includes(word));
+      }
+      cards.append(...[...all].sort(orders[order.value]));
+      const shown = all.filter((card) => !card.hidden).length;
+      count.textContent = shown === all.length ? `${all.length} runs` : `${shown} of ${all.length} runs`;
+    }
+    filter.addEventListener("input", refresh);
+    order.addEventListener("change", refresh);
+    cards.before(controls);
+    refresh();
   }
 
   function followScroll(contents) {
@@ -77,8 +177,9 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     themeToggle(document.getElementById("theme"));
-    const fold = document.getElementById("fold");
-    if (fold) codeSwitch(fold);
+    codeSwitch(document.getElementById("code"));
+    document.querySelectorAll("article table").forEach(sortable);
+    document.querySelectorAll("ul.runs").forEach(runControls);
     const contents = document.querySelector("nav.contents");
     if (contents) followScroll(contents);
     scrollBoxes([...document.querySelectorAll(".table-scroll, .figure-scroll, .math-block")]);

@@ -1,11 +1,15 @@
-"""Image towers: the pooled features are open_clip's, and each token is what the tower says of one cell."""
+"""Image towers: pooled features are open_clip's, tokens are projected as the tower projects one cell, ONNX agrees."""
+
+import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_clip import TOWERS, clip_of, images_for, pixels
+from tiny_clip import TOWERS, clip_of, images_for, pixels, tiny_clip
 from torch.nn import functional
 
-from histoclip_lib.clip.towers import image_features
+from histoclip_lib.clip import towers
+from histoclip_lib.clip.towers import image_features, onnx_tower
 from histoclip_lib.common.errors import HistoCLIPError
 
 KINDS = list(TOWERS)
@@ -126,3 +130,131 @@ def test_cnn_tokens_lie_row_by_row():
 def test_towers_without_patch_tokens_are_refused():
     with pytest.raises(HistoCLIPError, match="type Linear give no patch tokens"):
         image_features(torch.nn.Linear(3, 3), torch.zeros(1, 3))
+
+
+# Through ONNX Runtime
+
+SIZE = (64, 64)
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return tiny_clip("timm_cnn").tower
+
+
+@pytest.fixture(scope="module")
+def cache(tower, tmp_path_factory):
+    """A cache with the exported tower."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    cache = tmp_path_factory.mktemp("cache")
+    assert onnx_tower(tower, SIZE, cache / "onnx") is not None
+    return cache
+
+
+@pytest.fixture
+def folder(cache):
+    return cache / "onnx"
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    monkeypatch.setattr(towers, "_export", lambda *arguments: pytest.fail("exported again"))
+
+
+def eager(tower, images):
+    with torch.inference_mode():
+        return tower(images)
+
+
+def assert_near(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() < 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_features_are_those_of_pytorch(tower, folder, batch):
+    images = pixels(batch, SIZE[0])
+    assert_near(onnx_tower(tower, SIZE, folder)(images), eager(tower, images))
+
+
+def test_features_do_not_depend_on_the_rest_of_the_batch(tower, folder):
+    images, run = pixels(5, SIZE[0]), onnx_tower(tower, SIZE, folder)
+    for whole, *parts in zip(run(images), run(images[:2]), run(images[2:]), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_default_backbone_has_the_features_of_pytorch(lite0):
+    images = pixels(3, 224)
+    assert lite0.fast_tower is not None
+    assert_near(lite0.fast_tower(images), eager(lite0.tower, images))
+
+
+def test_layout_of_the_images_does_not_matter(tower, folder):
+    images = pixels(2, SIZE[0])
+    run = onnx_tower(tower, SIZE, folder)
+    for one, other in zip(run(images), run(images.contiguous(memory_format=torch.channels_last)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_cached_tower_is_not_exported_again(tower, folder):
+    assert onnx_tower(tower, SIZE, folder) is not None
+
+
+@pytest.mark.usefixtures("no_export")
+def test_clip_encodes_through_the_cached_tower(tower, cache, monkeypatch):
+    monkeypatch.setenv("HISTOCLIP_CACHE", str(cache))
+    clip, images = tiny_clip("timm_cnn"), pixels(3, SIZE[0])
+    assert clip.fast_tower is not None
+    assert_near(clip.encode_images(images), eager(tower, images))
+
+
+def test_name_of_an_exported_tower_follows_its_weights_and_size(tower):
+    names = {
+        towers._digest(tower, SIZE),
+        towers._digest(tower, (32, 32)),
+        towers._digest(tiny_clip("timm_cnn", 1).tower, SIZE),
+    }
+    assert len(names) == 3
+    assert towers._digest(tiny_clip("timm_cnn").tower, SIZE) in names
+
+
+def test_damaged_file_is_exported_again(tower, folder, tmp_path):
+    name = f"{towers._digest(tower, SIZE)}.onnx"
+    (tmp_path / name).write_bytes((folder / name).read_bytes()[:1000])
+    images = pixels(2, SIZE[0])
+    assert_near(onnx_tower(tower, SIZE, tmp_path)(images), eager(tower, images))
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("no_export")
+def test_file_of_another_tower_under_this_name_is_rejected(tower, folder, tmp_path):
+    other = tiny_clip("timm_cnn", seed=2).tower
+    exported = (folder / f"{towers._digest(tower, SIZE)}.onnx").read_bytes()
+    (tmp_path / f"{towers._digest(other, SIZE)}.onnx").write_bytes(exported)
+    assert onnx_tower(other, SIZE, tmp_path) is None
+
+
+def test_pytorch_is_used_without_onnx_runtime(tower, folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert onnx_tower(tower, SIZE, folder) is None
+
+
+def test_pytorch_is_used_where_the_export_fails(tower, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(towers, "_export", fail)
+    assert onnx_tower(tower, SIZE, tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm_vit", "timm_channels_last"])
+def test_only_convolutional_towers_of_timm_are_exported(kind):
+    assert clip_of(kind).fast_tower is None
+
+
+def test_reduced_precision_is_left_to_pytorch():
+    assert replace(clip_of("timm_cnn"), amp_dtype=torch.bfloat16).fast_tower is None

@@ -1,0 +1,153 @@
+"""All runs side by side: Table I beside the paper, and a card for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from IPython.display import HTML, Markdown
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.html import Node, element, html
+from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder
+from histoclip_lib.evaluation.comparisons import OURS, PROBE
+from histoclip_lib.evaluation.methods import short_label
+from histoclip_lib.report.executed import executed_notebooks, read_executed
+from histoclip_lib.report.navigation import RESULTS, front_page
+from histoclip_lib.report.tables import TableGroup, table_one
+
+ON_CARDS = (OURS, PROBE, "majority")
+NOT_CLIP = "lite0-minilm is not CLIP: its numbers cannot be compared with the paper's."
+
+
+def list_runs(reports: Path) -> list[RunMetrics | BrokenRun]:
+    """Return the runs below a folder; those whose results or executed notebooks cannot be read as BrokenRun."""
+    faults = {run.name: run for run in _notebook_faults(reports)}
+    runs = [faults.pop(run.folder, run) if isinstance(run, RunMetrics) else run for run in find_runs(reports)]
+    names = {run.name for run in runs if isinstance(run, BrokenRun)}
+    return runs + [fault for name, fault in faults.items() if name not in names]
+
+
+def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True) -> HTML | Markdown:
+    """Return Table I: mAcc or mAP of every run, the runs of a data set followed by the paper's mAcc.
+
+    Parameters
+    ----------
+    runs : list of RunMetrics
+        The runs.
+    metric : str
+        `mAcc` or `mAP`, which the paper does not report.
+    without_runs : bool
+        Whether to show the paper's data sets of which there is no run.
+    """
+    found = table_one(runs)
+    bodies = [
+        element("tbody", *lines)
+        for group in found.groups
+        if (group.runs or without_runs) and (lines := _group_lines(group, metric, list(found.columns)))
+    ]
+    if not bodies:
+        return Markdown(f"No run has {metric} yet.")
+    caption = f"{metric} of every run with its 95 % bootstrap interval" + (
+        "; in italics what the paper reports, which has one HistoCLIP." if metric == "mAcc" else "."
+    )
+    header = element("tr", *(element("th", text, scope="col") for text in ("Run", *found.columns.values())))
+    return HTML(
+        html(element("table", element("caption", caption), element("thead", header), *bodies, class_="summary"))
+    )
+
+
+def run_cards(runs: list[RunMetrics | BrokenRun]) -> HTML | Markdown:
+    """Return a card for each run, with a link to its results; for one that is broken, the reason."""
+    cards = [_card(run) if isinstance(run, RunMetrics) else _broken_card(run) for run in runs]
+    if not cards:
+        return Markdown("No run has been made yet. `histoclip run params/demo.yaml` makes the first.")
+    return HTML(html(element("ul", *cards, class_="cards runs")))
+
+
+def linked_name(name: str, folder: Path) -> Node:
+    """Return the name of a run, as a link to its page where it has one; for a page beside the run's folder."""
+    page = front_page(folder)
+    return element("a", name, href=quote(f"{folder.name}/{page.name}")) if page else name
+
+
+def _notebook_faults(reports: Path) -> list[BrokenRun]:
+    """Return the runs with an executed notebook that is none; it has no page, so the others need not be read."""
+    faults = []
+    for folder in sorted(path for path in reports.iterdir() if path.is_dir()):
+        try:
+            for notebook in executed_notebooks(folder).values():
+                if not notebook.with_suffix(".html").is_file():
+                    read_executed(notebook)
+        except HistoCLIPError as error:
+            faults.append(BrokenRun(folder.name, hide_folder(str(error), folder)))
+    return faults
+
+
+def _group_lines(group: TableGroup, metric: str, columns: list[str]) -> list[Node]:
+    """Return the lines of one data set in Table I; in mAP only of runs that have it."""
+    lines = []
+    for run in group.runs:
+        if not (scores := run.scores if metric == "mAcc" else run.mean_ap):
+            continue
+        about = f"{group.dataset}, {run.split} split, {run.backbone}{'' if run.is_clip else ' (not CLIP)'}"
+        lines.append(_line(run.name, about, [_number(scores.get(name)) for name in columns]))
+    if group.paper and metric == "mAcc":
+        about = "as the paper reports it" + ("" if group.runs else "; no run yet")
+        cells = [_number(Score(group.paper[name], None) if name in group.paper else None) for name in columns]
+        lines.append(_line(group.dataset, about, cells, class_="paper"))
+    return lines
+
+
+def _line(name: str, about: str, cells: Sequence[Sequence[Node]], **attributes: str) -> Node:
+    heading = element("th", f"{name} ", element("small", about), scope="row")
+    return element("tr", heading, *(element("td", *cell) for cell in cells), **attributes)
+
+
+def _number(score: Score | None) -> tuple[Node, ...]:
+    if score is None:
+        return ("–",)
+    if score.interval is None:
+        return (f"{score.value:.4f}",)
+    low, high = score.interval
+    return (f"{score.value:.4f} ", element("span", f"[{low:.3f}, {high:.3f}]", class_="interval"))
+
+
+def _card(run: RunMetrics) -> Node:
+    facts: list[tuple[str, Sequence[Node], str]] = [
+        ("Data set", (f"{run.dataset}, {run.split} split",), "dataset"),
+        ("Encoder", (", ".join(filter(None, (run.backbone, run.pretrained))),), "backbone"),
+        *((short_label(name), _number(run.scores[name]), f"score {name}") for name in ON_CARDS if name in run.scores),
+        ("Evaluated", (when_made(run),), "made"),
+    ]
+    name = linked_name(run.name, run.path)
+    parts: list[Node] = []
+    if run.thumbnail:
+        parts.append(element("img", src=run.thumbnail, alt=f"Thumbnail of the run {run.name}"))
+    parts.append(element("p", name, class_="name"))
+    rows = [(element("dt", label), element("dd", *value, class_=kind)) for label, value, kind in facts]
+    parts.append(element("dl", *(cell for row in rows for cell in row)))
+    if not run.is_current:
+        said = "These are the results of an earlier run: it was started again and has not finished."
+        parts.append(element("p", said, class_="caveat"))
+    if run.lead is not None and run.lead <= 0:
+        parts.append(element("p", "HistoCLIP does not beat the linear probe here."))
+    if not run.is_clip:
+        parts.append(element("p", NOT_CLIP, class_="caveat"))
+    return element("li", *parts, class_="card" if name == run.name else "card linked")
+
+
+def _broken_card(run: BrokenRun) -> Node:
+    reason = element("p", f"The results of this run cannot be shown. {run.reason}")
+    return element("li", element("p", run.name, class_="name"), reason, class_="card broken")
+
+
+def when_made(run: RunMetrics) -> str:
+    """Return when a run was evaluated, in UTC: as its notebook says, else as its file does."""
+    try:
+        made = datetime.fromisoformat(read_executed(run.path / f"{RESULTS}.ipynb").made).astimezone(UTC)
+    except (HistoCLIPError, ValueError, OverflowError):
+        made = datetime.fromtimestamp((run.path / "metrics.json").stat().st_mtime, UTC)
+    return f"{made:%Y-%m-%d %H:%M} UTC"
