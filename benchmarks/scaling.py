@@ -50,30 +50,30 @@ def measure(count: int, device: str, cache: Path) -> dict[str, tuple[float, floa
         return result[0]
 
     features = timed("encode", lambda: encode_dataset(clip, patches, 1, 32, cache=cache, progress=False))
-    rows, none = np.arange(count), np.arange(0)
+    everything, none = np.arange(count), np.arange(0)
     shuffled = np.random.default_rng(0).permutation(count)
 
     def read_all() -> None:
         for start in range(0, count, BATCH):
             features.tokens.take(shuffled[start : start + BATCH])
 
-    timed("cache read, random rows", read_all)
+    timed("cache read, random order", read_all)
     vocabulary = load_vocabulary("synthetic", patches.classes)
     zero_shot = timed(
-        "four zero-shot rows",
+        "zero-shot methods",
         lambda: score_zero_shot(
-            features.pooled.take(rows), TextEncoder(clip), vocabulary, StrategyContext(patches.prevalence)
+            features.pooled.take(everything), TextEncoder(clip), vocabulary, StrategyContext(patches.prevalence)
         ),
     )
     reader = FeatureReader(features.tokens, clip.device, resident_limit=0)
     classes = functional.normalize(torch.randn(len(patches.classes), features.tokens.shape[-1]), dim=-1)
-    head = new_head(classes, {}, features.tokens, rows, seed=0)
+    head = new_head(classes, {}, features.tokens, everything, seed=0)
     options = TrainingOptions(epochs=1, warmup_epochs=0, batch_size=BATCH)
     timed(
         "training epoch, patch tokens",
-        lambda: train_head(head, reader, patches.labels, rows, none, options, progress=False),
+        lambda: train_head(head, reader, patches.labels, everything, none, options, progress=False),
     )
-    groups = rows // PER_GROUP
+    groups = everything // PER_GROUP
     predictions = from_probabilities(zero_shot["baseline"].scores)
     timed(
         f"bootstrap, {RESAMPLES} samples of groups",

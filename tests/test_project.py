@@ -20,7 +20,7 @@ import histoclip_lib
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "histoclip_lib"
 CORE = ("common", "data", "clip", "features", "prompting", "models", "evaluation")
-OPTIONAL = {"distributed", "onnxruntime"}  # of the extras `cluster` and `cpu`, imported where they are installed
+OPTIONAL = {"distributed", "onnxruntime", "anywidget"}  # of cluster, cpu and lab: imported where they are installed
 SOURCES = sorted(LIBRARY.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NOT_OURS = {"build", "dist", "reports", "node_modules", "__pycache__"}
@@ -65,13 +65,22 @@ def test_a_module_says_what_it_does_in_its_first_line(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0].endswith((".", ":"))
 
 
-def test_the_core_imports_only_what_it_requires():
-    """What scikit-learn and open_clip_torch require themselves is not listed again."""
-    known = names_of(requirements(PROJECT["project"]["dependencies"]))
-    for name in ("scikit-learn", "open_clip_torch"):
+@pytest.mark.parametrize(
+    ("packages", "extras", "brought_by"),
+    [
+        (CORE, (), ("scikit-learn", "open_clip_torch")),
+        (("report", "runs", "cli"), ("report",), ("scikit-learn", "open_clip_torch", "papermill", "ipykernel")),
+    ],
+    ids=["core", "report"],
+)
+def test_packages_import_only_what_pip_installs_with_them(packages, extras, brought_by):
+    """What a few large requirements require themselves is not listed again."""
+    listed = [PROJECT["project"]["optional-dependencies"][extra] for extra in extras]
+    known = names_of(requirements(PROJECT["project"]["dependencies"], *listed))
+    for name in brought_by:
         known |= names_of(line for line in requirements(requires(name)) if not line.marker)
     distributions, unknown = packages_distributions(), set()
-    for path in (path for package in CORE for path in (LIBRARY / package).rglob("*.py")):
+    for path in (path for package in packages for path in (LIBRARY / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Import | ast.ImportFrom):
                 continue

@@ -64,6 +64,8 @@ def project(histoclip, tmp_path_factory):
     """A folder as `histoclip init` leaves it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     histoclip("init", "project", cwd=folder)
+    demo = yaml.safe_load((folder / "project/params/demo.yaml").read_text())
+    (folder / "small.yaml").write_text(yaml.safe_dump(demo | SMALL))
     return folder / "project"
 
 
@@ -79,14 +81,12 @@ def test_init_writes_a_project_that_check_accepts(histoclip, project):
     written = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
     expected = {f"{folder}/{path.name}" for folder in ("notebooks", "params") for path in (ROOT / folder).glob("*.*")}
     assert written == expected | {"README.md"}
-    assert "demo" in histoclip("check", "params/demo.yaml", cwd=project)
+    assert "demo" in histoclip("check", "../small.yaml", cwd=project)
 
 
 @pytest.mark.slow
 def test_a_run_from_the_wheel_finishes(histoclip, project):
-    values = yaml.safe_load((project / "params/demo.yaml").read_text()) | SMALL
-    (project / "small.yaml").write_text(yaml.safe_dump(values))
-    *_, overview = histoclip("run", "small.yaml", cwd=project).splitlines()
+    *_, overview = histoclip("run", "../small.yaml", cwd=project).splitlines()
     assert Path(overview) == project / "reports/index.html"
     assert (project / "reports/demo/metrics.json").is_file()
     assert os.access(overview, os.R_OK)

@@ -182,7 +182,8 @@ class TwoRuns:
         else:
             sentence = (
                 f"In mAcc of HistoCLIP with patch keys B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
-                f"interval {test.low:+.3f} to {test.high:+.3f}, p {comparisons.p_text(test.p)}."
+                f"interval {test.low:+.3f} to {test.high:+.3f}, p {'' if test.p < 0.001 else '= '}"
+                f"{comparisons.p_text(test.p)}."
             )
         return Markdown(f"**{sentence}**{_caveat(self.metrics)}")
 
