@@ -25,8 +25,10 @@ def read_record(folder: Path) -> dict:
 
 
 def update_record(folder: Path, **entries: object) -> None:
-    """Replace some entries of `run.json` and keep the others."""
-    write_text(folder / RECORD, json.dumps(read_record(folder) | entries, indent=1))
+    """Replace some entries of `run.json` and keep the others; write nothing where nothing changes."""
+    before = read_record(folder)
+    if (after := before | entries) != before:
+        write_text(folder / RECORD, json.dumps(after, indent=1))
 
 
 def step_entries(record: dict, kind: str = "steps") -> dict[str, dict]:

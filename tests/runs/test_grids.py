@@ -249,9 +249,9 @@ def test_what_is_no_grid_is_an_error_for_who_wants_one(tmp_path, text):
 
 def test_the_example_is_a_grid_of_six():
     from histoclip_lib.runs.parameters import read_schema
-    from histoclip_lib.runs.pipeline import STEPS
+    from histoclip_lib.report.notebooks import run_notebooks
 
-    schema = read_schema([ROOT / "notebooks" / f"{step}.ipynb" for step in STEPS])
+    schema = read_schema([ROOT / "notebooks" / f"{step}.ipynb" for step in run_notebooks()])
     runs = read_runs([ROOT / "params" / "grid.yaml"], schema)
     assert [values["name"] for _, values in runs] == [f"grid_seed-{s}_views-{v}" for s in range(3) for v in (1, 2)]
 
@@ -273,15 +273,15 @@ def finish(reports, run, accuracy, ahead=0.01, steps=None):
         "histoclip_patch": {"mAcc": accuracy + ahead, "mAcc_ci": [0.1, 0.9], "mAP": 0.75},
     }
     about = {"name": run.name, "dataset": "synthetic", "backbone": "b", "pretrained": "", "split": "random"}
-    (folder / "metrics.json").write_text(json.dumps(about | {"rows": rows}))
+    (folder / "metrics.json").write_text(json.dumps(about | {"methods": rows}))
     if steps is not None:
-        (folder / "steps.json").write_text(json.dumps(steps))
+        (folder / "run.json").write_text(json.dumps({"steps": steps}))
 
 
 def test_the_table_has_a_line_for_each_run_and_what_varies(grid, tmp_path):
     reports = tmp_path / "reports"
     finish(reports, grid[0], 0.8125)
-    finish(reports, grid[1], 0.75, steps={"01_data": "x"})
+    finish(reports, grid[1], 0.75, steps={"01_data": {}})
     (reports / grid[2].name).mkdir()
     (reports / grid[2].name / "metrics.json").write_text("{")
     table = grid_table(grid, reports)
