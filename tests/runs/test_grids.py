@@ -14,7 +14,7 @@ from histoclip_lib.runs import grids
 from histoclip_lib.runs.grids import grid_table, is_grid, read_grid, read_runs, seed_spread
 from histoclip_lib.runs.parameters import Parameter, read_params
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DECLARED = {
     name: Parameter(name, kind, default, meaning)
     for name, kind, default, meaning in (
