@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TOKEN = uuid4().hex
 SMALL = {
     "name": "lab", "n_patches": 60, "views": 1, "epochs": 2, "warmup_epochs": 1, "resamples": 50, "examples": 2,
-    "wordings": 1, "studies": False,
+    "wordings": 1, "studies": False, "first": "lab", "second": "lab",
 }  # fmt: skip
 LONGEST_WAIT = 300  # seconds
 
