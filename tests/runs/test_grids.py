@@ -248,8 +248,8 @@ def test_what_is_no_grid_is_an_error_for_who_wants_one(tmp_path, text):
 
 
 def test_the_example_is_a_grid_of_six():
-    from histoclip_lib.runs.parameters import read_schema
     from histoclip_lib.report.notebooks import run_notebooks
+    from histoclip_lib.runs.parameters import read_schema
 
     schema = read_schema([ROOT / "notebooks" / f"{step}.ipynb" for step in run_notebooks()])
     runs = read_runs([ROOT / "params" / "grid.yaml"], schema)
