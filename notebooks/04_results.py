@@ -158,3 +158,11 @@ results.split_note()
 
 # %%
 results.model_card()
+
+# %% [markdown]
+# ## Files
+#
+# The numbers, the predictions and the heads of this run, as far as they are written when this notebook is executed.
+
+# %%
+results.files()

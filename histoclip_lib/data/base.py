@@ -58,8 +58,8 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If there are no patches, labels are of another shape or not 0 or 1, a file is listed twice, or a name is not
-        valid Unicode.
+        If there are no patches, `labels` has the wrong shape or values other than 0 and 1, a file is listed twice, or
+        a name is not valid Unicode.
 
     Examples
     --------

@@ -42,3 +42,8 @@ def p_text(p: float) -> str:
     if np.isnan(p):
         return UNDEFINED
     return "< 0.001" if p < 0.001 else f"{p:#.2g}"
+
+
+def not_clip_text(backbone: str) -> str:
+    """Say that an encoder is not CLIP, and what follows from that."""
+    return f"{backbone} is not CLIP: its numbers cannot be compared with the paper's."

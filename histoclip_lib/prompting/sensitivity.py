@@ -88,7 +88,7 @@ def score_variants(
     labels : ndarray of shape (B, N)
         0 or 1.
     draws : int
-        Distinct choices of one name for each class, fewer where there are no more; none where there are no synonyms.
+        Maximum number of distinct choices of one name per class. There are none if no class has a synonym.
     seed : int
         Of the draws.
     """
@@ -124,7 +124,7 @@ def _wordings(vocabulary: Vocabulary, draws: int, seed: int) -> Iterator[tuple[s
 def draw_names(vocabulary: Vocabulary, draws: int, seed: int) -> list[list[str]]:
     """Draw distinct choices of one name for each class among its name and synonyms, never all names as reported.
 
-    All choices where there are no more than `draws`; none where there are no synonyms.
+    All choices if there are at most `draws` of them; none if no class has a synonym.
     """
     words = [[name] for name in vocabulary.names]
     for own, synonyms in zip(words, vocabulary.synonyms, strict=False):

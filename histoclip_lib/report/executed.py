@@ -29,18 +29,15 @@ class Executed:
         By name: the values it was executed with, each with the meaning that its declaration gives.
     made : str
         When its execution ended, ISO 8601 in UTC; empty where that is not known.
-    inputs : str
-        Digest of what it was executed on; empty where none was stamped on it.
     """
 
     title: str
     provenance: dict[str, str]
     parameters: dict[str, Parameter]
     made: str
-    inputs: str
 
 
-def stamp(notebook: Path, title: str, provenance: dict[str, str], inputs: str = "") -> None:
+def stamp(notebook: Path, title: str, provenance: dict[str, str]) -> None:
     """Write into an executed notebook what its page needs, so that the page can be drawn again.
 
     Parameters
@@ -51,13 +48,11 @@ def stamp(notebook: Path, title: str, provenance: dict[str, str], inputs: str = 
         Title of the page.
     provenance : dict of str to str
         Name and value of each line of the table at the foot of the page.
-    inputs : str
-        Digest of what the notebook was executed on.
     """
     tree = _read(notebook)
     # pairs, since a notebook's JSON is written with its keys sorted
     pairs = [list(line) for line in provenance.items()]
-    tree.metadata["histoclip"] = {"title": title, "provenance": pairs, "inputs": inputs}
+    tree.metadata["histoclip"] = {"title": title, "provenance": pairs}
     with replacing(notebook) as temporary:
         nbformat.write(tree, temporary)
 
@@ -79,7 +74,6 @@ def read_executed(notebook: Path) -> Executed:
         provenance={str(name): str(value) for name, value in pairs},
         parameters=declared_parameters(tree),
         made=str(executed.get("end_time") or ""),
-        inputs=str(stamped.get("inputs") or ""),
     )
 
 

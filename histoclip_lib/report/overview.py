@@ -14,12 +14,12 @@ from histoclip_lib.common.html import Node, element, html
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder
 from histoclip_lib.evaluation.comparisons import OURS, PROBE
 from histoclip_lib.evaluation.methods import short_label
+from histoclip_lib.evaluation.text import not_clip_text
 from histoclip_lib.report.executed import executed_notebooks, read_executed
 from histoclip_lib.report.navigation import RESULTS, front_page
 from histoclip_lib.report.tables import TableGroup, table_one
 
 ON_CARDS = (OURS, PROBE, "majority")
-NOT_CLIP = "lite0-minilm is not CLIP: its numbers cannot be compared with the paper's."
 
 
 def list_runs(reports: Path) -> list[RunMetrics | BrokenRun]:
@@ -135,7 +135,7 @@ def _card(run: RunMetrics) -> Node:
     if run.lead is not None and run.lead <= 0:
         parts.append(element("p", "HistoCLIP does not beat the linear probe here."))
     if not run.is_clip:
-        parts.append(element("p", NOT_CLIP, class_="caveat"))
+        parts.append(element("p", not_clip_text(run.backbone), class_="caveat"))
     return element("li", *parts, class_="card" if name == run.name else "card linked")
 
 

@@ -1,32 +1,14 @@
-"""The pages of a run, drawn from its executed notebooks; and a list of its files."""
+"""The pages of a run, drawn from its executed notebooks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import quote
-
-from IPython.display import HTML
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.html import element, html, table
 from histoclip_lib.report.executed import executed_notebooks, read_executed
 from histoclip_lib.report.export import drawn_digest, export_page, page_digest
 from histoclip_lib.report.navigation import Link, run_navigation
 from histoclip_lib.report.notebooks import run_notebooks
-
-FILES = {
-    "metrics.json": "every number of the tables",
-    "predictions.parquet": "score and decision of every method for each patch and class of the validation part",
-    "studies.parquet": "predictions of the models that 03 Training compares",
-    "zero_shot.parquet": "score and decision of the zero-shot strategies for all patches",
-    "split.csv": "which patches were used for training, and which for validation",
-    "history.csv": "loss and validation mAcc of each epoch",
-    "class_matrix.npy": "the class embeddings of eq. (2)",
-    "cmm_patch.safetensors": "the head on patch tokens, with its options, classes and backbone",
-    "cmm_global.safetensors": "the head on the global embedding",
-    "model_card.md": "what a user of the heads must know",
-    "run.json": "parameters, versions and digests of all files",
-}
 
 
 def write_run_pages(folder: Path) -> list[Path]:
@@ -96,25 +78,3 @@ def write_page(notebook: Path, title: str, navigation: list[Link], as_heading: b
         raise
     export_page(notebook, page, executed.title or title, navigation, executed.provenance, digest, as_heading)
     return page
-
-
-def files_table(folder: Path) -> HTML:
-    """Return the files of a run as a table: a link to each, its size, and what it holds."""
-    holds = dict(FILES)
-    for name, notebook in run_notebooks().items():
-        holds[f"{name}.ipynb"] = f"{notebook.label}, executed"
-        holds[f"{name}.failed.ipynb"] = f"{notebook.label}, as far as it came before it failed"
-    lines = [
-        (element("a", name, href=quote(name)), size_text((folder / name).stat().st_size), text)
-        for name, text in holds.items()
-        if (folder / name).is_file()
-    ]
-    return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the run.")))
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes in words."""
-    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 
-from histoclip_lib.common.html import as_typed, element, html
+from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.artifacts import METRICS, BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import in_table_order, label_of, paper_numbers, short_label, table_one_columns
-from histoclip_lib.evaluation.text import UNDEFINED, number_text, range_text
+from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, range_text
+from histoclip_lib.report.notebooks import run_notebooks
 
 ALL_POSITIVE = {"pannuke": 0.4107}  # mAcc of marking every label, measured on the whole data set
+FILES = {
+    "metrics.json": "every number of the tables",
+    "predictions.parquet": "score and decision of every method for each patch and class of the validation part",
+    "studies.parquet": "predictions of the models that 03 Training compares",
+    "zero_shot.parquet": "score and decision of the zero-shot strategies for all patches",
+    "split.csv": "which patches were used for training, and which for validation",
+    "history.csv": "loss and validation mAcc of each epoch",
+    "class_matrix.npy": "the class embeddings of eq. (2)",
+    "cmm_patch.safetensors": "the head on patch tokens, with its options, classes and backbone",
+    "cmm_global.safetensors": "the head on the global embedding",
+    "model_card.md": "what a user of the heads must know",
+    "run.json": "the parameters, and what each step depended on",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +181,14 @@ def table_one(runs: list[RunMetrics]) -> TableOne:
 
 def table_one_frame(runs: list[RunMetrics | BrokenRun]) -> pd.DataFrame:
     """Return Table I over all runs: mAcc with its interval, and the paper's values under each of its data sets."""
-    table = table_one([run for run in runs if isinstance(run, RunMetrics)])
+    found = table_one([run for run in runs if isinstance(run, RunMetrics)])
     names, lines = [], []  # two folders may hold runs of one name
 
     def add(name: str, cells: dict[str, str]) -> None:
         names.append(name)
-        lines.append({label: cells.get(method, "") for method, label in table.columns.items()})
+        lines.append({label: cells.get(method, "") for method, label in found.columns.items()})
 
-    for group in table.groups:
+    for group in found.groups:
         for run in group.runs:
             add(f"{group.dataset}: {run.name}", {name: f"{score.value:.4f}" for name, score in run.scores.items()})
             add("95 % interval", {name: range_text(score.interval) for name, score in run.scores.items()})
@@ -231,7 +248,7 @@ def paper_note(dataset: str, backbone: str, pretrained: str, split: str) -> str:
     if not paper_numbers(dataset):
         return ""
     if not encoder_entry(backbone, pretrained).is_clip:
-        encoder = f"{as_typed(backbone)} is not CLIP, so its numbers cannot be compared with the paper's."
+        encoder = not_clip_text(as_typed(backbone))
     else:
         this = "the latter" if re.match(r"vit-?l-?14", backbone, re.IGNORECASE) else as_typed(backbone)
         encoder = f"The paper names ViT-B/16 in section II.A and ViT-L/14 in section III; this is {this}."
@@ -240,3 +257,25 @@ def paper_note(dataset: str, backbone: str, pretrained: str, split: str) -> str:
         "beside both of ours."
     )
     return "\n".join(f"- {line}" for line in (encoder, SPLIT_BESIDE_PAPER[split], rest))
+
+
+def files_table(folder: Path) -> HTML:
+    """Return the files of a run as a table: a link to each, its size, and what it holds."""
+    holds = dict(FILES)
+    for name, notebook in run_notebooks().items():
+        holds[f"{name}.ipynb"] = f"{notebook.label}, executed"
+        holds[f"{name}.failed.ipynb"] = f"{notebook.label}, as far as it came before it failed"
+    lines = [
+        (element("a", name, href=quote(name)), size_text((folder / name).stat().st_size), text)
+        for name, text in holds.items()
+        if (folder / name).is_file()
+    ]
+    return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the run.")))
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in words."""
+    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"

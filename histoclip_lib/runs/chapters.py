@@ -21,7 +21,7 @@ from histoclip_lib.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
-    from IPython.display import Image
+    from IPython.display import HTML, Image
 
     from histoclip_lib.evaluation.leakage import NearDuplicates
     from histoclip_lib.evaluation.localisation import MapScores
@@ -569,6 +569,10 @@ class Results(Chapter):
         )  # fmt: skip
         _, _, text = card.partition("\n\n")  # the page has a heading of its own
         return Markdown(text.replace("\n## ", "\n### ").replace("## ", "### ", 1))
+
+    def files(self) -> HTML:
+        """Return the files of the run, each as a link."""
+        return tables.files_table(self.run.folder)
 
 
 class Errors(Chapter):

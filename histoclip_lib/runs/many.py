@@ -42,7 +42,7 @@ def run_all_on(
     runs : list of dict
         The parameters of each, as `grids.read_runs` returns them.
     schema : dict
-        As `params.read_schema` returns.
+        As `parameters.read_schema` returns.
     reports : Path
         Each run's folder is `reports/<name>`.
     force : bool

@@ -22,7 +22,7 @@ from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.evaluation import artifacts, comparisons
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import label_of
-from histoclip_lib.evaluation.text import UNDEFINED, number_text
+from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
 from histoclip_lib.report.figures import patch_grid, short
 from histoclip_lib.report.figures.base import as_image
@@ -153,8 +153,8 @@ def _finding_of(run: RunMetrics) -> str:
 
 
 def _caveat(runs: Iterable[RunMetrics]) -> str:
-    names = ", ".join(dict.fromkeys(as_typed(run.backbone) for run in runs if not run.is_clip))
-    return f"\n\n{names} is not CLIP: its numbers cannot be compared with the paper's." if names else ""
+    names = dict.fromkeys(as_typed(run.backbone) for run in runs if not run.is_clip)
+    return "".join(f"\n\n{not_clip_text(name)}" for name in names)
 
 
 def _link_list(named: list[tuple[str, Path]]) -> Element:

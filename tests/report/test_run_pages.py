@@ -12,7 +12,8 @@ from histoclip_lib.report import export
 from histoclip_lib.report.executed import executed_notebooks, read_executed, run_parameters, stamp
 from histoclip_lib.report.navigation import front_page
 from histoclip_lib.report.notebooks import run_notebooks
-from histoclip_lib.report.run_pages import files_table, size_text, write_run_pages
+from histoclip_lib.report.run_pages import write_run_pages
+from histoclip_lib.report.tables import files_table, size_text
 
 ALL = [f"{stem}.html" for stem in run_notebooks()]
 

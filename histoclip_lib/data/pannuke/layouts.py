@@ -61,15 +61,15 @@ def load_pannuke(
     Returns
     -------
     PatchDataset
-        Files are named `fold1/00010` by official fold and place in it. Tissue and masks are known; patients are not, so
-        there are no groups. With all three folds, `parts` is one of the official rotations: folds 1 and 2 are `train`
-        and fold 3 is `test`.
+        Files are named by official fold and position, as in `fold1/00010`. Tissue and masks are given. PanNuke does
+        not identify patients, so `groups` is None. With all three folds, `parts` follows one of the official
+        rotations: `train` is folds 1 and 2, and `test` is fold 3.
 
     Raises
     ------
     HistoCLIPError
-        If nothing is found, the fold of a file is unclear, files of a fold are missing, or arrays and tables have
-        another form than the released ones.
+        If nothing is found, the fold of a file is unclear, files of a fold are missing, or arrays and tables
+        do not have the format of the release.
     """
     if min_nuclei < 1:
         raise HistoCLIPError(f"min_nuclei: {min_nuclei} must be 1 or more.")
