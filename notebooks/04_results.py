@@ -160,7 +160,7 @@ results.split_note()
 results.model_card()
 
 # %% [markdown]
-# ## Files
+# ## Files of this run
 #
 # The numbers, the predictions and the heads of this run, as far as they are written when this notebook is executed.
 
