@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 LARGEST = 300_000  # bytes of a picture
+HEIGHT = 1350  # pixels: the figure of all methods is in it
 QUALITIES = (90, 80, 70, 60, 50, 40)  # of WebP, until the picture is small enough
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
 
@@ -53,7 +54,7 @@ def main(run: Path, out: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         for name, (file, take) in PICTURES.items():
-            page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=1.5)
+            page = browser.new_page(viewport={"width": 1200, "height": HEIGHT}, device_scale_factor=1.5)
             page.goto((run / file).resolve().as_uri())
             page.wait_for_load_state("load")
             save_webp(take(page), out / name)

@@ -223,7 +223,7 @@ function attention(data, ask) {
     panel(overlayTitle, overlay, element("p", { class: "legend" }, "lowest ", scale, " ", peak)));
   const opacity = slider("Opacity", 55);
   const outline = element("input", { type: "checkbox", checked: true });
-  const controls = element("div", { class: "controls" }, opacity.box);
+  const controls = element("div", { class: "overlay-options" }, opacity.box);
   if (hasMasks) controls.append(element("label", {}, outline, " Outline of the class in the mask"));
   const status = element("p", { class: "state", role: "status" });
 
