@@ -1,6 +1,6 @@
 """Kill a run again and again, at random moments, and hold what it ends with to a run that nobody disturbed.
 
-    python benchmarks/soak.py                # 50 kills, some twenty minutes on two cores
+    python benchmarks/soak.py                # 50 kills, each some 100 s on two cores
     python benchmarks/soak.py --kills 200 --json soak.json
 
 Each kill is a SIGKILL, in turn to everything, to the command alone (its notebook is left behind for a moment), and to
