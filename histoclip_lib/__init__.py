@@ -19,6 +19,7 @@ _PUBLIC = {
     "models.cmm": ["CMM"],
     "models.training": ["predict", "train_head"],
     "models.attention": ["attention_maps"],
+    "models.bundle": ["load_model"],
     "models.baselines": ["baseline"],
     "evaluation.uncertainty": ["evaluate"],
     "runs.run": ["open_run"],

@@ -152,12 +152,13 @@ results.split_table()
 results.split_note()
 
 # %% [markdown]
-# ## Model card
+# ## The saved model
 #
-# What a user of the two heads must know; also written as `model_card.md`.
+# The head on patch tokens with all that it needs, in the folder `model`: `histoclip predict` applies it to new patches and
+# slides. Its card says what a user must know.
 
 # %%
-results.model_card()
+results.save_model()
 
 # %% [markdown]
 # ## Files of this run

@@ -14,7 +14,7 @@ from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.artifacts import evaluate_methods, save_predictions, write_metrics
 from histoclip_lib.report.executed import stamp
-from histoclip_lib.report.notebooks import run_notebooks
+from histoclip_lib.report.notebooks import MODEL_FILES, run_notebooks
 
 CLASSES = ["tumor", "stroma", "lymphocyte"]
 METHODS = ("majority", "baseline", "power_set", "linear_probe", "histoclip_global", "histoclip_patch")
@@ -116,5 +116,7 @@ def make_run(
     facts |= {"split": values["split"], "seed": seed, "n_train": 96, "n_val": len(val)} | (about or {})
     scored = evaluate_methods(methods, patches, val, 50, 0)
     write_metrics(path / "metrics.json", patches, scored, name=values["name"], **facts)
-    (path / "model_card.md").write_text("# Model card")
+    (path / "model").mkdir()
+    for name in MODEL_FILES:
+        (path / "model" / name).write_text("")
     return path

@@ -96,7 +96,7 @@ def test_studies_hold_every_question_and_each_predicts_whole_patches(run_folder)
 
 
 def test_model_card_says_what_a_user_must_know(run_folder):
-    card = (run_folder / "model_card.md").read_text()
+    card = (run_folder / "model" / "README.md").read_text()
     for words in ("Not for diagnosis", "is not CLIP", "Linear probe", "tumor", "No tissue"):
         assert words in card
 

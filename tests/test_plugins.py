@@ -104,7 +104,7 @@ def test_metrics_and_table_hold_the_methods_of_a_plugin(workplace, finished):
         ("toy/01_data.html", ["Patches of my slides, labelled by two pathologists."]),
         ("toy/02_zero_shot.html", ["Contrast", "my-clip"]),
         ("toy/04_results.html", ["Zero-shot: Contrast", "Ridge regression"]),
-        ("toy/model_card.md", ["My slides", "CC BY 4.0", "my-clip", "Nothing: its weights are random."]),
+        ("toy/model/README.md", ["My slides", "CC BY 4.0", "my-clip", "Nothing: its weights are random."]),
         ("index.html", ["my_slides", "my-clip"]),
     ],
 )

@@ -156,7 +156,14 @@ class CLIP:
         """Return a hex digest of what determines the image features: tower, weights, preprocessing, precision."""
         # Weights alone do not say it: a model and its -quickgelu twin load the same ones.
         tower = (self.backbone, repr(self.model.visual))
-        digest = hashlib.sha256(repr((tower, asdict(self.preprocess_cfg), self.amp_dtype)).encode())
+        return self._digest_weights(repr((tower, asdict(self.preprocess_cfg), self.amp_dtype)))
+
+    def digest(self) -> str:
+        """Return a hex digest of the image tower's weights and preprocessing, whatever the device and precision."""
+        return self._digest_weights(repr(asdict(self.preprocess_cfg)))
+
+    def _digest_weights(self, about: str) -> str:
+        digest = hashlib.sha256(about.encode())
         for name, value in self.model.visual.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import element, histogram, html, table
@@ -67,3 +67,8 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
             f"Values from {low:g} to {high:g} are not probabilities. Calibrate sigmoid outputs, not cosines."
         )
     return logit(np.clip(probabilities.astype(np.float64), FINEST, 1 - FINEST))
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Divide the logits of probabilities (B, N) by a temperature; float64. No value crosses 0.5."""
+    return expit(logits_of(probabilities) / temperature)

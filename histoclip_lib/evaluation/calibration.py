@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import (
     THRESHOLD,
     Predictions,
+    apply_temperature,
     cross_entropy,
     from_probabilities,
     logits_of,
@@ -103,11 +103,6 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
-
-
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide the logits of probabilities (B, N) by a temperature; float64. No value crosses 0.5."""
-    return expit(logits_of(probabilities) / temperature)
 
 
 def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str = "accuracy") -> np.ndarray:

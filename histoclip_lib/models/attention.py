@@ -57,7 +57,7 @@ def attention_maps(head: CMM, reader: FeatureReader, index: np.ndarray) -> np.nd
     (3, 4, 7, 7)
     """
     head.to(reader.device).eval()
-    return _upright_mean(lambda tokens: _evidence(head, tokens), reader, index)
+    return _upright_mean(lambda tokens: evidence(head, tokens)[0], reader, index)
 
 
 def _upright_mean(
@@ -79,15 +79,15 @@ def _upright_mean(
     return np.concatenate(means)
 
 
-def _evidence(head: CMM, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the gradient-weighted attention of one view, shape (n, N, L), each map summing to 1."""
+def evidence(head: CMM, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for tokens (n, L, d) the gradient-weighted attention (n, N, L), summing to 1, and the logits (n, N)."""
     import torch
 
     logits, attention = head(tokens)  # (n, N), (n, heads, N, L)
     # A class's logit depends on its own attention alone, so one backward pass serves all classes.
     (gradient,) = torch.autograd.grad(logits.sum(), attention)
-    evidence = (attention * gradient).detach().clamp_min(0).mean(dim=1).float() + TINY
-    return evidence / evidence.sum(dim=-1, keepdim=True)
+    found = (attention * gradient).detach().clamp_min(0).mean(dim=1).float() + TINY
+    return found / found.sum(dim=-1, keepdim=True), logits.detach()
 
 
 def square_crop(image: np.ndarray) -> np.ndarray:

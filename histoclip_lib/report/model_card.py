@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from histoclip_lib.clip.registry import encoder_entry
-from histoclip_lib.common.files import write_text
 from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.registry import METHODS
 from histoclip_lib.data.base import PatchDataset
@@ -18,12 +15,18 @@ from histoclip_lib.evaluation.uncertainty import interval_note
 
 OURS = "histoclip_patch"
 FILES = {
-    "cmm_patch.safetensors, cmm_global.safetensors": "the two heads, with their options, classes and backbone",
-    "metrics.json": "every number of the table",
-    "predictions.parquet": "score and decision of every method, patch and class",
-    "split.csv": "which patch was trained on",
-    "history.csv": "the course of the training",
+    "model.safetensors": "the head on patch tokens",
+    "config.json": "classes, encoder, preprocessing, thresholds and what the head was trained on",
+    "reference.safetensors": "embeddings of training patches, for the out-of-distribution score",
 }
+USE = """```python
+from histoclip_lib import load_model
+
+found = load_model("model").predict(images)  # RGB images, at the resolution of the training patches
+found.probabilities, found.fitted, found.ood
+```
+
+or `histoclip predict MODEL IMAGES --out DIR`."""
 SPLITS = {
     "random": "patches were drawn, so those of one patient may be in both parts and inflate every number.",
     "grouped": "no group is in both parts.",
@@ -31,16 +34,15 @@ SPLITS = {
 }
 
 
-def write_model_card(path: Path, methods: dict[str, dict], *args: object, **about: object) -> str:
-    """Write `model_card` with the metadata that model hubs read, as Markdown; return the text without metadata."""
+def card_metadata(methods: dict[str, dict], name: str, dataset: str) -> str:
+    """Return the front matter that model hubs read, for the `methods` of `metrics.json`."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    text = model_card(methods, *args, **about)
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=about["dataset"],
-            dataset_name=DATASETS[about["dataset"]].title,
+            dataset_type=dataset,
+            dataset_name=DATASETS[dataset].title,
             metric_type=metric,
             metric_value=round(methods[OURS][metric], 4),
         )
@@ -52,13 +54,12 @@ def write_model_card(path: Path, methods: dict[str, dict], *args: object, **abou
         license_name="terms-of-the-data-and-the-encoder",
         library_name="histoclip",
         tags=["histopathology", "multi-label-classification", "clip"],
-        datasets=[about["dataset"]],
+        datasets=[dataset],
         metrics=["accuracy", "f1", "roc_auc"],
-        model_name=about["name"],
+        model_name=name,
         eval_results=results or None,
     )
-    write_text(path, f"---\n{data.to_yaml()}\n---\n\n{text}")
-    return text
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 def model_card(
@@ -116,9 +117,8 @@ def model_card(
 
 ## Model details
 
-- **What it is.** Two heads of HistoCLIP (Cross-Modal Matching: a Transformer decoder whose queries are class embeddings
-  and whose keys and values are image features), one on the global embedding, one on the patch tokens, on top of a
-  frozen encoder.
+- **What it is.** The head of HistoCLIP (Cross-Modal Matching: a Transformer decoder whose queries are class embeddings
+  and whose keys and values are patch tokens) on top of a frozen encoder.
 - **Encoder.** {as_typed(backbone)}{weights}.
 - **What the encoder was trained on.** {encoder.pretraining}
 - **Options.** {listed}.
@@ -128,8 +128,8 @@ def model_card(
 ## Intended use
 
 Research on multi-label classification of H&E patches, on data like that named below. **Not for diagnosis**, nor for any
-decision on a patient: it is not a medical device and was never validated as one. Not for whole slides, other stains, or
-classes other than these:
+decision on a patient: it is not a medical device and was never validated as one. Not for other stains or
+magnifications, nor for classes other than these:
 
 {_classes(patches, methods)}
 
@@ -169,7 +169,9 @@ judged beside the methods that look at no image. mAP and AUROC rank by score; F1
 
 {_caveats(patches, val, methods, as_typed(backbone) if not encoder.is_clip else "", generated)}
 
-## Files
+## Use
+
+{USE}
 
 {files}
 """

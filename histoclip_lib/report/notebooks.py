@@ -7,6 +7,7 @@ from pathlib import Path
 
 from histoclip_lib.common.registry import Registry
 
+MODEL_FILES = ("README.md", "config.json", "model.safetensors", "reference.safetensors")
 TABLE, COMPARE = "table", "compare"  # the notebooks over runs
 
 
@@ -69,7 +70,7 @@ register_notebook(
     "04_results",
     "04 Results",
     "All methods with intervals and tests, class by class, calibration, leakage, the model card.",
-    ("metrics.json", "predictions.parquet", "model_card.md"),
+    ("metrics.json", "predictions.parquet", *(f"model/{name}" for name in MODEL_FILES)),
 )
 register_notebook("05_errors", "05 Errors", "What is confused with what, and where the errors lie.")
 register_notebook(

@@ -30,7 +30,10 @@ FILES = {
     "class_matrix.npy": "the class embeddings of eq. (2)",
     "cmm_patch.safetensors": "the head on patch tokens, with its options, classes and backbone",
     "cmm_global.safetensors": "the head on the global embedding",
-    "model_card.md": "what a user of the heads must know",
+    "model/README.md": "the model card: what a user of the head must know",
+    "model/config.json": "the saved model: classes, encoder, thresholds",
+    "model/model.safetensors": "the saved model: the head on patch tokens",
+    "model/reference.safetensors": "the saved model: embeddings of training patches",
     "run.json": "the parameters, and what each step depended on",
 }
 

@@ -556,17 +556,32 @@ class Results(Chapter):
 
         return Markdown("" if self._split_gaps is None else split_gap_note(self._split_gaps))
 
-    def model_card(self) -> Markdown:
-        """Write `model_card.md`, and return it under headings of the third level."""
-        from histoclip_lib.report.model_card import write_model_card
+    def save_model(self) -> Markdown:
+        """Write the folder `model`, and return its card under headings of the third level."""
+        from histoclip_lib.data.splits import grouped_folds
+        from histoclip_lib.models.bundle import ModelConfig, fit_ood, save_model
+        from histoclip_lib.models.studies import FOLDS
+        from histoclip_lib.report.model_card import card_metadata, model_card
 
-        run, options = self.run, asdict(Training.options_of(self.run))
+        run, options, fit = self.run, asdict(Training.options_of(self.run)), self.fits.get(OURS)
         options.pop("seed")
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed", "views")}
-        card = write_model_card(
-            run.folder / "model_card.md", self.scored, run.patches, run.train, run.val, name=run.name, **about,
+        card = model_card(
+            self.scored, run.patches, run.train, run.val, name=run.name, **about,
             training={**run.head_options, **options}, findings=self._sentence,
         )  # fmt: skip
+        folds = grouped_folds(run.patches, run.train, FOLDS, int(run["seed"]))
+        reference, threshold = fit_ood(run.features.pooled.take(run.train), folds, int(run["seed"]))
+        config = ModelConfig(
+            name=run.name, classes=self.classes, words=list(run.vocabulary.names), **run.encoder_facts,
+            patch_px=min(run.patches.image(int(run.train[0])).shape[:2]), mpp=getattr(run.patches, "mpp", None),
+            views=int(run["views"]), calibrated=fit is not None, temperature=fit.temperature if fit else 1.0,
+            thresholds=fit.thresholds["accuracy"].tolist() if fit else [0.5] * len(self.classes),
+            ood_threshold=threshold, scores=self.scored[OURS],
+            training={**about, **options, "n_train": len(run.train), "n_val": len(run.val)},
+        )  # fmt: skip
+        metadata = card_metadata(self.scored, run.name, str(run["dataset"]))
+        save_model(run.folder / "model", run.head("patch"), reference, config, metadata + card)
         _, _, text = card.partition("\n\n")  # the page has a heading of its own
         return Markdown(text.replace("\n## ", "\n### ").replace("## ", "### ", 1))
 

@@ -181,12 +181,21 @@ class Run:
         device, amp_dtype = choose_compute(str(self["device"]), str(self["precision"]))
         return Compute(str(self["backbone"]), device, amp_dtype, bool(self["compiled"]))
 
+    @property
+    def encoder_facts(self) -> dict[str, object]:
+        """Which encoder this is, as `describe_encoder` says it: noted by `encode`, so that none need be loaded."""
+        from histoclip_lib.models.bundle import describe_encoder
+
+        return read_record(self.folder).get("encoder") or describe_encoder(self.encoder)
+
     def encode(self) -> ImageFeatures:
         """Encode what the cache lacks, check all features against their checksums, and note where they lie."""
         from histoclip_lib.features.encode import encode_dataset
+        from histoclip_lib.models.bundle import describe_encoder
 
         features = encode_dataset(self.encoder, self.patches, self["views"], self["encode_batch_size"])
-        update_record(self.folder, features={"folder": str(features.folder), "names": features.names})
+        noted = {"folder": str(features.folder), "names": features.names}
+        update_record(self.folder, features=noted, encoder=describe_encoder(self.encoder))
         self.__dict__["features"] = features
         return features
 

@@ -11,13 +11,13 @@ from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.evaluation.artifacts import evaluate_methods
 from histoclip_lib.evaluation.methods import labels
 from histoclip_lib.report.html import markdown_to_html
-from histoclip_lib.report.model_card import model_card, write_model_card
+from histoclip_lib.report.model_card import card_metadata, model_card
 
 HOSTILE = ["a|b", "<script>alert(1)</script>", "```js", "$x$ `y`", "two\nlines"]
 TRAIN, VAL = np.arange(60), np.arange(60, 100)
 HEADINGS = [
     "Model details", "Intended use", "Factors", "Metrics", "Training and evaluation data", "Quantitative analyses",
-    "Ethical considerations", "Caveats and recommendations", "Files",
+    "Ethical considerations", "Caveats and recommendations", "Use",
 ]  # fmt: skip
 ABOUT = {
     "name": "demo", "dataset": "folder", "backbone": "ViT-L-14-quickgelu", "pretrained": "openai", "split": "grouped",
@@ -123,12 +123,11 @@ def test_undefined_metrics_are_dashes():
 
 
 @pytest.mark.parametrize("name", ["demo", "a: 'b' # [c] 肿瘤"])
-def test_card_is_written_with_metadata_that_model_hubs_read(tmp_path, name):
+def test_card_is_written_with_metadata_that_model_hubs_read(name):
     patches = make()
     methods, about = scored(patches), ABOUT | {"name": name}
-    text = write_model_card(tmp_path / "model_card.md", methods, patches, TRAIN, VAL, **about)
-    assert text == model_card(methods, patches, TRAIN, VAL, **about)
-    loaded = ModelCard.load(tmp_path / "model_card.md")
+    text = model_card(methods, patches, TRAIN, VAL, **about)
+    loaded = ModelCard(card_metadata(methods, name, "folder") + text)
     assert loaded.text.strip() == text.strip()
     assert loaded.data.license == "other"
     assert loaded.data.datasets == ["folder"]
@@ -138,7 +137,6 @@ def test_card_is_written_with_metadata_that_model_hubs_read(tmp_path, name):
     assert values == {"mAcc": pytest.approx(ours["mAcc"], abs=1e-4), "mAP": pytest.approx(ours["mAP"], abs=1e-4)}
 
 
-def test_card_of_a_run_without_the_head_has_no_results_in_its_metadata(tmp_path):
-    patches = make()
-    write_model_card(tmp_path / "card.md", scored(patches, ["majority"]), patches, TRAIN, VAL, **ABOUT)
-    assert ModelCard.load(tmp_path / "card.md").data.eval_results is None
+def test_card_of_a_run_without_the_head_has_no_results_in_its_metadata():
+    metadata = card_metadata(scored(make(), ["majority"]), "demo", "folder")
+    assert ModelCard(metadata + "# Card").data.eval_results is None

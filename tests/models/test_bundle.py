@@ -1,0 +1,107 @@
+"""A saved model predicts what the run predicted, and refuses what it was not made for."""
+
+import json
+
+import numpy as np
+import pytest
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.data.registry import load_dataset
+from histoclip_lib.features.encode import encode_dataset
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models.attention import attention_maps
+from histoclip_lib.models.bundle import (
+    CONFIG,
+    ModelConfig,
+    describe_encoder,
+    fit_ood,
+    load_model,
+    ood_scores,
+    save_model,
+)
+from histoclip_lib.models.training import new_head, predict
+
+
+@pytest.fixture(scope="module")
+def made(lite0, tmp_path_factory):
+    """A saved model, and the patches, features and head that it was made from."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    patches = load_dataset("synthetic", n_patches=12)
+    features = encode_dataset(lite0, patches, views=2, cache=folder.parent, workers=0, progress=False)
+    embeddings = lite0.encode_text(patches.classes).numpy()
+    head = new_head(embeddings, {"heads": 4, "hidden": 32}, features.tokens, np.arange(12), seed=0).eval()
+    reference, threshold = fit_ood(features.pooled.take(np.arange(12)), [], seed=0)
+    config = ModelConfig(
+        name="trial", classes=patches.classes, words=patches.classes, **describe_encoder(lite0), patch_px=224, mpp=0.5,
+        views=2, temperature=2.0, thresholds=[0.4, 0.5, 0.6, 0.7], calibrated=True, ood_threshold=threshold,
+        training={}, scores={},
+    )  # fmt: skip
+    save_model(folder, head, reference, config, "# Card")
+    return folder, patches, features, head
+
+
+def test_saved_model_predicts_what_the_run_predicted_from_cached_features(made, lite0):
+    folder, patches, features, head = made
+    found = load_model(folder, device="cpu").predict([patches.image(i) for i in range(5)], batch_size=2)
+    index = np.arange(5)
+    of_run = predict(head, features, "patch", index, lite0.device)
+    np.testing.assert_allclose(found.probabilities, of_run.scores, atol=1e-4)
+    np.testing.assert_array_equal(found.decisions, of_run.decisions)
+    maps = attention_maps(head, FeatureReader(features.tokens, lite0.device), index)
+    np.testing.assert_allclose(found.attention, maps, atol=1e-3)
+
+
+def test_decisions_at_fitted_thresholds_use_the_calibrated_probabilities(made):
+    folder, patches, _, _ = made
+    found = load_model(folder, device="cpu").predict([patches.image(0)], views=1)
+    logits = np.log(found.probabilities / (1 - found.probabilities))
+    np.testing.assert_array_equal(found.fitted, 1 / (1 + np.exp(-logits / 2)) >= [0.4, 0.5, 0.6, 0.7])
+
+
+def test_glass_lies_outside_the_distribution_and_training_patches_inside(made):
+    folder, patches, _, _ = made
+    model = load_model(folder, device="cpu")
+    glass = np.full((224, 224, 3), 240, dtype=np.uint8)
+    ood = model.predict([patches.image(0), patches.image(1), glass]).ood
+    assert ood[0] < model.config.ood_threshold and ood[1] < model.config.ood_threshold < ood[2]
+
+
+def test_distance_is_the_mean_cosine_distance_to_the_nearest_training_patches():
+    from sklearn.neighbors import NearestNeighbors
+
+    generator = np.random.default_rng(0)
+    train, new = generator.standard_normal((40, 8)), generator.standard_normal((6, 8))
+    reference, threshold = fit_ood(train, [(np.arange(20), np.arange(20, 40)), (np.arange(20, 40), np.arange(20))], 0)
+    expected, _ = NearestNeighbors(n_neighbors=5, metric="cosine").fit(train).kneighbors(new)
+    np.testing.assert_allclose(ood_scores(new, reference), expected.mean(axis=1), atol=1e-6)
+    held_out = [
+        NearestNeighbors(n_neighbors=5, metric="cosine").fit(train[a]).kneighbors(train[b])[0].mean(axis=1)
+        for a, b in ((slice(20), slice(20, 40)), (slice(20, 40), slice(20)))
+    ]
+    assert threshold == pytest.approx(np.quantile(np.concatenate(held_out), 0.99), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_digest": "0"}, "other weights"),
+        ({"future": 1}, "unknown fields future"),
+        ({"format": 2}, "format 2"),
+        ({"digests": {"model.safetensors": "0", "reference.safetensors": "0"}}, "its digest differs"),
+        ({"classes": ["a"]}, "do not fit together"),
+    ],
+)
+def test_model_is_refused_where_it_is_not_what_it_says(made, tmp_path, change, message):
+    folder, patches, _, _ = made
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / CONFIG).write_text(json.dumps(json.loads((copy / CONFIG).read_text()) | change))
+    with pytest.raises(HistoCLIPError, match=message):
+        load_model(copy, device="cpu").predict([patches.image(0)])
+
+
+def test_no_image_is_an_error(made):
+    with pytest.raises(HistoCLIPError, match="there are none"):
+        load_model(made[0], device="cpu").predict([])
