@@ -9,6 +9,8 @@ from histoclip_lib.common.registry import Registry
 
 MODEL_FILES = ("README.md", "config.json", "model.safetensors", "reference.safetensors")
 TABLE, COMPARE = "table", "compare"  # the notebooks over runs
+PREDICTIONS = "predictions"  # the notebook of `histoclip predict`
+OTHERS = (TABLE, COMPARE, PREDICTIONS)
 
 
 @dataclass(frozen=True)

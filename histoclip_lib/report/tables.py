@@ -268,12 +268,17 @@ def files_table(folder: Path) -> HTML:
     for name, notebook in run_notebooks().items():
         holds[f"{name}.ipynb"] = f"{notebook.label}, executed"
         holds[f"{name}.failed.ipynb"] = f"{notebook.label}, as far as it came before it failed"
+    return file_links(folder, holds, "Files of the run.")
+
+
+def file_links(folder: Path, holds: dict[str, str], caption: str = "Files.") -> HTML:
+    """Return those of some files that are there as a table: a link to each, its size, and what it `holds`."""
     lines = [
         (element("a", name, href=quote(name)), size_text((folder / name).stat().st_size), text)
         for name, text in holds.items()
         if (folder / name).is_file()
     ]
-    return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the run.")))
+    return HTML(html(table(("File", "Size", "What it holds"), lines, caption)))
 
 
 def size_text(size: int) -> str:
