@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 
+from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import element, histogram, html, table
 
@@ -46,8 +47,11 @@ def from_probabilities(probabilities: np.ndarray) -> Predictions:
 
 
 def mean_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float:
-    """Return mAcc, eq. (6): the mean over classes of label-wise accuracy, both arguments of shape (B, N)."""
-    return float((labels == decisions).mean(axis=0).mean())
+    """Return mAcc, eq. (6): the mean over classes of label-wise accuracy, both arguments of shape (B, N).
+
+    Labels that are NaN, not known, are left out, here and below.
+    """
+    return float(nan_mean(nan_mean(agreement(labels, decisions), axis=0)))
 
 
 FINEST = 2.0**-24  # the step of float32 below 1: a sigmoid rounded to 0 or 1 counts as this far from it
@@ -56,7 +60,7 @@ FINEST = 2.0**-24  # the step of float32 below 1: a sigmoid rounded to 0 or 1 co
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean binary cross-entropy over patches and classes; both arguments of shape (B, N)."""
     logits = logits_of(probabilities)
-    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits))[~np.isnan(labels)].mean())
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:

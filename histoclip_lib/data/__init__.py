@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "checks": ["check_images"],
         "images": ["ImageFiles"],
         "registry": ["DATASETS", "DatasetEntry", "dataset", "load_dataset"],
-        "splits": ["grouped_folds", "split_dataset"],
+        "splits": ["grouped_folds", "make_folds", "split_dataset"],
     },
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.html import bar, element, html, picture, table, thumbnail
 
@@ -42,8 +43,9 @@ class PatchDataset:
         The N class names, in column order.
     files : list of str
         B distinct identifiers, relative to the data folder; they name a patch in every table.
-    labels : ndarray of shape (B, N), uint8
-        1 where the class is present.
+    labels : ndarray of shape (B, N)
+        1 where the class is present, 0 where it is not; NaN, in an array of floats, where it is not known. Unknown
+        labels are left out of the loss, of baselines and of every metric.
     source : PatchSource
         Reads images and masks lazily, by their index in `files`.
     groups : ndarray of shape (B,), str, or None
@@ -58,7 +60,7 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If there are no patches, `labels` has the wrong shape or values other than 0 and 1, a file is listed twice, or
+        If there are no patches, `labels` has the wrong shape or values other than 0, 1 and NaN, a file is listed twice, or
         a name is not valid Unicode.
 
     Examples
@@ -87,13 +89,13 @@ class PatchDataset:
             raise HistoCLIPError(f"{self.name}: labels have shape {self.labels.shape}, expected {shape}.")
         if not self.files:
             raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
-        wrong = np.flatnonzero(~np.isin(self.labels, (0, 1)).all(axis=1))
+        wrong = np.flatnonzero(~(np.isin(self.labels, (0, 1)) | np.isnan(self.labels)).all(axis=1))
         named = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
         names = [*self.classes, *self.files, *(name for values in named for name in np.unique(values).tolist())]
         times = Counter(self.files)
         for problem, offenders in (
             (
-                "labels must be 0 or 1; these patches have others",
+                "labels must be 0, 1 or, where they are not known, NaN; these patches have others",
                 [f"{self.files[i]}: {self.labels[i].tolist()}" for i in wrong],
             ),
             (
@@ -122,12 +124,19 @@ class PatchDataset:
 
     @property
     def prevalence(self) -> np.ndarray:
-        """Fraction of patches in which each class is present, shape (N,)."""
-        return self.labels.mean(axis=0)
+        """Fraction of patches in which each class is present, of those where it is known, shape (N,)."""
+        return nan_mean(self.labels, axis=0)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Where labels are known, bool (B, N)."""
+        return ~np.isnan(self.labels)
 
     def _repr_html_(self) -> str:
         """Show sizes, prevalences and six of the patches in a notebook."""
         facts = [["patches", f"{len(self):,}"], ["masks", "yes" if self.has_masks else "no"]]
+        if unknown := int((~self.known).sum()):
+            facts.append(["labels not known", f"{unknown:,} of {self.labels.size:,}"])
         if self.groups is not None:
             sizes = np.unique(self.groups, return_counts=True)[1]
             spread = " to ".join(f"{size:,}" for size in sorted({sizes.min(), sizes.max()}))
@@ -137,7 +146,7 @@ class PatchDataset:
                 facts.append([name, ", ".join(f"{value} {count:,}" for value, count in Counter(values).most_common())])
         classes = [
             [name, f"{count:,}", f"{share:.1%}", bar(share, f"{share:.0%} of the patches")]
-            for name, count, share in zip(self.classes, self.labels.sum(axis=0), self.prevalence, strict=True)
+            for name, count, share in zip(self.classes, (self.labels == 1).sum(axis=0), self.prevalence, strict=True)
         ]
         shown = np.unique(np.linspace(0, len(self) - 1, SHOWN_PATCHES).astype(int))
         return html(

@@ -15,11 +15,11 @@ from histoclip_lib.data.images import ImageFiles
 from histoclip_lib.data.registry import dataset
 
 RESERVED_COLUMNS = ("file", "group", "split", "mask")
-LABELS = {"0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
+LABELS = {"": np.nan, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
 MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 FORMAT = (
-    "labels.csv needs a column `file` and one 0/1 column for each class; `group` (patient or source image), "
+    "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or source image), "
     "`split` (train or val) and `mask` are optional."
 )
 
@@ -40,7 +40,8 @@ def load(data_dir: str | Path) -> PatchDataset:
     ----------
     data_dir : str or Path
         Folder with `labels.csv`; the paths in it are relative to this folder. `csv_tables.read_table` says what a table
-        may look like; a label may also be written as 1.0, true or yes, 0.0, false or no, in any case.
+        may look like; a label may also be written as 1.0, true or yes, 0.0, false or no, in any case. An empty cell is
+        a label that is not known.
 
     Returns
     -------
@@ -118,24 +119,30 @@ def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None
 
 
 def _labels(table: Table, classes: list[str], table_path: Path) -> np.ndarray:
-    """Return the labels, shape (B, N), uint8; a column without a single label is named once, not on every line."""
+    """Return the labels, shape (B, N), uint8, or float32 where some are not known.
+
+    A column without a single label is named once, not on every line.
+    """
     columns, offenders = [], []
     for name in classes:
         cells = table.columns[name]
         values = [LABELS.get(cell.casefold()) for cell in cells]
         wrong = [index for index, value in enumerate(values) if value is None]
-        if len(wrong) == len(cells) > 1:
+        if not any(cells):
+            offenders.append(f"column {name}: all cells are empty; remove the column")
+        elif len(wrong) == len(cells) > 1:
             offenders.append(f"column {name}: no cell is 0 or 1, the first is {shown(cells[0])}; remove the column")
         else:
             offenders += [f"line {table.lines[index]}, column {name}: {shown(cells[index])}" for index in wrong]
         columns.append(values)
     if offenders:
         raise HistoCLIPError(
-            f"{table_path}: class columns hold 0 or 1 on every line, and all columns but {', '.join(RESERVED_COLUMNS)} "
-            "are class columns. Where a label is unknown, leave out the patch or the class. Not labels:\n"
+            f"{table_path}: class columns hold 0 or 1, and all columns but {', '.join(RESERVED_COLUMNS)} are class "
+            "columns. Where a label is not known, leave its cell empty. Not labels:\n"
             + bullet_list(offenders)
         )
-    return np.array(columns, dtype=np.uint8).T.copy()
+    labels = np.array(columns, dtype=np.float32).T.copy()
+    return labels if np.isnan(labels).any() else labels.astype(np.uint8)
 
 
 def _column(table: Table, column: str, table_path: Path, allowed: tuple[str, ...] | None = None) -> np.ndarray | None:

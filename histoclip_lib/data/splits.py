@@ -1,4 +1,4 @@
-"""Which patches train and which validate: the paper's random 8:2, one by group, or the one given."""
+"""Which patches train and which validate: cross-validation, or one split: random 8:2, by group, or the one given."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import warnings
 
 import numpy as np
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 
 SPLITS = ("random", "grouped", "given")
+PROTOCOLS = ("cv", "split")
 
 
 def split_dataset(
@@ -68,6 +70,60 @@ def split_dataset(
     return train, val
 
 
+def make_folds(
+    dataset: PatchDataset, protocol: str, split: str, seed: int, val_fraction: float = 0.2, n_folds: int = 5
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Divide a data set into the parts that models are fitted on and tried on.
+
+    Parameters
+    ----------
+    dataset : PatchDataset
+        B patches.
+    protocol : {"cv", "split"}
+        `cv` is cross-validation: each patch is held out once. `split` is the single division of `split_dataset`, and so
+        is `cv` with the official parts, `split: given`.
+    split, seed, val_fraction
+        As for `split_dataset`; `val_fraction` is that of the single division.
+    n_folds : int
+        Of the cross-validation. With `grouped`, each group is in one fold, and label sets are spread over the folds as
+        evenly as groups allow.
+
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        For each fold the patches to fit on and those to hold out, as ascending indices into `dataset.files`.
+
+    Raises
+    ------
+    HistoCLIPError
+        For an unknown protocol, fewer than 2 folds, fewer groups or patches than folds, a class that no patch shows,
+        and what `split_dataset` refuses.
+
+    Examples
+    --------
+    >>> from histoclip_lib import load_dataset
+    >>> from histoclip_lib.data import make_folds
+    >>> folds = make_folds(load_dataset("synthetic", n_patches=20), "cv", "random", seed=0)
+    >>> [(len(train), len(val)) for train, val in folds]
+    [(16, 4), (16, 4), (16, 4), (16, 4), (16, 4)]
+    """
+    if protocol not in PROTOCOLS:
+        raise HistoCLIPError(f"protocol: {protocol!r} is not known. Use one of {', '.join(PROTOCOLS)}.")
+    if protocol == "split" or split == "given" or split not in SPLITS:
+        return [split_dataset(dataset, split, seed, val_fraction)]
+    order = np.argsort(np.asarray(dataset.files, dtype=object))
+    if n_folds < 2 or n_folds > len(order):
+        raise HistoCLIPError(f"folds: {n_folds} must be at least 2 and at most the number of patches, {len(order)}.")
+    if split == "random":
+        held_out = np.array_split(np.random.default_rng(seed).permutation(order), n_folds)
+    else:
+        held_out = _stratified_folds(dataset, order, seed, n_folds, "folds")
+    positives = (dataset.labels == 1).sum(axis=0)
+    if missing := [name for name, count in zip(dataset.classes, positives, strict=True) if not count]:
+        raise HistoCLIPError(f"{dataset.name}: no patch shows {', '.join(missing)}. Remove the class or add patches.")
+    return [(np.setdiff1d(order, val), np.sort(val)) for val in held_out]
+
+
 def grouped_folds(
     dataset: PatchDataset, index: np.ndarray, n_folds: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -99,7 +155,22 @@ def grouped_folds(
 
 
 def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Return the fold of scikit-learn's StratifiedGroupKFold that is most like the whole set."""
+    """Return the fold that is most like the whole set."""
+    n_folds = max(2, round(1 / val_fraction))
+    candidates = _stratified_folds(dataset, order, seed, n_folds, f"folds of val_fraction {val_fraction}")
+    whole = nan_mean(dataset.labels, axis=0)
+
+    def imbalance(val: np.ndarray) -> float:
+        size = abs(len(val) / len(order) - val_fraction)
+        return size + float(nan_mean(np.abs(nan_mean(dataset.labels[val], axis=0) - whole)))
+
+    return min(candidates, key=imbalance)
+
+
+def _stratified_folds(
+    dataset: PatchDataset, order: np.ndarray, seed: int, n_folds: int, wanted: str
+) -> list[np.ndarray]:
+    """Return the folds of scikit-learn's StratifiedGroupKFold, label sets as strata; `wanted` names them in an error."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if dataset.groups is None:
@@ -108,23 +179,16 @@ def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val
             "or use split: random."
         )
     groups, labels = dataset.groups[order], dataset.labels[order]
-    n_folds = max(2, round(1 / val_fraction))
     if len(np.unique(groups)) < n_folds:
         raise HistoCLIPError(
-            f"split: {dataset.name} has {len(np.unique(groups))} groups, fewer than the {n_folds} that "
-            f"val_fraction {val_fraction} needs. Use a larger val_fraction, or split: random."
+            f"split: {dataset.name} has {len(np.unique(groups))} groups, fewer than the {n_folds} {wanted}. Use fewer "
+            "folds or a larger val_fraction, or split: random."
         )
-    _, label_set = np.unique(labels, axis=0, return_inverse=True)
+    _, label_set = np.unique(labels == 1, axis=0, return_inverse=True)
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # label sets rarer than the folds are expected
-        candidates = [val for _, val in folds.split(labels, label_set.ravel(), groups)]
-
-    def imbalance(val: np.ndarray) -> float:
-        size = abs(len(val) / len(order) - val_fraction)
-        return size + np.abs(labels[val].mean(axis=0) - labels.mean(axis=0)).mean()
-
-    return order[min(candidates, key=imbalance)]
+        return [order[val] for _, val in folds.split(labels, label_set.ravel(), groups)]
 
 
 def _given_validation(dataset: PatchDataset) -> np.ndarray:
@@ -142,7 +206,7 @@ def _require_positives(dataset: PatchDataset, train: np.ndarray, val: np.ndarray
         raise HistoCLIPError(
             f"split: {method} leaves {len(train)} patches to train and {len(val)} to validate. Both are needed."
         )
-    missing = [c for c, n in zip(dataset.classes, dataset.labels[train].sum(axis=0), strict=True) if n == 0]
+    missing = [c for c, n in zip(dataset.classes, (dataset.labels[train] == 1).sum(axis=0), strict=True) if n == 0]
     if missing:
         raise HistoCLIPError(
             f"{dataset.name}: no training patch shows {', '.join(missing)}. Remove the class, add patches, or use "

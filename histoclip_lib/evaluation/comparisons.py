@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
@@ -19,6 +20,7 @@ from histoclip_lib.evaluation.uncertainty import (
     Difference,
     Draws,
     accuracy_gap,
+    accuracy_shares,
     bootstrap_units,
     compare,
     draw_units,
@@ -123,7 +125,7 @@ def all_pairs(
         permutation test with Holm's correction over all pairs. NaN on the diagonal.
     """
     names = in_table_order(methods)
-    correct = [(patches.labels[val] == methods[name].decisions).mean(axis=1) for name in names]
+    correct = [accuracy_shares(agreement(patches.labels[val], methods[name].decisions)) for name in names]
     differences, p = np.full((2, len(names), len(names)), np.nan)
     pairs = list(combinations(range(len(names)), 2))
     if pairs:
@@ -276,7 +278,7 @@ def align(first: ValidationPredictions, second: ValidationPredictions) -> Common
     _, mine, theirs = np.intersect1d(first.files, second.files, assume_unique=True, return_indices=True)
     columns = np.array([second.classes.index(name) for name in first.classes])
     one, other = first.take(mine), second.take(theirs, columns)
-    alike = (one.labels == other.labels).all(axis=1)
+    alike = ((one.labels == other.labels) | (np.isnan(one.labels) & np.isnan(other.labels))).all(axis=1)
     if not alike.any():
         return None
     places = np.flatnonzero(alike)
@@ -324,6 +326,7 @@ def _gap(values: list[dict[str, np.ndarray]], metric: str, column: int | None = 
 
 
 def _class_gaps(common: Common, ours: list[dict[str, np.ndarray]]) -> list[ClassGaps]:
+    known = ~np.isnan(common.first.labels)
     one, other = (run.methods[OURS].decisions == run.labels for run in (common.first, common.second))
     return [
         ClassGaps(
@@ -333,7 +336,7 @@ def _class_gaps(common: Common, ours: list[dict[str, np.ndarray]]) -> list[Class
             both=int((one & other)[:, k].sum()),
             only_first=int((one & ~other)[:, k].sum()),
             only_second=int((~one & other)[:, k].sum()),
-            neither=int((~one & ~other)[:, k].sum()),
+            neither=int((known & ~one & ~other)[:, k].sum()),
         )
         for k, name in enumerate(common.first.classes)
     ]
@@ -345,12 +348,12 @@ def disagreements(common: Common, count: int) -> list[Disagreement]:
     At most `count` for each run that is right, and no patch twice for the same run.
     """
     one, other = common.first.methods[OURS], common.second.methods[OURS]
-    truth = common.first.labels.astype(bool)
+    truth, known = common.first.labels == 1, ~np.isnan(common.first.labels)
     width = np.abs(other.scores - one.scores)
     found = []
     for first_is_right in (True, False):
         right, wrong = (one, other) if first_is_right else (other, one)
-        split = (right.decisions == truth) & (wrong.decisions != truth)
+        split = (right.decisions == truth) & (wrong.decisions != truth) & known
         chosen: dict[int, int] = {}
         for place in np.argsort(-np.where(split, width, -1), axis=None, kind="stable"):
             patch, k = divmod(int(place), truth.shape[1])

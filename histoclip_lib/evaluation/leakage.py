@@ -214,7 +214,7 @@ def near_duplicate_table(patches: PatchDataset, found: NearDuplicates, count: in
             "correlation of pixels": correlation_text(found.correlation[place]),
             "same bytes": _yes(found.same_bytes[place]),
             "near-duplicate": _yes(found.flagged[place]),
-            "same labels": _yes((patches.labels[index] == patches.labels[other]).all()),
+            "same labels": _yes(np.array_equal(*(patches.labels[k] for k in (index, other)), equal_nan=True)),
         }
         if patches.groups is not None:
             line["same group"] = _yes(patches.groups[index] == patches.groups[other])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, nan_mean, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
 from histoclip_lib.models.attention import MAP_LABELS, TRAINED, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -77,7 +78,7 @@ def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, index: np.nda
         cell = np.arange(len(mask)) * FINE // len(mask)
         cell = (cell[:, None] * FINE + cell).ravel()
         pixels = np.bincount(cell, minlength=FINE * FINE)
-        for k in np.flatnonzero(patches.labels[patch]):
+        for k in np.flatnonzero(patches.labels[patch] == 1):
             inside = (mask == k + 1).ravel()
             if inside.any() and not inside.all():
                 fine = _enlarged(np.stack([values[i, k] for values in maps.values()]))

@@ -14,7 +14,7 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known: such cells count in no metric. Each class has a known label.
     predictions : Predictions
         For the same patches.
     classes : list of str
@@ -23,21 +23,29 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
     Returns
     -------
     dict
-        `mAcc`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` and `per_class`. `mAP` and `auroc` are means over
-        the classes for which they are defined (both a positive and, for `auroc`, a negative patch); None where there
-        is none.
+        `mAcc`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` (whether all known labels of a patch are right)
+        and `per_class`, there with `n`, the known labels. `mAP` and `auroc` are means over the classes for which they
+        are defined (both a positive and, for `auroc`, a negative patch); None where there is none.
     """
-    scores, decisions = predictions.scores, predictions.decisions
-    per_class = {name: _class_metrics(labels[:, k], scores[:, k], decisions[:, k]) for k, name in enumerate(classes)}
+    scores, decisions, known = predictions.scores, predictions.decisions, ~np.isnan(labels)
+    per_class = {
+        name: _class_metrics(*(values[known[:, k], k] for values in (labels, scores, decisions)))
+        for k, name in enumerate(classes)
+    }
     return {
         "mAcc": mean_accuracy(labels, decisions),
         "mAP": _mean([values["ap"] for values in per_class.values()]),
         "macro_f1": float(np.mean([values["f1"] for values in per_class.values()])),
-        "micro_f1": float(f1_score(labels.ravel(), decisions.ravel(), zero_division=0)),
+        "micro_f1": float(f1_score(labels[known], decisions[known], zero_division=0)),
         "auroc": _mean([values["auroc"] for values in per_class.values()]),
-        "exact_match": float((labels == decisions).all(axis=1).mean()),
+        "exact_match": float(all_right(labels, decisions)[known.any(axis=1)].mean()),
         "per_class": per_class,
     }
+
+
+def all_right(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
+    """Return whether all known labels of a patch are right, bool (B,); the arguments have the shape (B, N)."""
+    return (np.isnan(labels) | (labels == decisions)).all(axis=1)
 
 
 def _class_metrics(labels: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -> dict[str, float | None]:
@@ -52,6 +60,7 @@ def _class_metrics(labels: np.ndarray, scores: np.ndarray, decisions: np.ndarray
         "f1": float(f1),
         "prevalence": float(labels.mean()),
         "predicted": float(decisions.mean()),
+        "n": len(labels),
     }
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.metrics import auroc, average_precision, cut_counts, point_metrics
+from histoclip_lib.evaluation.metrics import all_right, auroc, average_precision, cut_counts, point_metrics
 
 LEVEL = 0.95  # coverage that the intervals aim at
 HEADLINES = ("mAcc", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match")
@@ -92,7 +93,7 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known.
     predictions : Predictions
         For the same patches.
     draws : Draws
@@ -103,20 +104,21 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
     dict of str to ndarray
         The HEADLINES (R,), and `accuracy` and `ap` of each class (R, N); NaN where a sample leaves one undefined.
     """
-    truth, decisions = labels.astype(bool), predictions.decisions.astype(bool)
-    correct = truth == decisions
-    accuracy = _resampled_means(correct, draws)
+    known = ~np.isnan(labels)
+    truth, decisions = labels == 1, predictions.decisions.astype(bool) & known
+    accuracy = _resampled_means(agreement(labels, predictions.decisions), draws)
+    exact = np.where(known.any(axis=1), all_right(labels, predictions.decisions), np.nan)
     # F1 = 2 TP / (2 TP + FP + FN); the denominator is the number of positives plus the number predicted
     hits = draws.counts @ unit_sums(truth & decisions, draws.unit)
     total = draws.counts @ (unit_sums(truth, draws.unit) + unit_sums(decisions, draws.unit))
     ap, areas = _resampled_ranking(labels, predictions.scores, draws)
     return {
-        "mAcc": accuracy.mean(axis=1),
+        "mAcc": nan_mean(accuracy),
         "mAP": nan_mean(ap),
         "macro_f1": (2 * hits / np.maximum(total, 1)).mean(axis=1),
         "micro_f1": 2 * hits.sum(axis=1) / np.maximum(total.sum(axis=1), 1),
         "auroc": nan_mean(areas),
-        "exact_match": _resampled_means(correct.all(axis=1)[:, None], draws)[:, 0],
+        "exact_match": _resampled_means(exact[:, None], draws)[:, 0],
         "accuracy": accuracy,
         "ap": ap,
     }
@@ -197,7 +199,7 @@ def compare(
     permutations)).
     """
     macc, draws = accuracy_gap(labels, first, second, units, resamples, seed), draw_units(units, resamples, seed)
-    present = labels.any(axis=0)
+    present = (labels == 1).any(axis=0)
     if not present.any():
         return Comparison(macc, Difference(np.nan, np.nan, np.nan))
     labels, scores = labels[:, present], [method.scores[:, present] for method in (first, second)]
@@ -210,9 +212,20 @@ def accuracy_gap(
     labels: np.ndarray, first: Predictions, second: Predictions, units: np.ndarray, resamples: int, seed: int
 ) -> Difference:
     """Return the half of `compare` that is on mAcc, with the same arguments; it takes far less time."""
-    gaps = ((labels == first.decisions).mean(axis=1) - (labels == second.decisions).mean(axis=1))[:, None]
-    low, high = percentile_interval(_resampled_means(gaps, draw_units(units, resamples, seed))[:, 0])
-    return Difference(float(gaps.mean()), low, high, float(mean_gap_p(gaps, units, seed)[0]))
+    gaps = agreement(labels, first.decisions) - agreement(labels, second.decisions)
+    low, high = percentile_interval(nan_mean(_resampled_means(gaps, draw_units(units, resamples, seed))))
+    shares = accuracy_shares(gaps)
+    return Difference(float(shares.mean()), low, high, float(mean_gap_p(shares[:, None], units, seed)[0]))
+
+
+def accuracy_shares(cells: np.ndarray) -> np.ndarray:
+    """Return what each patch adds to mAcc, shape (B,), so that the mean over patches is the mean over classes.
+
+    `cells` (B, N) are 1 where a label is right, or differences of these, and NaN where it is not known: a class counts
+    as much as another, however few of its labels are known.
+    """
+    known = (~np.isnan(cells)).sum(axis=0)
+    return (np.nan_to_num(cells) / np.maximum(known, 1)).sum(axis=1) * len(cells) / max((known > 0).sum(), 1)
 
 
 def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
@@ -262,16 +275,23 @@ def _precision_gap(
     The ranks of both methods lie in one pool of 2 B entries, sorted once. A permutation takes one of the two entries
     of each patch for the first method and leaves the other to the second.
     """
-    pool = np.concatenate([rankdata(first, axis=0), rankdata(second, axis=0)])
-    twice = np.concatenate([labels, labels])
+    known = ~np.isnan(labels)
+    pool, twice = (np.full((2 * len(labels), labels.shape[1]), np.nan) for _ in range(2))
+    for k, own in enumerate(known.T):
+        pool[np.tile(own, 2), k] = np.concatenate([rankdata(scores[own, k]) for scores in (first, second)])
+        twice[np.tile(own, 2), k] = np.tile(labels[own, k], 2)
     flips = np.concatenate([np.zeros((1, unit.max() + 1), bool), _flips(unit.max() + 1, permutations, seed)])
     gaps = np.zeros(len(flips))
-    everything = [cut_counts(twice[:, k], pool[:, k], np.ones((1, len(pool)), np.int32)) for k in range(pool.shape[1])]
+    kept = [np.flatnonzero(~np.isnan(column)) for column in twice.T]
+    everything = [
+        cut_counts(twice[own, k], pool[own, k], np.ones((1, len(own)), np.int32)) for k, own in enumerate(kept)
+    ]
     for block in _blocks(len(flips), len(pool)):
         swapped = flips[block][:, unit]
         mine = np.concatenate([~swapped, swapped], axis=1).astype(np.int32)
         for k, (all_hits, all_called) in enumerate(everything):
-            hits, called = cut_counts(twice[:, k], pool[:, k], mine)
+            own = kept[k]
+            hits, called = cut_counts(twice[own, k], pool[own, k], mine[:, own])
             gaps[block] += average_precision(hits, called) - average_precision(all_hits - hits, all_called - called)
     gaps /= len(everything)
     return float(gaps[0]), float(np.mean(np.abs(gaps) >= np.abs(gaps[0]) - 1e-12))  # gaps[0]: the 1 + in p
@@ -290,14 +310,17 @@ def _resampled_ranking(labels: np.ndarray, scores: np.ndarray, draws: Draws) -> 
     for block in _blocks(len(draws.counts), len(labels)):
         weights = draws.counts[block][:, draws.unit]
         for k in range(labels.shape[1]):
-            counts = cut_counts(labels[:, k], scores[:, k], weights)
+            own = np.flatnonzero(~np.isnan(labels[:, k]))
+            counts = cut_counts(labels[own, k], scores[own, k], weights if len(own) == len(labels) else weights[:, own])
             ap[block, k], areas[block, k] = average_precision(*counts), auroc(*counts)
     return ap, areas
 
 
 def _resampled_means(values: np.ndarray, draws: Draws) -> np.ndarray:
-    """Return the mean of each column of values (B, K) in every bootstrap sample, (R, K)."""
-    return (draws.counts @ unit_sums(values, draws.unit)) / (draws.counts @ np.bincount(draws.unit))[:, None]
+    """Return the mean of the known, not NaN, in each column of values (B, K) in every bootstrap sample, (R, K)."""
+    sums, known = (unit_sums(part, draws.unit) for part in (np.nan_to_num(values), ~np.isnan(values)))
+    with np.errstate(invalid="ignore"):
+        return (draws.counts @ sums) / (draws.counts @ known)
 
 
 def unit_sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -308,12 +331,6 @@ def unit_sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
 def _blocks(n: int, width: int) -> Iterator[slice]:
     step = max(1, BLOCK_CELLS // width)
     return (slice(start, start + step) for start in range(0, n, step))
-
-
-def nan_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the mean over the defined values; NaN where there is none, without a warning."""
-    with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis)
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
