@@ -56,6 +56,29 @@ def lite0():
 
 
 @pytest.fixture(scope="session")
+def saved_model(lite0, tmp_path_factory):
+    """A saved model, and the patches, features and head that it was made from."""
+    from histoclip_lib.data.registry import load_dataset
+    from histoclip_lib.features.encode import encode_dataset
+    from histoclip_lib.models.bundle import ModelConfig, describe_encoder, fit_ood, save_model
+    from histoclip_lib.models.training import new_head
+
+    folder = tmp_path_factory.mktemp("run") / "model"
+    patches = load_dataset("synthetic", n_patches=12)
+    features = encode_dataset(lite0, patches, views=2, cache=folder.parent, workers=0, progress=False)
+    embeddings = lite0.encode_text(patches.classes).numpy()
+    head = new_head(embeddings, {"heads": 4, "hidden": 32}, features.tokens, np.arange(12), seed=0).eval()
+    reference, threshold = fit_ood(features.pooled.take(np.arange(12)), [], seed=0)
+    config = ModelConfig(
+        name="trial", classes=patches.classes, words=patches.classes, **describe_encoder(lite0), patch_px=224, mpp=0.5,
+        views=2, temperature=2.0, thresholds=[0.4, 0.5, 0.6, 0.7], calibrated=True, ood_threshold=threshold,
+        training={}, scores={},
+    )  # fmt: skip
+    save_model(folder, head, reference, config, "# Card")
+    return folder, patches, features, head
+
+
+@pytest.fixture(scope="session")
 def chromium():
     if not CHROMIUM.exists():
         reason = f"no Chromium at {CHROMIUM}"

@@ -6,42 +6,19 @@ import numpy as np
 import pytest
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.data.registry import load_dataset
-from histoclip_lib.features.encode import encode_dataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.models.attention import attention_maps
 from histoclip_lib.models.bundle import (
     CONFIG,
-    ModelConfig,
-    describe_encoder,
     fit_ood,
     load_model,
     ood_scores,
-    save_model,
 )
-from histoclip_lib.models.training import new_head, predict
+from histoclip_lib.models.training import predict
 
 
-@pytest.fixture(scope="module")
-def made(lite0, tmp_path_factory):
-    """A saved model, and the patches, features and head that it was made from."""
-    folder = tmp_path_factory.mktemp("run") / "model"
-    patches = load_dataset("synthetic", n_patches=12)
-    features = encode_dataset(lite0, patches, views=2, cache=folder.parent, workers=0, progress=False)
-    embeddings = lite0.encode_text(patches.classes).numpy()
-    head = new_head(embeddings, {"heads": 4, "hidden": 32}, features.tokens, np.arange(12), seed=0).eval()
-    reference, threshold = fit_ood(features.pooled.take(np.arange(12)), [], seed=0)
-    config = ModelConfig(
-        name="trial", classes=patches.classes, words=patches.classes, **describe_encoder(lite0), patch_px=224, mpp=0.5,
-        views=2, temperature=2.0, thresholds=[0.4, 0.5, 0.6, 0.7], calibrated=True, ood_threshold=threshold,
-        training={}, scores={},
-    )  # fmt: skip
-    save_model(folder, head, reference, config, "# Card")
-    return folder, patches, features, head
-
-
-def test_saved_model_predicts_what_the_run_predicted_from_cached_features(made, lite0):
-    folder, patches, features, head = made
+def test_saved_model_predicts_what_the_run_predicted_from_cached_features(saved_model, lite0):
+    folder, patches, features, head = saved_model
     found = load_model(folder, device="cpu").predict([patches.image(i) for i in range(5)], batch_size=2)
     index = np.arange(5)
     of_run = predict(head, features, "patch", index, lite0.device)
@@ -51,15 +28,15 @@ def test_saved_model_predicts_what_the_run_predicted_from_cached_features(made, 
     np.testing.assert_allclose(found.attention, maps, atol=1e-3)
 
 
-def test_decisions_at_fitted_thresholds_use_the_calibrated_probabilities(made):
-    folder, patches, _, _ = made
+def test_decisions_at_fitted_thresholds_use_the_calibrated_probabilities(saved_model):
+    folder, patches, _, _ = saved_model
     found = load_model(folder, device="cpu").predict([patches.image(0)], views=1)
     logits = np.log(found.probabilities / (1 - found.probabilities))
     np.testing.assert_array_equal(found.fitted, 1 / (1 + np.exp(-logits / 2)) >= [0.4, 0.5, 0.6, 0.7])
 
 
-def test_glass_lies_outside_the_distribution_and_training_patches_inside(made):
-    folder, patches, _, _ = made
+def test_glass_lies_outside_the_distribution_and_training_patches_inside(saved_model):
+    folder, patches, _, _ = saved_model
     model = load_model(folder, device="cpu")
     glass = np.full((224, 224, 3), 240, dtype=np.uint8)
     ood = model.predict([patches.image(0), patches.image(1), glass]).ood
@@ -91,8 +68,8 @@ def test_distance_is_the_mean_cosine_distance_to_the_nearest_training_patches():
         ({"classes": ["a"]}, "do not fit together"),
     ],
 )
-def test_model_is_refused_where_it_is_not_what_it_says(made, tmp_path, change, message):
-    folder, patches, _, _ = made
+def test_model_is_refused_where_it_is_not_what_it_says(saved_model, tmp_path, change, message):
+    folder, patches, _, _ = saved_model
     copy = tmp_path / "model"
     copy.mkdir()
     for file in folder.iterdir():
@@ -102,6 +79,6 @@ def test_model_is_refused_where_it_is_not_what_it_says(made, tmp_path, change, m
         load_model(copy, device="cpu").predict([patches.image(0)])
 
 
-def test_no_image_is_an_error(made):
+def test_no_image_is_an_error(saved_model):
     with pytest.raises(HistoCLIPError, match="there are none"):
-        load_model(made[0], device="cpu").predict([])
+        load_model(saved_model[0], device="cpu").predict([])
