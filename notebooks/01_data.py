@@ -23,13 +23,13 @@
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 dataset: str = "synthetic"  # synthetic, folder, bcss_wsss, luad_histoseg or pannuke
 data_dir: str = ""  # folder of the data; synthetic needs none
-n_patches: int = 600  # synthetic: patches to paint
-mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask
-min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei
-split: str = "grouped"  # random (the paper's), grouped (no patient in both parts) or given
-val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped
-seed: int = 0  # of the split, the training and the bootstrap
-examples: int = 8  # patches in each gallery
+n_patches: int = 600  # synthetic: patches to paint [at least 1]
+mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask [above 0, at most 1]
+min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei [at least 1]
+split: str = "grouped"  # random (the paper's), grouped (no patient in both parts) or given [random | grouped | given]
+val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped [above 0, below 1]
+seed: int = 0  # of the split, the training and the bootstrap [at least 0]
+examples: int = 8  # patches in each gallery [at least 1]
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%

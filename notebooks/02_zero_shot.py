@@ -29,14 +29,14 @@
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER
 pretrained: str = ""  # open_clip tag or weights file; empty for the others
-device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
-precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
+device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N [auto | cpu | cuda | cuda:N | mps]
+precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp [auto | fp32 | amp]
 compiled: bool = False  # torch.compile for encoder and training: a slower start, for large data on a GPU
-views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
-encode_batch_size: int = 32  # images in one pass of the encoder
+views: int = 8  # flips and rotations of each patch to encode; time and cache grow with it [at least 1, at most 8]
+encode_batch_size: int = 32  # images in one pass of the encoder [at least 1]
 prompts_file: str = ""  # YAML file with your own class names, synonyms, templates and negative prompt
-wordings: int = 12  # draws of one name for each class among its synonyms
-baseline_rule: str = "sigmoid"  # how the Baseline decides: sigmoid (the paper's), softmax, argmax or prevalence
+wordings: int = 12  # draws of one name for each class among its synonyms [at least 0]
+baseline_rule: str = "sigmoid"  # how the Baseline decides; sigmoid is the paper's [sigmoid | softmax | argmax | prevalence]
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%

@@ -27,21 +27,21 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
-epochs: int = 100  # passes over the training part; the paper's 800 overfit a few hundred patches
-warmup_epochs: int = 5  # of these, with a rising learning rate
-learning_rate: float = 1e-3  # highest learning rate
-weight_decay: float = 25.0  # of AdamW, normalised: times the root of batch_size / (training patches * epochs)
-batch_size: int = 64  # patches in one training step
-heads: int = 8  # attention heads
-layers: int = 1  # decoder layers
-hidden: int = 256  # width of the feed-forward network
-dropout: float = 0.3  # dropout in the head
-token_dropout: float = 0.75  # fraction of the patch tokens left out in each training step
-mixup: float = 0.3  # Beta parameter by which patches are mixed in training; 0 for none
+epochs: int = 100  # passes over the training part; the paper's 800 overfit a few hundred patches [at least 1]
+warmup_epochs: int = 5  # of these, with a rising learning rate [at least 0]
+learning_rate: float = 1e-3  # highest learning rate [above 0]
+weight_decay: float = 25.0  # of AdamW, normalised: times the root of batch_size / (training patches * epochs) [at least 0]
+batch_size: int = 64  # patches in one training step [at least 1]
+heads: int = 8  # attention heads; divides the width of the encoder's joint space [at least 1]
+layers: int = 1  # decoder layers [at least 1]
+hidden: int = 256  # width of the feed-forward network [at least 1]
+dropout: float = 0.3  # dropout in the head [at least 0, below 1]
+token_dropout: float = 0.75  # fraction of the patch tokens left out in each training step [at least 0, below 1]
+mixup: float = 0.3  # Beta parameter by which patches are mixed in training; 0 for none [at least 0]
 studies: bool = True  # fit the models that show what the result depends on: seeds, splits, designs, numbers of patches
-seeds: list[int] = [0, 1, 2]  # of the training, for its spread; the split stays that of seed
-draws: int = 3  # subsets of the training part for each number of patches
-resamples: int = 1000  # bootstrap samples behind each interval
+seeds: list[int] = [0, 1, 2]  # of the training, for its spread; the split stays that of seed [at least 0]
+draws: int = 3  # subsets of the training part for each number of patches [at least 1]
+resamples: int = 1000  # bootstrap samples behind each interval [at least 10]
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%

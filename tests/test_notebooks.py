@@ -9,6 +9,7 @@ import jupytext
 import nbformat
 import pytest
 
+from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.report.notebooks import OTHERS, run_notebooks
 from histoclip_lib.runs.grids import is_grid
@@ -24,6 +25,12 @@ FIXED = {
 }
 LONGEST_CELL = 30  # lines of code, the parameters aside: notebooks hold calls, the library the logic
 
+
+@pytest.fixture(scope="module")
+def schema():
+    return read_schema(RUN_NOTEBOOKS)
+
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -38,6 +45,25 @@ def is_parameters(cell):
 def test_the_notebooks_are_those_that_a_run_executes():
     assert [path.stem for path in NOTEBOOKS] == sorted([*run_notebooks(), *OTHERS])
     assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.py"))] == [path.stem for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "epochs: 0", "epochs: -1", "batch_size: 0", "views: 9", "hidden: -3", "dropout: 1.5", "token_dropout: 1.0",
+        "resamples: 0", "seed: -1", "baseline_rule: foo", "precision: fp16", "device: gpu", "prompts_file: gone.yaml",
+        "backbone: 'local-dir:gone'", "warmup_epochs: 800", "mask_coverage: 0", "split: half",
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_before_anything_runs(tmp_path, schema, line):
+    (tmp_path / "run.yaml").write_text(f"name: mine\n{line}\n")
+    with pytest.raises(HistoCLIPError, match=line.partition(":")[0]):
+        read_params(tmp_path / "run.yaml", schema)
+
+
+def test_every_number_has_a_range(schema):
+    numbers = [each for own in schema.values() for each in own.values() if each.type in (int, float, list)]
+    assert [each.name for each in numbers if not each.range] == []
 
 
 @each_notebook

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from histoclip_lib.clip.registry import encoder_entry
+from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import free_bytes
 
 BYTES_POOLED, BYTES_TOKEN = 4, 2  # of a number: float32 and float16
@@ -25,12 +26,11 @@ def forecast(values: dict[str, object], n_patches: int, cache: Path, folder: Pat
     Raises
     ------
     HistoCLIPError
-        If open_clip does not know the backbone, or not with these weights.
+        As `check_encoder` raises it.
     """
     backbone, pretrained, views = str(values["backbone"]), str(values["pretrained"]), int(values["views"])
-    entry = encoder_entry(backbone, pretrained)
-    entry.check(backbone, pretrained)
-    weights, shape = (found(backbone, pretrained) for found in (entry.weights_at_hand, entry.token_shape))
+    shape, entry = check_encoder(values), encoder_entry(backbone, pretrained)
+    weights = entry.weights_at_hand(backbone, pretrained)
     lines = [f"weights   {weights or 'not on this machine: the run fetches them, which takes network access'}"]
     n_views = f"{n_patches} patches in {views} view{'s' if views > 1 else ''}"
     lines.append(f"encoder   {n_patches * views} passes at most ({n_views}); what is cached is not encoded again")
@@ -44,6 +44,24 @@ def forecast(values: dict[str, object], n_patches: int, cache: Path, folder: Pat
         if need >= free:
             lines.append("          TOO LITTLE if nothing is cached yet: lower views, or set HISTOCLIP_CACHE")
     return [*lines, f"reports   {folder}, {_size(free_bytes(folder))} free"]
+
+
+def check_encoder(values: dict[str, object]) -> tuple[int, int] | None:
+    """Check a run's encoder, and that the head fits it, without loading it; return L and d as far as they are known.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there is no such encoder or no such weights, or `heads` does not divide the width.
+    """
+    backbone, pretrained, heads = str(values["backbone"]), str(values["pretrained"]), int(values["heads"])
+    entry = encoder_entry(backbone, pretrained)
+    entry.check(backbone, pretrained)
+    shape = entry.token_shape(backbone, pretrained)
+    if shape is not None and shape[1] % heads:
+        fitting = ", ".join(str(n) for n in range(1, 17) if shape[1] % n == 0)
+        raise HistoCLIPError(f"heads: {heads} does not divide {shape[1]}, the width of {backbone}. Use {fitting}.")
+    return shape
 
 
 def _size(n_bytes: int) -> str:

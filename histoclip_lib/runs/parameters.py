@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import operator
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,43 @@ from pathlib import Path
 import papermill
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.files import resolve
 from histoclip_lib.common.yaml_files import read_yaml
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list}
 TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
+COMPARISONS = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
 SHARED = ("name", "reports_dir")  # parameters that every notebook declares, to find its run
 LARGEST = 2**53  # the largest integer that every reader of metrics.json holds exactly
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter, as a notebook's `parameters` cell declares it: `name: type = default  # meaning`."""
+    """One parameter, as a notebook's `parameters` cell declares it: `name: type = default  # meaning [range]`.
+
+    The range is comparisons in words (papermill reads no line with a second `=`), `[at least 0, below 1]`, or the
+    values that are allowed, `[auto | cpu | cuda:N]` with N for digits.
+    """
 
     name: str
     type: type
     default: object
     meaning: str
+    range: str = ""
+
+    def fault(self, value: object) -> str:
+        """Return why a value, or one in a list, is out of range; empty where it is not."""
+        if "|" in self.range:
+            choices = [choice.strip() for choice in self.range.split("|")]
+            patterns = "|".join(re.escape(choice).replace("N", r"\d+") for choice in choices)
+            fits = value == "" or re.fullmatch(patterns, str(value))
+            return "" if fits else f"is none of {', '.join(choices)}"
+        for comparison in filter(None, self.range.split(",")):
+            words, bound = comparison.strip().rsplit(" ", 1)
+            numbers = value if isinstance(value, list) else [value]
+            if not all(COMPARISONS[words](number, float(bound)) for number in numbers):
+                return f"must be {comparison.strip()}"
+        return ""
 
 
 def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
@@ -59,7 +81,8 @@ def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
                     f"{notebook}, parameter {name}: write `{name}: type = default  # meaning` with one of the types "
                     f"{', '.join(TYPES)}."
                 )
-            parameter = Parameter(name, kind, kind(ast.literal_eval(entry["default"])), entry["help"])
+            meaning, _, rest = entry["help"].partition(" [")
+            parameter = Parameter(name, kind, kind(ast.literal_eval(entry["default"])), meaning, rest.rstrip("]"))
             where, earlier = seen.setdefault(name, (notebook.stem, parameter))
             if earlier != parameter:
                 raise HistoCLIPError(f"parameter {name}: {where} and {notebook.stem} declare it differently.")
@@ -135,12 +158,28 @@ def check_params(
             reason = str(error) or f"is no {TYPE_NAMES[legal[key].type]}"
             problems.append(f"{key}: {shown(value)} {reason} ({legal[key].meaning})")
             continue
+        if reason := legal[key].fault(values[key]):
+            problems.append(f"{key}: {shown(value)} {reason} ({legal[key].meaning})")
     if "name" in given and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(values["name"])):
         problems.append(
             f"name: {shown(given['name'])} names the run's folder: use letters, digits, '.', '_' and '-', the first "
             "one a letter or digit"
         )
-    return values, problems
+    if int(values.get("warmup_epochs", 0)) >= int(values.get("epochs", 1)) >= 1:
+        problems.append(f"warmup_epochs: {values['warmup_epochs']} must be below epochs, {values['epochs']}")
+    return values, problems + missing_files(values)
+
+
+def missing_files(values: dict[str, object]) -> list[str]:
+    """Return a line for each parameter that names a file or folder which is not there."""
+    named = {"prompts_file": values.get("prompts_file")}
+    if str(values.get("backbone", "")).startswith("local-dir:"):
+        named["backbone"] = str(values["backbone"]).removeprefix("local-dir:")
+    return [
+        f"{name}: {shown(place)} does not exist; give a path as seen from {Path.cwd()}"
+        for name, place in named.items()
+        if place and not resolve(str(place)).exists()
+    ]
 
 
 def _convert(value: object, kind: type) -> object:

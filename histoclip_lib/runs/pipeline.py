@@ -16,6 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from histoclip_lib.clip.availability import check_encoder
 from histoclip_lib.common.cache import cache_dir, sweep_cache
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in, sweep
@@ -136,6 +137,8 @@ def run_steps(
     """
     workplace = workplace or Path.cwd()
     folder = reports / str(params["name"])
+    if {"backbone", "pretrained", "heads"} <= params.keys():
+        check_encoder(params)
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder, params, schema, notebook_paths(workplace), workplace)
     with alone_in(folder):

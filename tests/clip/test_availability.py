@@ -159,8 +159,13 @@ def test_weights_in_a_file_a_folder_or_a_repository(hub, tmp_path):
 
 
 def lines_of(tmp_path, **values):
-    values = {"backbone": "lite0-minilm", "pretrained": "", "views": 8} | values
+    values = {"backbone": "lite0-minilm", "pretrained": "", "views": 8, "heads": 8} | values
     return forecast(values, 600, tmp_path / "not" / "there", tmp_path / "reports" / "demo")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path):
+    with pytest.raises(HistoCLIPError, match="heads: 7 does not divide 384"):
+        lines_of(tmp_path, heads=7)
 
 
 def test_a_forecast_has_the_numbers(tmp_path):

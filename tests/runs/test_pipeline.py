@@ -11,7 +11,7 @@ from nbformat import v4
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import run_folder
-from histoclip_lib.report.notebooks import RunNotebook, run_notebooks
+from histoclip_lib.report.notebooks import OTHERS, RunNotebook, run_notebooks
 from histoclip_lib.runs import pipeline, record
 from histoclip_lib.runs.parameters import read_params, read_schema
 from histoclip_lib.runs.pipeline import find_notebooks, run_steps
@@ -381,7 +381,7 @@ def test_the_notebooks_of_the_current_folder_come_first(tmp_path, monkeypatch):
     own = pipeline.LIBRARY.parent / "notebooks"
     assert find_notebooks() == own
     (tmp_path / "notebooks").mkdir()
-    for name in (*run_notebooks(), "table", "compare"):
+    for name in (*run_notebooks(), *OTHERS):
         assert find_notebooks() == own
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text("{}")
     assert find_notebooks() == tmp_path / "notebooks"
