@@ -1,6 +1,16 @@
 """The command line: one file for each command, in the order of `histoclip --help`."""
 
-from histoclip_lib.cli import init, check, run, table, show, predict, model, cache  # noqa: F401, I001 - each registers its command
-from histoclip_lib.cli.app import main
+try:
+    from histoclip_lib.cli import init, check, run, table, show, predict, model, cache  # noqa: F401, I001 - each registers
+    from histoclip_lib.cli.app import main
+except ModuleNotFoundError as error:  # the library was installed without the extra `report`
+    if error.name not in ("typer", "rich"):
+        raise
+    missing = error.name
+
+    def main() -> None:
+        """Say what to install."""
+        raise SystemExit(f"histoclip: {missing} is not installed. The command needs pip install 'histoclip[report]'.")
+
 
 __all__ = ["main"]

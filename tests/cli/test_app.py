@@ -73,3 +73,11 @@ def test_wrong_options_end_in_2(invoke):
         assert result.exit_code == 2
         assert "Error: " in result.stderr
         assert result.stdout == ""
+
+
+def test_without_the_extra_report_the_command_says_what_to_install():
+    hide = "import sys; sys.modules['typer'] = None; from histoclip_lib.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (
+        1, "histoclip: typer is not installed. The command needs pip install 'histoclip[report]'.",
+    )  # fmt: skip
