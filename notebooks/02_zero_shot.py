@@ -36,7 +36,9 @@ views: int = 8  # flips and rotations of each patch to encode; time and cache gr
 encode_batch_size: int = 32  # images in one pass of the encoder [at least 1]
 prompts_file: str = ""  # YAML file with your own class names, synonyms, templates and negative prompt
 wordings: int = 12  # draws of one name for each class among its synonyms [at least 0]
-baseline_rule: str = "sigmoid"  # how the Baseline decides; sigmoid is the paper's [sigmoid | softmax | argmax | prevalence]
+baseline_rule: str = (
+    "sigmoid"  # how the Baseline decides; sigmoid is the paper's [sigmoid | softmax | argmax | prevalence]
+)
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%

@@ -21,9 +21,7 @@ Examples:
 @app.command(epilog=EXAMPLES)
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model, reports/RUN/model.")],
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Images, folders of images, or a labels.csv.")
-    ],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Images, folders of images, or a labels.csv.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions and their page.", metavar="DIR")],
     views: Annotated[
         int | None,
@@ -37,7 +35,7 @@ def predict(
     """Apply a saved model to new images.
 
     Writes predictions.parquet, predictions.csv and a page, index.html. Images that cannot be read are listed and left
-    out, and the exit code is then 1.
+    out; the command then ends as failed.
     """
     with stoppable(" What is done is kept: the same command goes on."):
         with told(debug, code=2):

@@ -9,7 +9,7 @@ import pytest
 from histoclip_lib import __version__
 from histoclip_lib.common.registry import load_plugins
 
-COMMANDS = ("init", "check", "run", "table", "show", "cache")
+COMMANDS = ("init", "check", "run", "table", "show", "predict", "cache")
 
 
 def test_help_is_shown_without_a_command(invoke):
@@ -35,7 +35,10 @@ def test_help_lists_commands_in_the_order_of_use_and_exit_codes(invoke, monkeypa
     text = invoke("--help").stdout
     assert max(map(len, text.splitlines())) <= 80
     assert text.isascii()
-    assert tuple(re.findall(r"^  (\w+) +[A-Z].*\.$", text.partition("Commands:")[2], flags=re.MULTILINE)) == COMMANDS
+    assert tuple(re.findall(r"^  (\w+) +[A-Z].*\.$", text.partition("Commands:")[2], flags=re.MULTILINE)) == (
+        *COMMANDS,
+        "model",
+    )
     assert text.count("Exit codes:") == 1
 
 
