@@ -30,8 +30,8 @@ found.finding()
 # %% [markdown]
 # ## Classes
 #
-# A class is present where its probability is at least 0.5, or, calibrated, at least the threshold that was fitted on the
-# training patches. Look at where the two disagree.
+# A class is present where its probability is at least 0.5, or at least the threshold that was fitted on the training
+# patches. Look at where the two disagree.
 
 # %%
 found.by_class()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import (
@@ -40,6 +41,12 @@ class Calibration:
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
         """Return probabilities (B, N) at the fitted temperature; their order within a class stays."""
         return apply_temperature(probabilities, self.temperature)
+
+    def cut(self, objective: str = "accuracy") -> np.ndarray:
+        """Return the thresholds (N,) as probabilities before calibration: they decide alike."""
+        thresholds = self.thresholds[objective]
+        inner = expit(logit(np.clip(thresholds, 0, 1)) * self.temperature)
+        return np.where(thresholds > 1, thresholds, inner)
 
     def predict(self, probabilities: np.ndarray, objective: str = "accuracy") -> Predictions:
         """Calibrate probabilities (B, N) and decide at the thresholds fitted for one of the OBJECTIVES."""

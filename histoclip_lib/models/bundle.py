@@ -20,7 +20,6 @@ from histoclip_lib import __version__
 from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import write_text
-from histoclip_lib.common.predictions import apply_temperature
 from histoclip_lib.features.reader import undo_view, view_of
 from histoclip_lib.models.attention import evidence
 from histoclip_lib.models.cmm import CMM, load_cmm, save_cmm, write_tensors
@@ -57,9 +56,9 @@ class ModelConfig:
     views : int
         Flips and rotations over which a prediction is averaged.
     temperature : float
-        By which logits are divided for the calibrated probabilities that the thresholds are compared with.
+        By which logits are divided to calibrate probabilities.
     thresholds : list of float
-        Fitted calibrated probabilities (N,) from which each class is present; 0.5 where nothing was fitted.
+        Fitted probabilities (N,), before calibration, from which each class is present; 0.5 where nothing was fitted.
     calibrated : bool
         Whether temperature and thresholds were fitted.
     ood_threshold : float
@@ -106,7 +105,7 @@ class ImagePredictions:
     decisions : ndarray of shape (B, N), bool
         At 0.5, eq. (6).
     fitted : ndarray of shape (B, N), bool
-        At the fitted temperature and thresholds.
+        At the fitted thresholds.
     ood : ndarray of shape (B,), float32
         Out-of-distribution score: the mean cosine distance to the NEIGHBOURS nearest training patches.
     attention : ndarray of shape (B, N, g, g), float16
@@ -138,8 +137,39 @@ class SavedModel:
 
     @property
     def thresholds(self) -> np.ndarray:
-        """Calibrated probabilities from which each class is present, shape (N,)."""
+        """Fitted probabilities from which each class is present, shape (N,)."""
         return np.array(self.config.thresholds)
+
+    @property
+    def patch_px(self) -> int:
+        """Side of the training patches in pixels."""
+        return self.config.patch_px
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres in a pixel of the training patches.
+
+        Raises
+        ------
+        HistoCLIPError
+            If the data set did not say.
+        """
+        if self.config.mpp is None:
+            raise HistoCLIPError(
+                f"{self.folder}: the micrometres per pixel of the training patches are not known. Give --patch-mpp, or "
+                "train on data with a column mpp."
+            )
+        return self.config.mpp
+
+    @property
+    def pixels(self) -> int:
+        """Side S of the encoder's input."""
+        return self.prepare(np.zeros((8, 8, 3), dtype=np.uint8)).shape[-1]
+
+    @property
+    def ood_threshold(self) -> float:
+        """Out-of-distribution score above which an image is unlike the training patches."""
+        return self.config.ood_threshold
 
     @property
     def identity(self) -> str:
@@ -170,17 +200,17 @@ class SavedModel:
         """Return an RGB image (H, W, 3), uint8, in the encoder's size: a tensor (3, S, S), uint8."""
         return self.encoder.resize(image if isinstance(image, Image.Image) else Image.fromarray(image))
 
-    def predict_tensor(self, images: torch.Tensor, views: int | None = None) -> ImagePredictions:
+    def predict_tensor(self, images: torch.Tensor, views: int = 1) -> ImagePredictions:
         """Predict a batch.
 
         Parameters
         ----------
         images : tensor of shape (B, 3, S, S), uint8
             As `prepare` makes them.
-        views : int, optional
-            Flips and rotations to average over; by default as many as in training.
+        views : int
+            Flips and rotations to average over, 1 to 8.
         """
-        views, pooled, found = views or self.config.views, None, []
+        pooled, found = None, []
         for view in range(views):
             features, tokens = self.encoder.encode_images(view_of(images, view))
             pooled = features if pooled is None else pooled
@@ -192,7 +222,7 @@ class SavedModel:
         return ImagePredictions(
             probabilities,
             probabilities >= 0.5,
-            apply_temperature(probabilities, self.config.temperature) >= self.thresholds,
+            probabilities >= self.thresholds,
             ood_scores(pooled.cpu().numpy(), self.reference),
             maps.astype(np.float16),
         )
@@ -209,7 +239,7 @@ class SavedModel:
         batch_size : int
             Images in one forward pass.
         views : int, optional
-            As for `predict_tensor`.
+            Flips and rotations to average over; by default as many as in training.
 
         Raises
         ------
@@ -226,7 +256,7 @@ class SavedModel:
         """
         remaining = iter(images)
         parts = [
-            self.predict_tensor(torch.stack([self.prepare(image) for image in batch]), views)
+            self.predict_tensor(torch.stack([self.prepare(image) for image in batch]), views or self.config.views)
             for batch in iter(lambda: list(islice(remaining, batch_size)), [])
         ]
         if not parts:

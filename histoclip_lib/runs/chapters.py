@@ -576,7 +576,7 @@ class Results(Chapter):
             name=run.name, classes=self.classes, words=list(run.vocabulary.names), **run.encoder_facts,
             patch_px=min(run.patches.image(int(run.train[0])).shape[:2]), mpp=getattr(run.patches, "mpp", None),
             views=int(run["views"]), calibrated=fit is not None, temperature=fit.temperature if fit else 1.0,
-            thresholds=fit.thresholds["accuracy"].tolist() if fit else [0.5] * len(self.classes),
+            thresholds=fit.cut().tolist() if fit else [0.5] * len(self.classes),
             ood_threshold=threshold, scores=self.scored[OURS],
             training={**about, **options, "n_train": len(run.train), "n_val": len(run.val)},
         )  # fmt: skip

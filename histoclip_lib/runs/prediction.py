@@ -84,7 +84,7 @@ def predict_images(
     """Predict images, and write `predictions.parquet`, `predictions.csv`, `attention.npy` and `predictions.json`.
 
     The tables have a line for each image and class: `file`, `class`, `probability`, `present` (at 0.5),
-    `present_fitted` (calibrated, at the fitted threshold), `ood`, `outside` (above the out-of-distribution threshold)
+    `present_fitted` (at the fitted threshold), `ood`, `outside` (above the out-of-distribution threshold)
     and, for labelled images, `label`. Attention, (B, N, g, g) in 16 bits, has the order of the files. A run that was
     killed goes on with the part in which it stopped, and gives the same bytes.
 
@@ -193,7 +193,9 @@ def _predict_part(
     there = [k for k, image in enumerate(ready) if not isinstance(image, str)]
     skipped = {str(images[start + k]): image for k, image in enumerate(ready) if isinstance(image, str)}
     batches = [there[k : k + batch_size] for k in range(0, len(there), batch_size)]
-    found = [model.predict_tensor(torch.stack([ready[k] for k in batch]), views) for batch in batches]
+    found = [
+        model.predict_tensor(torch.stack([ready[k] for k in batch]), views or model.config.views) for batch in batches
+    ]
     arrays = {name: [getattr(each, name) for each in found] for name in ("probabilities", "fitted", "ood", "attention")}
     joined = {name: np.concatenate(each) for name, each in arrays.items()} if found else {}
     return {"index": start + np.array(there, dtype=np.int64), "skipped": json.dumps(skipped), **joined}

@@ -264,3 +264,9 @@ def test_tables_hold_constant_scores_and_classes_that_are_never_present():
     calibrations = {"knn": fit_calibration(labels, methods["knn"].scores)}
     assert threshold_table(labels, methods, calibrations, ["a", "b"]).loc["mAcc"].iloc[1] == "0.8750"
     assert not calibration_table(labels, methods, calibrations, ["a", "b"]).isin(["nan"]).any(axis=None)
+
+
+def test_thresholds_before_calibration_decide_alike():
+    fitted = Calibration(2.5, {"accuracy": np.array([0.0, 0.3, 0.5, 1.01]), "f1": np.zeros(4)})
+    probabilities = np.random.default_rng(0).random((200, 4))
+    np.testing.assert_array_equal(probabilities >= fitted.cut(), fitted.predict(probabilities).decisions)
