@@ -114,6 +114,7 @@ def predict_images(
         If no image can be read, or another process writes there.
     """
     columns = None if patches is None else _columns(model.classes, patches)
+    views = views or model.config.views
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         folder = out / PARTS / _identity(model, images, views or model.config.views, batch_size)
@@ -153,7 +154,7 @@ def _identity(model: SavedModel, images: list[Path], views: int, batch_size: int
 
 
 def _predict_parts(
-    model: SavedModel, images: list[Path], folder: Path, views: int | None, batch_size: int,
+    model: SavedModel, images: list[Path], folder: Path, views: int, batch_size: int,
     report: Callable[[int, int], None],
 ) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """Yield what each part holds, predicting those that are not there; images are decoded ahead of the encoder."""
@@ -186,16 +187,14 @@ def _prepared(model: SavedModel, path: Path) -> object:
 
 
 def _predict_part(
-    model: SavedModel, ready: list, images: list[Path], start: int, views: int | None, batch_size: int
+    model: SavedModel, ready: list, images: list[Path], start: int, views: int, batch_size: int
 ) -> dict[str, object]:
     import torch
 
     there = [k for k, image in enumerate(ready) if not isinstance(image, str)]
     skipped = {str(images[start + k]): image for k, image in enumerate(ready) if isinstance(image, str)}
     batches = [there[k : k + batch_size] for k in range(0, len(there), batch_size)]
-    found = [
-        model.predict_tensor(torch.stack([ready[k] for k in batch]), views or model.config.views) for batch in batches
-    ]
+    found = [model.predict_tensor(torch.stack([ready[k] for k in batch]), views) for batch in batches]
     arrays = {name: [getattr(each, name) for each in found] for name in ("probabilities", "fitted", "ood", "attention")}
     joined = {name: np.concatenate(each) for name, each in arrays.items()} if found else {}
     return {"index": start + np.array(there, dtype=np.int64), "skipped": json.dumps(skipped), **joined}
