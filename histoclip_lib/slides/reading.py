@@ -359,7 +359,12 @@ class _TiffPixels:
         try:
             if not self._file.series:
                 raise HistoCLIPError("has no image where its header points to: it is truncated. Copy it again.")
-            self._pages = [_rgb_page(level) for level in self._file.series[0].levels]
+            series, *others = self._file.series
+            if pages := sum(other.shape == series.shape for other in others):
+                raise HistoCLIPError(
+                    f"is a stack of {pages + 1} images of the same size, and a slide is one: export one RGB image."
+                )
+            self._pages = [_rgb_page(level) for level in series.levels]
             self.sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
             self.properties = self._own_words()
             self._lock, self._whole = threading.Lock(), {}
