@@ -51,21 +51,37 @@ def read_rgb(source: Path | bytes, place: str) -> np.ndarray:
         which only the lower 12 are used, which would be black.
     """
     with _opened(source, place) as (image, many_bits):
-        if image.mode in ("I", "F"):
-            raise _refusal(place, f"it has 32 bits a pixel (mode {image.mode}), and which value is white is not known")
-        if image.mode.startswith("I;16"):
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
-            rgb = np.repeat(grey[..., None], 3, axis=2)
-        elif image.has_transparency_data:
-            layers = image.convert("RGBA")
-            rgb = np.asarray(Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB"))
-        else:
-            rgb = np.asarray(image.convert("RGB"))
-        if many_bits and rgb.size and rgb.max() < DARK:
-            raise _refusal(
-                place, "it has 16 bits a channel, but no value above 4,095 of 65,535, as if only 12 of them were used"
-            )
+        return as_rgb(image, many_bits, place)
+
+
+def as_rgb(image: Image.Image, many_bits: bool, place: str) -> np.ndarray:
+    """Return an image as 8-bit RGB (H, W, 3), as `read_rgb` says; `many_bits` is what `has_many_bits` said.
+
+    Raises
+    ------
+    HistoCLIPError
+        For 32 bits a channel, and 16 bits of which only the lower 12 are used.
+    """
+    if image.mode in ("I", "F"):
+        raise _refusal(place, f"it has 32 bits a pixel (mode {image.mode}), and which value is white is not known")
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        rgb = np.repeat(grey[..., None], 3, axis=2)
+    elif image.has_transparency_data:
+        layers = image.convert("RGBA")
+        rgb = np.asarray(Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB"))
+    else:
+        rgb = np.asarray(image.convert("RGB"))
+    if many_bits and rgb.size and rgb.max() < DARK:
+        raise _refusal(
+            place, "it has 16 bits a channel, but no value above 4,095 of 65,535, as if only 12 of them were used"
+        )
     return rgb
+
+
+def has_many_bits(image: Image.Image) -> bool:
+    """Whether the file of an image that is not decoded yet has 16 bits a channel; afterwards that is forgotten."""
+    return any(MANY_BITS in str(tile.args) for tile in image.tile)
 
 
 def read_class_map(path: Path, mask_values: np.ndarray) -> np.ndarray:
@@ -132,7 +148,7 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
                 raise _too_large(place, f"{image.width}x{image.height} pixels")
             if getattr(image, "is_animated", False):
                 raise _refusal(place, "it holds several frames or pages, and a patch is one image")
-            many_bits = any(MANY_BITS in str(tile.args) for tile in image.tile)  # forgotten once it is decoded
+            many_bits = has_many_bits(image)
             if (orientation := _orientation(image)) not in (0, 1):
                 raise _refusal(
                     place,
