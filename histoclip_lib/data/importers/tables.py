@@ -55,7 +55,7 @@ def read_roboflow(source: Path, options: ImportOptions) -> Found:
 
 def _is_names(path: Path) -> bool:
     cells = read_cells(path)
-    column = _label_column(cells, "")
+    column = label_column(cells)
     if not column:
         return False
     values = [value for value in cells.columns[column] if value]
@@ -75,7 +75,7 @@ def _is_names(path: Path) -> bool:
 def read_names(source: Path, options: ImportOptions) -> Found:
     """Read a table with class names in its cells; lines of one image are united."""
     cells = read_cells(source)
-    roles, label = _roles(cells, options), _label_column(cells, options.label_column)
+    roles, label = _roles(cells, options), label_column(cells, options.label_column)
     if not label:
         raise HistoCLIPError(f"{source}: no column holds class names. Name it with --label-column.")
     values = cells.columns[label]
@@ -103,7 +103,7 @@ def read_names(source: Path, options: ImportOptions) -> Found:
     return found
 
 
-def _label_column(cells: Cells, wanted: str) -> str:
+def label_column(cells: Cells, wanted: str = "") -> str:
     """Return the column of class names: the first with a usual name and words in it, else one with numbers."""
     if wanted:
         return cells.require(wanted, "--label-column")
