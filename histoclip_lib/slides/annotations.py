@@ -19,7 +19,7 @@ HALF = 0.5  # of a patch that must lie within what was annotated
 NOT_A_CLASS = "*"  # with which QuPath ends the names of classes that are none, such as Region* and Ignore*
 
 
-def _is_geojson(path: Path) -> bool:
+def _is_geojson(path: Path, options: ImportOptions) -> bool:
     return path.suffix.lower() in SUFFIXES or (path.is_dir() and any(path.glob("*.geojson")))
 
 

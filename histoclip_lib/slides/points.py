@@ -28,8 +28,11 @@ def _first(path: Path) -> Path:
     return tables[0] if tables else path
 
 
-def _is_wsinfer(path: Path) -> bool:
-    return _first(path).suffix == ".csv" and bool(len(read_wsinfer_csv(_first(path))))
+def _is_wsinfer(path: Path, options: ImportOptions) -> bool:
+    try:
+        return _first(path).suffix == ".csv" and bool(len(read_wsinfer_csv(_first(path))))
+    except HistoCLIPError:  # most tables are other tables, of which the reason says nothing
+        return False
 
 
 @importer(
@@ -58,12 +61,12 @@ def read_wsinfer(source: Path, options: ImportOptions) -> Found:
     return found
 
 
-def _is_coordinates(path: Path) -> bool:
+def _is_coordinates(path: Path, options: ImportOptions) -> bool:
     cells = read_cells(_first(path))
     try:
-        cells.file_column()
+        cells.file_column(options.file_column)
     except HistoCLIPError:  # with files it is a table of images
-        return bool(_columns(cells, ImportOptions()))
+        return bool(_columns(cells, options))
     return False
 
 
@@ -89,7 +92,8 @@ def read_coordinates_table(source: Path, options: ImportOptions) -> Found:
         _add_around(points, names, cutter, found) if options.around else _add_grid(points, names, cutter, found)
     found.classes.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0))
     where = "one around each point" if options.around else "the fields of a grid with a point"
-    found.notes.append(f"labels: at least {options.min_count} points of a class within a patch; patches: {where}")
+    rule = f"a class is present where a patch holds {options.min_count} or more of its points"
+    found.notes.append(f"labels: {rule}; patches: {where}")
     return found
 
 

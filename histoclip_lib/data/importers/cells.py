@@ -22,8 +22,9 @@ MOSTLY = 0.9  # share of cells that makes a column one of file names
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
-# Names of columns, lower case and without anything but letters and digits.
-FILE = re.compile(r"file|img|image|tile|patch|path|(.*(file|image|img|tile|patch))(name|path|index|id|file)")
+# Names of columns, lower case and without anything but letters and digits; those of files from the plainest on.
+THING = "(file|image|img|tile|patch)"
+FILES = tuple(re.compile(form) for form in (f"file|(.*{THING})?(name|path)", THING, f".*{THING}(id|index|file)"))
 CLASS = re.compile(
     r"class|classname|label|labels|name|.*(categor(y|ies)|classification|labels?|diagnos[ie]s|findings?)"
 )
@@ -68,9 +69,10 @@ class Cells:
         """
         if wanted:
             return self.require(wanted, "--file-column")
-        called = [name for name in self.columns if FILE.fullmatch(plain(name))]
         images = [name for name, cells in self.columns.items() if _mostly_images(cells)]
-        found = [name for name in called if name in images] or images or called
+        candidates = images or list(self.columns)
+        called = ([name for name in candidates if form.fullmatch(plain(name))] for form in FILES)
+        found = next(filter(None, called), images)
         if len(found) != 1:
             problem = f"several columns may hold the files: {', '.join(found)}" if found else "no column holds files"
             raise HistoCLIPError(f"{problem}. Name it with --file-column. Columns: {shown(list(self.columns), 300)}")
@@ -136,7 +138,9 @@ def read_cells(path: Path) -> Cells:
     if not rows:
         raise HistoCLIPError(f"{path}: has no cells.")
     first, width = rows[0][1], len(rows[0][1])
-    has_header = any(FILE.fullmatch(plain(cell)) for cell in first) or not any(map(_is_content, first))
+    has_header = any(form.fullmatch(plain(cell)) for form in FILES for cell in first) or not any(
+        map(_is_content, first)
+    )
     body = rows[has_header:]
     if ragged := [f"line {line}: {len(cells)} cells" for line, cells in body if any(cells[width:])]:
         raise HistoCLIPError(

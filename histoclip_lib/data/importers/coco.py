@@ -19,7 +19,7 @@ MAX_SIDE = 100_000  # pixels: a run length or mask of more is a mistake
 KEYS = ("images", "annotations", "categories")
 
 
-def _is_coco(path: Path) -> bool:
+def _is_coco(path: Path, options: ImportOptions) -> bool:
     return path.suffix.lower() == ".json" and all(isinstance(_content(path).get(key), list) for key in KEYS)
 
 

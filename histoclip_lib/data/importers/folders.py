@@ -9,7 +9,7 @@ from histoclip_lib.data.importers.plan import Found, ImportOptions, Item, image_
 from histoclip_lib.data.importers.registry import importer
 
 
-def _is_folders(path: Path) -> bool:
+def _is_folders(path: Path, options: ImportOptions) -> bool:
     return path.is_dir() and not (path / "labels.csv").exists() and len(_classes(image_files(path), path)) > 1
 
 
@@ -37,16 +37,17 @@ def read_folders(source: Path, options: ImportOptions) -> Found:
     files = image_files(source)
     found = Found(_classes(files, source), [], ["classes: the folders; an image in several folders has several labels"])
     images: dict[tuple[str, str, bytes], tuple[Path, dict[str, float]]] = {}
+    in_classes = 0
     for file in files:
         name = _class_of(file, source)
         if not name:
             found.leave_out("in no folder of a class", str(file.relative_to(source)))
             continue
+        in_classes += 1
         part = next((part for folder in file.relative_to(source).parts[:-1] if (part := part_of(folder))), "")
         key = (file.name, part, hashlib.blake2b(file.read_bytes(), digest_size=16).digest())
         images.setdefault(key, (file, {}))[1][name] = 1
     for (name, part, _), (file, labels) in images.items():
         found.items.append(Item(name, labels, file, split=part, complete=options.none in labels))
-    if len(images) < len(files):
-        found.notes.append(f"{len(files):,} files, {len(images):,} different images")
+    found.notes.append(f"{in_classes:,} files, {len(images):,} different images")
     return found

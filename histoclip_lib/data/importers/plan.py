@@ -260,7 +260,7 @@ class ImportPlan:
             more = ", ..." if len(names) > EXAMPLES else ""
             lines.append(f"    {len(names):,}: {reason} ({', '.join(names[:EXAMPLES])}{more})")
         if self.options:
-            given = (f"--{_dashed(name)} {_as_typed(value)}" for name, value in self.options.items())
+            given = (f"--{_dashed(name)} {_as_typed(value)}".rstrip() for name, value in self.options.items())
             lines.append(f"  options   {'; '.join(given)}")
         return "\n".join(map(printable, lines))
 
@@ -336,7 +336,9 @@ def make_plan(title: str, source: Path, found: Found, options: ImportOptions) ->
             f"{source}: {problem}. Choose with --classes NAME,NAME=NEW or --ignore. Found:\n"
             + bullet_list(found.classes)
         )
-    found = Found(found.classes, [_renamed(item, renamed) for item in found.items], found.notes, dict(found.left_out))
+    notes = [f"{options.none!r} stands for none of the classes"] if options.none in found.classes else []
+    items = [_renamed(item, renamed) for item in found.items]
+    found = Found(found.classes, items, found.notes + notes, dict(found.left_out))
     items = _merged(_with_files(found, source, options), found)
     patches = []
     for item, file in items:
@@ -413,15 +415,15 @@ def _with_files(found: Found, source: Path, options: ImportOptions) -> Iterable[
     """Yield items with their files, and what each is to be called below `images/`."""
     root = options.images or (source if source.is_dir() else source.parent)
     if any(item.path is None and item.read is None for item in found.items):
-        by_name = _index(root)
-        found.notes.append(f"images: {len(set(by_name.values()) - {None}):,} files below {root}")
+        index = _index(root)
+        found.notes.append(f"images: {len(index[0]):,} files below {root}")
     for item in found.items:
         path = item.path
         if item.read is not None:
             yield item, _as_png(item.name)
             continue
         if path is None:
-            path, problem = _looked_up(item.name, by_name)
+            path, problem = _looked_up(item.name, index)
             if path is None:
                 found.leave_out(f"{problem} below {root}", item.name)
                 continue
@@ -432,23 +434,29 @@ def _with_files(found: Found, source: Path, options: ImportOptions) -> Iterable[
         yield replace(item, path=path), inside.as_posix()
 
 
-def _index(root: Path) -> dict[str, Path | None]:
-    """Return the images below a folder by path, name and stem, in lower case; None where several have it."""
-    found: dict[str, Path | None] = {}
+Index = list[dict[str, Path | None]]
+
+
+def _index(root: Path) -> Index:
+    """Return the images below a folder by path, by path without suffix, by name and by stem, all in lower case.
+
+    None stands where several have it.
+    """
+    index: Index = [{}, {}, {}, {}]
     for path in image_files(root):
         inside = PurePosixPath(path.relative_to(root).as_posix())
-        for key in {str(inside), str(inside.with_suffix("")), inside.name, inside.stem}:
-            key = key.casefold()
-            found[key] = path if found.get(key, path) == path else None
-    return found
+        keys = (str(inside), str(inside.with_suffix("")), inside.name, inside.stem)
+        for found, key in zip(index, keys, strict=True):
+            found[key.casefold()] = None if key.casefold() in found else path
+    return index
 
 
-def _looked_up(name: str, by_name: Mapping[str, Path | None]) -> tuple[Path | None, str]:
+def _looked_up(name: str, index: Index) -> tuple[Path | None, str]:
     """Return the image that a source means, and what is wrong where there is none."""
-    tidy = PurePosixPath(name.replace("\\", "/")).as_posix().casefold()
-    for key in (tidy, tidy.rpartition("/")[2]):
-        if key in by_name:
-            return by_name[key], "several images of that name"
+    path = PurePosixPath(name.replace("\\", "/").casefold())
+    for found, key in zip(index, (str(path), str(path), path.name, path.name), strict=True):
+        if key in found:
+            return found[key], "several images of that name"
     return None, "no image of that name"
 
 
@@ -562,4 +570,6 @@ def _dashed(name: str) -> str:
 
 
 def _as_typed(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if value is True:
+        return ""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) or "''"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.registry import Registry
 from histoclip_lib.data.importers.plan import COMMON_OPTIONS, Found, ImportOptions, ImportPlan, make_plan
 
 Reader = Callable[[Path, ImportOptions], Found]
-Recognises = Callable[[Path], bool]
+Recognises = Callable[[Path, ImportOptions], bool]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Importer:
     read : callable
         `read(source, options)` returns what the source holds, a `Found`.
     recognises : callable
-        `recognises(source)`: whether a file or folder has this form. It may raise HistoCLIPError for what it cannot
-        read, which means no.
+        `recognises(source, options)`: whether a file or folder has this form. It may raise HistoCLIPError for what it
+        cannot read, which means no and is told where no form is recognised.
     options : tuple of str
         Fields of `ImportOptions` that it takes besides `COMMON_OPTIONS`.
     """
@@ -62,7 +62,9 @@ def importer(
     Examples
     --------
     >>> from histoclip_lib.data.importers import Found, importer
-    >>> @importer("nothing", title="Nothing", about="An empty file.", recognises=lambda path: path.suffix == ".nothing")
+    >>> def is_nothing(source, options):
+    ...     return source.suffix == ".nothing"
+    >>> @importer("nothing", title="Nothing", about="an empty file", recognises=is_nothing)
     ... def read_nothing(source, options):
     ...     return Found(classes=[], items=[])
     """
@@ -94,7 +96,7 @@ def plan_import(source: Path, options: ImportOptions, format: str = "") -> Impor
     """
     if not source.exists():
         raise HistoCLIPError(f"{source} does not exist.")
-    entry = IMPORTERS[format] if format else _recognised(source)
+    entry = IMPORTERS[format] if format else _recognised(source, options)
     taken = (*COMMON_OPTIONS, *entry.options)
     if unused := [name for name in options.changed() if name not in taken]:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
@@ -102,12 +104,14 @@ def plan_import(source: Path, options: ImportOptions, format: str = "") -> Impor
     return make_plan(entry.title, source, entry.read(source, options), options)
 
 
-def _recognised(source: Path) -> Importer:
+def _recognised(source: Path, options: ImportOptions) -> Importer:
+    reasons = []
     for entry in IMPORTERS.load().values():
         try:
-            if entry.recognises(source):
+            if entry.recognises(source, options):
                 return entry
-        except HistoCLIPError:
-            continue
-    forms = "\n".join(f"  {entry.name:12} {entry.about}" for entry in IMPORTERS.load().values())
-    raise HistoCLIPError(f"{source}: no known form of labels. Name one with --format, if it is one of these:\n{forms}")
+        except HistoCLIPError as error:
+            reasons.append(str(error))
+    forms = bullet_list([f"{entry.name}: {entry.about}" for entry in IMPORTERS.load().values()])
+    why = "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons))
+    raise HistoCLIPError(f"{source}: no form of labels that is known.{why}\nNamed with --format it may be:\n{forms}")

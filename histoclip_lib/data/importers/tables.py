@@ -21,7 +21,7 @@ ROBOFLOW = "_classes.csv"
 TABLE_OPTIONS = ("images", "file_column", "group_column", "meta", "none", "min_count")
 
 
-def _is_roboflow(path: Path) -> bool:
+def _is_roboflow(path: Path, options: ImportOptions) -> bool:
     return path.name == ROBOFLOW or (path.is_dir() and any(path.rglob(ROBOFLOW)))
 
 
@@ -53,15 +53,15 @@ def read_roboflow(source: Path, options: ImportOptions) -> Found:
     return found
 
 
-def _is_names(path: Path) -> bool:
+def _is_names(path: Path, options: ImportOptions) -> bool:
     cells = read_cells(path)
-    column = label_column(cells)
+    column = label_column(cells, options.label_column)
     if not column:
         return False
     values = [value for value in cells.columns[column] if value]
     if not all(map(is_number, values)):
         return True
-    files = cells.columns[cells.file_column()]
+    files = cells.columns[cells.file_column(options.file_column)]
     return len(set(files)) < len(files) or len(set(values)) > 2
 
 
@@ -113,9 +113,8 @@ def label_column(cells: Cells, wanted: str = "") -> str:
     return next(iter([*words, *numbers]), "")
 
 
-def _is_columns(path: Path) -> bool:
+def _is_columns(path: Path, options: ImportOptions) -> bool:
     cells = read_cells(path)
-    options = ImportOptions()
     return bool(_class_columns(cells, _roles(cells, options), options)[0])
 
 
