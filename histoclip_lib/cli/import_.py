@@ -85,6 +85,7 @@ def import_(
         if len(named) > 1 or (named and format):
             raise HistoCLIPError(f"{' '.join(source)}: give one source, and one format before it or with --format.")
         options = ImportOptions(
+            out=resolve(out),
             images=images and resolve(images),
             classes=_names(classes),
             ignore=_names(ignore),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,9 @@ def _near(regions: list[Region], side: int) -> dict[tuple[int, int], list[Region
     """Return the regions whose box meets each field of the grid, by column and row."""
     near = defaultdict(list)
     for region in regions:
-        left, top, right, bottom = (int(edge // side) for edge in region.box)
-        for column in range(left, right + 1):
-            for row in range(top, bottom + 1):
+        left, top, right, bottom = region.box
+        for column in range(floor(left / side), ceil(right / side)):
+            for row in range(floor(top / side), ceil(bottom / side)):
                 near[column, row].append(region)
     return near
 

@@ -37,7 +37,7 @@ def plan(tmp_path, images):
     def make(text, name="table.csv", format="", **options):
         path = tmp_path / name
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return plan_import(path, ImportOptions(images=images, **options), format)
+        return plan_import(path, ImportOptions(**({"images": images} | options)), format)
 
     return make
 
@@ -409,6 +409,13 @@ def test_a_written_folder_loads_with_all_that_the_plan_says(plan, tmp_path, imag
     assert {path: path.stat().st_mode for path in images.rglob("*.*")} == before
     with pytest.raises(HistoCLIPError, match=r"labels.csv exists"):
         result.write(tmp_path / "out")
+
+
+def test_an_import_can_be_written_beside_its_source_and_planned_again(plan, tmp_path):
+    first = plan("file,tumor\na.png,1\nb.png,0\n", images=None, out=tmp_path / "out")
+    first.write(tmp_path / "out", copy=True)
+    again = plan("file,tumor\na.png,1\nb.png,0\n", images=None, out=tmp_path / "out")
+    assert labels(first) == labels(again) == {"a": "1", "b": "0"}
 
 
 def test_images_are_linked_or_copied_and_a_broken_import_can_be_resumed(plan, tmp_path, images, monkeypatch):

@@ -10,7 +10,9 @@ from histoclip_lib.data.importers.registry import importer
 
 
 def _is_folders(path: Path, options: ImportOptions) -> bool:
-    return path.is_dir() and not (path / "labels.csv").exists() and len(_classes(image_files(path), path)) > 1
+    return (
+        path.is_dir() and not (path / "labels.csv").exists() and len(_classes(image_files(path, options.out), path)) > 1
+    )
 
 
 def _classes(files: list[Path], root: Path) -> list[str]:
@@ -34,7 +36,7 @@ def _class_of(file: Path, root: Path) -> str:
 )
 def read_folders(source: Path, options: ImportOptions) -> Found:
     """Read folders of images; one image, equal in name and content, may lie in several."""
-    files = image_files(source)
+    files = image_files(source, options.out)
     found = Found(_classes(files, source), [], ["classes: the folders; an image in several folders has several labels"])
     images: dict[tuple[str, str, bytes], tuple[Path, dict[str, float]]] = {}
     in_classes = 0

@@ -19,7 +19,7 @@ from histoclip_lib.common.files import replacing, write_text
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
 from histoclip_lib.data.regions import Field, Region, class_map
 
-COMMON_OPTIONS = ("classes", "ignore", "group_pattern", "split")
+COMMON_OPTIONS = ("out", "classes", "ignore", "group_pattern", "split")
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "tuning"), "val"),
@@ -35,6 +35,8 @@ class ImportOptions:
 
     Attributes
     ----------
+    out : Path or None
+        The folder to write, in which no images are looked for.
     images : Path or None
         Folder below which the images are; without it, that of the source.
     classes : tuple of str
@@ -74,6 +76,7 @@ class ImportOptions:
         Probability from which on a class counts as present.
     """
 
+    out: Path | None = None
     images: Path | None = None
     classes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -401,13 +404,14 @@ def _labels(item: Item, classes: Sequence[str], options: ImportOptions) -> tuple
     return tuple(None if value is None else int(value >= options.min_count) for value in values)
 
 
-def image_files(root: Path) -> list[Path]:
-    """Return all images below a folder, sorted by name."""
+def image_files(root: Path, without: Path | None = None) -> list[Path]:
+    """Return all images below a folder, sorted by name, but for those below another."""
     return sorted(
         Path(folder) / name
         for folder, _, names in os.walk(root, followlinks=True)
         for name in names
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        if without is None or not Path(folder).absolute().is_relative_to(without.absolute())
     )
 
 
@@ -415,7 +419,7 @@ def _with_files(found: Found, source: Path, options: ImportOptions) -> Iterable[
     """Yield items with their files, and what each is to be called below `images/`."""
     root = options.images or (source if source.is_dir() else source.parent)
     if any(item.path is None and item.read is None for item in found.items):
-        index = _index(root)
+        index = _index(root, options.out)
         found.notes.append(f"images: {len(index[0]):,} files below {root}")
     for item in found.items:
         path = item.path
@@ -437,13 +441,13 @@ def _with_files(found: Found, source: Path, options: ImportOptions) -> Iterable[
 Index = list[dict[str, Path | None]]
 
 
-def _index(root: Path) -> Index:
+def _index(root: Path, without: Path | None) -> Index:
     """Return the images below a folder by path, by path without suffix, by name and by stem, all in lower case.
 
     None stands where several have it.
     """
     index: Index = [{}, {}, {}, {}]
-    for path in image_files(root):
+    for path in image_files(root, without):
         inside = PurePosixPath(path.relative_to(root).as_posix())
         keys = (str(inside), str(inside.with_suffix("")), inside.name, inside.stem)
         for found, key in zip(index, keys, strict=True):

@@ -39,7 +39,7 @@ def read_roboflow(source: Path, options: ImportOptions) -> Found:
     for path in tables:
         here = _columns(path, read_cells(path), options)
         part = part_of(path.parent.name) if source.is_dir() else ""
-        files = {file.name: file for file in image_files(path.parent)}
+        files = {file.name: file for file in image_files(path.parent, options.out)}
         for item in here.items:
             if item.name in files:
                 group = item.name.partition(".rf.")[0]
