@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WSINFER = {"x": "minx", "y": "miny", "width": "width", "height": "height"}
 MAX_BYTES = 2**31  # of a GeoJSON file
+MAX_TILES, MAX_SIDE = 100_000_000, 1_000_000  # of coordinates that are read: more is damage
 STRIP = 256  # side of the TIFF's own tiles, and height of what is held at once
 
 
@@ -355,31 +356,40 @@ def read_coordinates(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     HistoCLIPError
-        If it is not HDF5, has no `coords` of shape (T, 2), or says nothing of the size.
+        If it is not HDF5, has no `coords` of shape (T, 2), or does not say how large a patch is.
     """
     import h5py
     import pandas as pd
 
     try:
         with h5py.File(path) as file:
-            if not isinstance(file.get("coords"), h5py.Dataset):
-                raise HistoCLIPError(f"{path}: has no data set `coords`, but {shown(list(file), 300)}.")
-            coordinates, facts = file["coords"][()], dict(file["coords"].attrs)
-    except OSError as error:
+            found = file.get("coords")
+            shape = getattr(found, "shape", None)
+            if shape is None or len(shape) != 2 or not 0 < shape[0] <= MAX_TILES or shape[1] != 2:
+                held = f"one of shape {shape}" if shape else shown(list(file), 300)
+                raise HistoCLIPError(f"{path}: needs a data set `coords` with x and y of each patch, but has {held}.")
+            coordinates, facts = found[()].astype(np.int64), dict(found.attrs)
+    except HistoCLIPError:
+        raise
+    except Exception as error:  # h5py raises some ten kinds on damaged files
         raise HistoCLIPError(f"{path}: is not an HDF5 file that can be read ({error}).") from error
-    if coordinates.ndim != 2 or coordinates.shape[1] != 2 or not np.issubdtype(coordinates.dtype, np.number):
-        raise HistoCLIPError(f"{path}: `coords` has shape {coordinates.shape}, expected x and y of each patch.")
-    if "patch_size_level0" in facts:
-        width = height = float(np.ravel(facts["patch_size_level0"])[0])
-    elif "patch_size" in facts and ("downsample" in facts or np.ravel(facts.get("patch_level", [-1]))[0] == 0):
-        downsample = np.ravel(facts.get("downsample", [1.0])).astype(float)
-        width, height = float(np.ravel(facts["patch_size"])[0]) * np.resize(downsample, 2)
-    else:
+    side = [_number(facts, name) for name in ("patch_size_level0", "patch_size")]
+    downsample = _number(facts, "downsample") or (1.0 if _number(facts, "patch_level") == 0 else None)
+    if side[0] is None and (side[1] is None or downsample is None):
         raise HistoCLIPError(
             f"{path}: `coords` does not say how large a patch is at level 0. It needs the attribute patch_size_level0, "
-            f"or patch_size and downsample; it has {', '.join(facts) or 'none'}."
+            f"or patch_size and downsample; it has {', '.join(map(str, facts)) or 'none'}."
         )
-    if not (np.isfinite([width, height]).all() and width > 0 and height > 0):
-        raise HistoCLIPError(f"{path}: a patch of {width} x {height} pixels cannot be.")
-    tiles = pd.DataFrame(coordinates.astype(np.int64), columns=["x", "y"])
-    return tiles.assign(width=round(width), height=round(height))
+    side0 = round(side[0] or side[1] * downsample)
+    if not 0 < side0 < MAX_SIDE:
+        raise HistoCLIPError(f"{path}: a patch of {side0:,} level-0 pixels cannot be.")
+    return pd.DataFrame(coordinates, columns=["x", "y"]).assign(width=side0, height=side0)
+
+
+def _number(facts: dict[str, object], name: str) -> float | None:
+    """Return an attribute as a number: the first of several, None where it is none."""
+    try:
+        value = float(np.ravel(facts[name])[0])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+    return value if np.isfinite(value) else None

@@ -6,8 +6,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.importers.plan import Found, ImportOptions, Item
@@ -95,5 +93,10 @@ def _region(annotation: dict, names: dict[object, str], height: int, width: int,
     place = f"{source}, annotation {annotation.get('id', '?')}"
     if isinstance(outline, dict):
         return from_run_lengths(name, outline.get("counts"), height, width, place)
-    rings = [as_ring(np.reshape(flat, (-1, 2)).tolist() if len(flat) % 2 == 0 else flat, place) for flat in outline]
-    return Region(name, tuple((ring,) for ring in rings))
+    return Region(name, tuple((as_ring(_corners(flat), place),) for flat in outline))
+
+
+def _corners(flat: object) -> object:
+    if not isinstance(flat, list) or len(flat) % 2:
+        return flat  # which is no ring
+    return list(zip(flat[::2], flat[1::2], strict=True))
