@@ -193,22 +193,21 @@ def _numbered(reader: object, start: int) -> Iterable[tuple[int, list[str]]]:
 
 
 def _sheet(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
-    import openpyxl
+    import pandas as pd
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = [
-            (line, ["" if value is None else _as_text(value) for value in row])
-            for line, row in enumerate(book.worksheets[0].iter_rows(values_only=True), 1)
-        ]
-    except Exception as error:  # damaged archives and sheets raise some ten kinds
-        raise HistoCLIPError(f"{path}: is not an Excel file that can be read ({error}). Save it as CSV.") from error
+        sheet = pd.read_excel(path, header=None, dtype=object, keep_default_na=False, engine="openpyxl")
+    except Exception as error:  # damaged archives and sheets raise some ten kinds; ImportError says what to install
+        raise HistoCLIPError(f"{path}: cannot be read as an Excel file ({error}). Save it as CSV.") from error
+    rows = [(line, [_as_text(value) for value in row]) for line, row in enumerate(sheet.itertuples(index=False), 1)]
     rows = [(line, cells) for line, cells in rows if any(cells)]
     width = max((k for _, cells in rows for k, cell in enumerate(cells, 1) if cell), default=0)
     return [(line, cells[:width]) for line, cells in rows], ""
 
 
 def _as_text(value: object) -> str:
+    if value is None or value != value:  # NaN: an empty cell
+        return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
