@@ -25,6 +25,7 @@ and writes their pages to reports/NAME/; reports/index.html gathers all runs.
 
 \b
   histoclip init my-project           write notebooks and parameter files
+  histoclip import labels.xlsx --out data  bring labels into the folder format
   histoclip check params/demo.yaml    check parameters and data
   histoclip run params/demo.yaml      execute; an interrupted run resumes
   histoclip table                     print Table I over all runs

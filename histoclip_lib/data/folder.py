@@ -87,7 +87,8 @@ def load(data_dir: str | Path) -> PatchDataset:
 
 def _classes(table: Table, table_path: Path) -> list[str]:
     """Return the columns left over, refusing those that were meant to be others."""
-    classes = [column for column in table.columns if column not in RESERVED_COLUMNS]
+    others = {*RESERVED_COLUMNS, "mpp", *(column for column in table.columns if column.startswith("meta_"))}
+    classes = [column for column in table.columns if column not in others]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:
         raise HistoCLIPError(f"{table_path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
