@@ -124,7 +124,6 @@ def encoder(name: str, title: str, licence: str, **about: object) -> Callable[[C
     ...     model, tokenizer = ...  # as open_clip makes them
     ...     return model, tokenizer, open_clip.transform.PreprocessCfg(size=224)
     """
-
     if about.get("hub"):
         about = {"takes_weights": True, "weights_at_hand": _all_files_at_hand} | about
 
