@@ -214,27 +214,42 @@ def _model_config(backbone: str) -> dict:
 )
 def load(backbone: str, pretrained: str) -> tuple:
     """Load an open_clip model, its tokenizer and its preprocessing."""
-    import open_clip
-
     check_open_clip_name(backbone, pretrained)
     if _is_in_layout_of_transformers(backbone):
         from histoclip_lib.clip.transformers_family import load_transformers
 
         return load_transformers(backbone)
+    return _load(backbone, pretrained)
+
+
+def load_from_files(backbone: str, config: Path, weights: Path) -> tuple:
+    """Load a model in open_clip's layout of which the configuration and the weights are given.
+
+    Parameters
+    ----------
+    backbone : str
+        What an error calls it.
+    config, weights : Path
+        `open_clip_config.json`, beside which the tokenizer's files lie where there are any; and the weights.
+    """
+    return _load(f"local-dir:{config.parent}", "", backbone, weights)
+
+
+def _load(backbone: str, pretrained: str, called: str = "", weights: Path | None = None) -> tuple:
+    import open_clip
+
     try:
-        with _in_one_folder(backbone) as name, warnings.catch_warnings():
+        with _in_one_folder(backbone, weights) as name, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # said by check_open_clip_name
             model = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(name)
         return model, tokenizer, open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
-    except HistoCLIPError:
-        raise
     except Exception as error:  # open_clip and its hub client raise many kinds; each means that a file is missing
         raise HistoCLIPError(
-            f"backbone {backbone}, pretrained {pretrained or '(none)'}: the model could not be loaded. Looked for "
-            f"{_files_needed(backbone, pretrained)}. Reason: {type(error).__name__}: {str(error).strip()[:300]}\n"
-            "Run once with network access, set `pretrained` to a local weights file, or use the offline default "
-            f"`backbone: {OFFLINE_DEFAULT}`."
+            f"backbone {called or backbone}, pretrained {pretrained or '(none)'}: the model could not be loaded. "
+            f"Looked for {_files_needed(backbone, pretrained)}. Reason: {type(error).__name__}: "
+            f"{str(error).strip()[:300]}\nRun once with network access, set `pretrained` to a local weights file, or "
+            f"use the offline default `backbone: {OFFLINE_DEFAULT}`."
         ) from error
 
 
@@ -246,7 +261,7 @@ def _is_in_layout_of_transformers(backbone: str) -> bool:
 
 
 @contextmanager
-def _in_one_folder(backbone: str) -> Iterator[str]:
+def _in_one_folder(backbone: str, weights: Path | None = None) -> Iterator[str]:
     """Gather what a model with a schema needs in a temporary folder, for which no network is asked; yield its name.
 
     open_clip asks the hub for the configuration of a text tower of transformers even where the weights are at hand.
@@ -265,8 +280,9 @@ def _in_one_folder(backbone: str) -> Iterator[str]:
         about = _read_json(_needed(backbone, CONFIG_NAME))
         if "model_cfg" not in about:
             raise OSError(f"{CONFIG_NAME} has no model_cfg")
-        weights = _needed(backbone, "|".join(WEIGHTS_NAMES))
-        (folder / weights.name).symlink_to(weights.absolute())
+        weights = weights or _needed(backbone, "|".join(WEIGHTS_NAMES))
+        standard = "open_clip_model.safetensors" if weights.suffix == ".safetensors" else "open_clip_pytorch_model.bin"
+        (folder / standard).symlink_to(weights.absolute())
         text = about["model_cfg"]["text_cfg"]
         if text.get("hf_model_name"):
             config = _text_config(backbone, text["hf_model_name"], weights)

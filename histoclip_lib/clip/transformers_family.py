@@ -148,7 +148,7 @@ def load_transformers(backbone: str, pretrained: str = "") -> tuple[ModelOfTrans
             backbone[len("local-dir:") :],
         )
     elif backbone.startswith("hf-hub:"):
-        entry = EncoderEntry(backbone, "", "", load_transformers, files=FILES, hub=backbone[len("hf-hub:") :])
+        entry = EncoderEntry(backbone, "", "", load_transformers, files=FILES, hub=backbone.removeprefix("hf-hub:"))
     else:
         entry = ENCODERS[backbone]
     files = encoder_files(entry, pretrained)

@@ -74,7 +74,7 @@ def files_at_hand(entry: EncoderEntry, pretrained: str = "") -> dict[str, Path]:
             if folder is not None:
                 places.append(folder / name)
             if folder is None or is_file:
-                places.append(cached_file(entry.hub, name))
+                places.append(cached_file(entry.hub, name) if entry.hub else None)
         place = next((place for place in places if place is not None and place.is_file()), None)
         if place is not None:
             found[names] = place
@@ -95,14 +95,14 @@ def encoder_files(entry: EncoderEntry, pretrained: str = "") -> list[Path]:
         If a file can neither be found nor fetched; the message names the files and what can be done.
     """
     found, reasons = files_at_hand(entry, pretrained), []
-    if not pretrained or Path(pretrained).is_file():
+    if entry.hub and (not pretrained or Path(pretrained).is_file()):
         for names in entry.files:
             if names not in found:
                 file, reason = fetched_file(entry.hub, names)
                 reasons += [reason] if file is None else []
                 found |= {} if file is None else {names: file}
     if missing := [names.replace("|", " or ") for names in entry.files if names not in found]:
-        looked_in = pretrained or f"the cache of the hub for {entry.hub}"
+        looked_in = pretrained or (f"the cache of the hub for {entry.hub}" if entry.hub else "no place")
         reason = f" {reasons[0]}." if reasons else ""
         raise HistoCLIPError(
             f"backbone {entry.name}: {len(missing)} of its files cannot be had.{reason} Looked in {looked_in} "
@@ -114,6 +114,8 @@ def encoder_files(entry: EncoderEntry, pretrained: str = "") -> list[Path]:
 def remedy(entry: EncoderEntry) -> str:
     """Say how the files of an encoder can be had."""
     gate = ""
+    if not entry.hub:
+        return "Set `pretrained` to the file, or to its folder."
     if entry.gated:
         gate = f"Accept the terms at https://huggingface.co/{entry.hub} and log in with `hf auth login`. "
     return f"{gate}Run once with network access, or set `pretrained` to a folder with the files."

@@ -9,7 +9,7 @@ import pytest
 from histoclip_lib import __version__
 from histoclip_lib.common.registry import load_plugins
 
-COMMANDS = ("init", "check", "run", "table", "show", "cache")
+COMMANDS = ("init", "check", "run", "table", "show", "encoders", "cache")
 
 
 def test_help_is_shown_without_a_command(invoke):
@@ -43,7 +43,7 @@ def test_help_lists_commands_in_the_order_of_use_and_exit_codes(invoke, monkeypa
 def test_help_lists_registered_names(invoke, arguments):
     text = invoke(*arguments).stdout.partition("Registered names:")[2]
     assert re.search(r"dataset +.*\bsynthetic\b.*\bpannuke\b", text)
-    assert re.search(r"backbone +lite0-minilm; any open_clip model", text)
+    assert re.search(r"backbone +lite0-minilm, plip, .*; any open_clip model", " ".join(text.split()))
     assert re.search(r"strategies +baseline, one_vs_rest, power_set, top_k", text)
 
 

@@ -41,10 +41,10 @@ def write_biomedclip(folder, ending="bin", vision=None, tokenizer=True):
                 shutil.copy(file, folder / file.name)
     text = {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 32}
     text["hf_model_pretrained"] = False
+    timm = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 160}
     model_config = {
         "embed_dim": 12,
-        "vision_cfg": vision
-        or {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": 160},
+        "vision_cfg": vision or timm,
         "text_cfg": text | {"hf_model_name": str(tower), "hf_tokenizer_name": str(tower)},
     }
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_a_text_tower_of_transformers_is_loaded_without_the_hub(tmp_path, ending
 
 
 def test_a_text_tower_beside_a_vit_of_open_clip(tmp_path):
-    """The layout of QuiltNet-B-16-PMB; its tokenizer lies in the cache under the name of the text tower."""
+    """Its tokenizer lies in the cache of the hub, under the name of the text tower."""
     model, tokenizer = write_biomedclip(tmp_path / "model", vision=dict(VIT), tokenizer=False)
     put_into_the_hub(tmp_path / "text_tower", TEXT_TOWER, tmp_path / "hub")
     assert_same(load_clip(f"local-dir:{tmp_path / 'model'}", device="cpu"), model, tokenizer, "vit")
@@ -101,8 +101,23 @@ def test_what_a_text_tower_lacks_is_named(tmp_path):
         load_clip(f"local-dir:{tmp_path / 'model'}")
     about = (tmp_path / "model" / "open_clip_config.json").read_text().replace(TEXT_TOWER, "owner/some-bert")
     (tmp_path / "model" / "open_clip_config.json").write_text(about)
-    with pytest.raises(HistoCLIPError, match="put the config.json of owner/some-bert beside the weights"):
+    with pytest.raises(HistoCLIPError, match=r"put the config\.json of owner/some-bert beside the weights"):
         load_clip(f"local-dir:{tmp_path / 'model'}")
+
+
+@pytest.mark.parametrize("name", ["biomedclip", "quiltnet-b-16-pmb"])
+def test_named_models_are_loaded_from_a_folder_or_a_weights_file(tmp_path, name):
+    model, tokenizer = write_biomedclip(tmp_path / "model")
+    assert_same(load_clip(name, str(tmp_path / "model"), device="cpu"), model, tokenizer, "timm_vit")
+    weights = (tmp_path / "model" / "open_clip_pytorch_model.bin").rename(tmp_path / "model" / "mine.pt")
+    assert_same(load_clip(name, str(weights), device="cpu"), model, tokenizer, "timm_vit")
+
+
+def test_a_named_model_that_cannot_be_had_names_its_files(tmp_path):
+    with pytest.raises(HistoCLIPError, match=r"backbone biomedclip: 3 of its files .*cache of the hub for microsoft"):
+        load_clip("biomedclip")
+    with pytest.raises(HistoCLIPError, match="backbone pathgen-clip: 1 of its files cannot be had"):
+        load_clip("pathgen-clip", str(tmp_path))
 
 
 # Activations
@@ -148,3 +163,17 @@ def test_known_weights_tell_their_activation_by_name_or_repository():
     assert quick_gelu_of_file(Path(snapshot.format("timm--vit_large_patch14_clip_224.openai"))) is True
     assert quick_gelu_of_file(Path(snapshot.format("laion--CLIP-ViT-B-32-laion2B-s34B-b79K"))) is False
     assert quick_gelu_of_file(Path("/x/mine.pt")) is None
+
+
+def test_pathgen_clip_takes_its_activation_from_beside_its_weights_or_warns(weights, monkeypatch):
+    for name in ("ViT-B-16", "ViT-B-16-quickgelu"):
+        own = config() | {"quick_gelu": name.endswith("quickgelu")}
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, own)
+    with pytest.warns(UserWarning, match="nothing says whether"):
+        plain = load_clip("pathgen-clip", str(weights.parent), device="cpu")
+    weights.with_name("open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    quick = load_clip("pathgen-clip", str(weights), device="cpu")
+    images = images_for("vit")
+    expected = tiny_model(quick_gelu=True).encode_image(quick.tower.normalize(images))
+    torch.testing.assert_close(quick.encode_images(images)[0], expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(plain.encode_images(images)[0], expected, atol=1e-3)

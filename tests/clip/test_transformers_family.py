@@ -126,8 +126,9 @@ def test_the_hub_s_cache_is_read_without_a_network(tmp_path):
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text("0" * 40)
     shutil.copytree(tmp_path / "model", root / "snapshots" / ("0" * 40))
-    one = load_clip("hf-hub:owner/plip", device="cpu").encode_text(PROMPTS)
-    assert torch.equal(one, load_clip(f"local-dir:{tmp_path / 'model'}", device="cpu").encode_text(PROMPTS))
+    expected = load_clip(f"local-dir:{tmp_path / 'model'}", device="cpu").encode_text(PROMPTS)
+    assert torch.equal(load_clip("hf-hub:owner/plip", device="cpu").encode_text(PROMPTS), expected)
+    assert torch.equal(load_clip("plip", str(tmp_path / "model"), device="cpu").encode_text(PROMPTS), expected)
 
 
 def test_weights_that_lack_a_layer_are_refused(tmp_path):
