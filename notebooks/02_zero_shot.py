@@ -29,6 +29,8 @@
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER
 pretrained: str = ""  # open_clip tag or weights file; empty for the others
+text_encoder: str = ""  # for a backbone of images alone: an encoder whose class embeddings, mapped, are the queries
+text_pretrained: str = ""  # its weights, as pretrained
 device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N
 precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
 compiled: bool = False  # torch.compile for encoder and training: a slower start, for large data on a GPU

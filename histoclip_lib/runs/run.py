@@ -13,6 +13,7 @@ import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import alone_in, replacing, resolve, run_folder
+from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.runs.record import loaded_modules, read_record, update_record
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from histoclip_lib.data.base import PatchDataset
     from histoclip_lib.features.store import ImageFeatures
     from histoclip_lib.models.cmm import CMM
-    from histoclip_lib.prompting.vocabulary import Vocabulary
+    from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
     from histoclip_lib.runs import chapters
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
@@ -210,12 +211,41 @@ class Run:
 
         return load_vocabulary(str(self["dataset"]), self.patches.classes, str(self["prompts_file"]))
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the encoder has a text tower, without which the zero-shot methods do not apply."""
+        from histoclip_lib.clip.registry import encoder_entry
+
+        return encoder_entry(str(self["backbone"]), str(self["pretrained"])).has_text
+
     @cached_property
-    def text_encoder(self):
-        """Encodes each distinct prompt once."""
+    def text_encoder(self) -> TextEncoder | None:
+        """Encodes each distinct prompt once: with the encoder's text tower, or with that of `text_encoder`.
+
+        None where there is neither.
+
+        Raises
+        ------
+        HistoCLIPError
+            If `text_encoder` is given beside an encoder with a text tower, or has none itself.
+        """
+        from histoclip_lib.clip.encoder import load_clip
+        from histoclip_lib.clip.registry import encoder_entry
         from histoclip_lib.prompting.vocabulary import TextEncoder
 
-        return TextEncoder(self.encoder)
+        named, weights = str(self["text_encoder"]), str(self["text_pretrained"])
+        if self.has_text:
+            if named:
+                raise HistoCLIPError(
+                    f"text_encoder: {shown(named)} has no use, for {self['backbone']} has a text tower of its own. "
+                    "Leave it empty."
+                )
+            return TextEncoder(self.encoder)
+        if not named:
+            return None
+        if not encoder_entry(named, weights).has_text:
+            raise HistoCLIPError(f"text_encoder: {shown(named)} has no text tower. Name an encoder of images and text.")
+        return TextEncoder(load_clip(named, weights, str(self["device"]), str(self["precision"])))
 
     @cached_property
     def class_matrix(self) -> np.ndarray:
@@ -230,10 +260,16 @@ class Run:
         return matrix
 
     def embed_classes(self) -> np.ndarray:
-        """Compute the class matrix of eq. (2) and keep it."""
+        """Compute the class matrix of eq. (2) and keep it; without any text tower, random unit vectors."""
         from histoclip_lib.prompting.vocabulary import class_embeddings
 
-        matrix = class_embeddings(self.text_encoder, self.vocabulary)
+        if self.text_encoder is not None:
+            matrix = class_embeddings(self.text_encoder, self.vocabulary)
+        else:
+            from histoclip_lib.models.training import random_queries
+
+            width = self.features.pooled.shape[2]
+            matrix = random_queries(len(self.patches.classes), width, int(self["seed"])).numpy()
         with replacing(self.folder / "class_matrix.npy") as temporary:
             np.save(temporary, matrix)
         self.__dict__["class_matrix"] = matrix
@@ -249,8 +285,31 @@ class Run:
 
     @property
     def head_options(self) -> dict[str, object]:
-        """Options of the head."""
-        return {name: self[name] for name in HEAD_OPTIONS}
+        """Options of the head, with what its queries are where they are not the encoder's own class embeddings."""
+        options = {name: self[name] for name in HEAD_OPTIONS}
+        if self.has_text:
+            return options
+        if not self["text_encoder"]:
+            return options | {"queries": "learned"}
+        return options | {"queries": "mapped", "width": self.features.pooled.shape[2]}
+
+    def queries_note(self) -> str:
+        """Say in Markdown what the queries of the head are and why zero-shot methods are absent; nothing with text."""
+        if self.has_text:
+            return ""
+        note = (
+            f"**{as_typed(str(self['backbone']))} encodes images alone.** It has no text tower, so no prompt can be "
+            "compared with an image, and the zero-shot methods are absent from all tables. "
+        )
+        if named := str(self["text_encoder"]):
+            return note + (
+                f"The queries of HistoCLIP are the class embeddings of {as_typed(named)}, through a linear map that is "
+                "trained with the head."
+            )
+        return note + (
+            "The queries of HistoCLIP are vectors that are trained with the head from random ones: no word is used. "
+            "With `text_encoder` they would be another model's class embeddings through a trained linear map."
+        )
 
     @cached_property
     def baselines(self) -> dict[str, object]:
