@@ -36,6 +36,7 @@ precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp
 compiled: bool = False  # torch.compile for encoder and training: a slower start, for large data on a GPU
 views: int = 8  # 1 to 8: flips and rotations of each patch to encode; time and cache grow with it
 encode_batch_size: int = 32  # images in one pass of the encoder
+prompts: str = "paper"  # templates: paper, encoder (its authors', where known), pathology or another set
 prompts_file: str = ""  # YAML file with your own class names, synonyms, templates and negative prompt
 wordings: int = 12  # draws of one name for each class among its synonyms
 baseline_rule: str = "sigmoid"  # how the Baseline decides: sigmoid (the paper's), softmax, argmax or prevalence
@@ -80,6 +81,13 @@ zero_shot.table()
 
 # %%
 zero_shot.baseline_note()
+
+# %% [markdown]
+# The same strategies with another set of prompts: the encoder's own where this run uses the paper's, and the other way
+# round. Look for strategies whose result hangs on the wording.
+
+# %%
+zero_shot.both_prompts()
 
 # %% [markdown]
 # ## Do the scores separate present from absent?

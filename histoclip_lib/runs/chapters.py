@@ -191,6 +191,22 @@ class ZeroShot(Chapter):
             "mAcc of each strategy on the validation part and on all patches, and how often it predicts each class.",
         )
 
+    def both_prompts(self) -> Table:
+        """Return mAcc and mAP of each strategy with the paper's prompts and with those of the encoder."""
+        from histoclip_lib.prompting.sensitivity import prompts_table
+        from histoclip_lib.prompting.strategies import score_zero_shot
+
+        run = self.run
+        words = {name: run.words(name) for name in (run.prompts, run.other_prompts)}
+        scored = {
+            f"{name} ({own.photo_of})": score_zero_shot(
+                self.pooled[run.val], run.text_encoder, own, self.context_of(run)
+            )
+            for name, own in words.items()
+        }
+        caption = "Each strategy on the validation part with the prompts of this run, and with another set of prompts."
+        return Table(prompts_table(scored, self.truth), caption)
+
     def baseline_note(self) -> Markdown:
         """Say what the Baseline's decision amounts to."""
         from histoclip_lib.prompting.strategies import baseline_note
@@ -272,7 +288,9 @@ class WithoutText(Chapter):
     def _absent(self) -> Markdown:
         return Markdown("Does not apply: the encoder has no text tower.")
 
-    table = baseline_note = score_distributions = prompt_spread = prompt_notes = prompt_extremes = explorer = _absent
+    table = both_prompts = baseline_note = score_distributions = prompt_spread = prompt_notes = prompt_extremes = (
+        explorer
+    ) = _absent
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from histoclip_lib.clip.encoder import CLIP
+    from histoclip_lib.clip.registry import EncoderEntry
     from histoclip_lib.data.base import PatchDataset
     from histoclip_lib.features.store import ImageFeatures
     from histoclip_lib.models.cmm import CMM
@@ -207,9 +208,34 @@ class Run:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The classes in words."""
+        return self.words(self.prompts)
+
+    def words(self, prompts: str) -> Vocabulary:
+        """Return the classes in words, with the prompts of a set (`vocabulary.prompt_sets`)."""
         from histoclip_lib.prompting.vocabulary import load_vocabulary
 
-        return load_vocabulary(str(self["dataset"]), self.patches.classes, str(self["prompts_file"]))
+        return load_vocabulary(str(self["dataset"]), self.patches.classes, str(self["prompts_file"]), prompts)
+
+    @property
+    def prompts(self) -> str:
+        """The set of prompts that `prompts` names."""
+        from histoclip_lib.prompting.vocabulary import prompts_of_encoder
+
+        return prompts_of_encoder(str(self["prompts"]), self._text_entry.templates)
+
+    @property
+    def other_prompts(self) -> str:
+        """The set of prompts to compare with: the paper's, or where those are used the encoder's."""
+        from histoclip_lib.prompting.vocabulary import OF_ENCODER, PAPER, prompts_of_encoder
+
+        return PAPER if self.prompts != PAPER else prompts_of_encoder(OF_ENCODER, self._text_entry.templates)
+
+    @property
+    def _text_entry(self) -> EncoderEntry:
+        from histoclip_lib.clip.registry import encoder_entry
+
+        kind = ("backbone", "pretrained") if self.has_text else ("text_encoder", "text_pretrained")
+        return encoder_entry(*(str(self[name]) for name in kind))
 
     @property
     def has_text(self) -> bool:
