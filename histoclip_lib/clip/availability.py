@@ -116,6 +116,10 @@ def forecast(values: dict[str, object], n_patches: int, cache: Path, folder: Pat
     entry = encoder_entry(backbone, pretrained)
     entry.check(backbone, pretrained)
     weights, shape = (found(backbone, pretrained) for found in (entry.weights_at_hand, entry.token_shape))
+    if shape is not None and values.get("tokens") == "none":
+        shape = (1, shape[1])
+    elif shape is not None and values.get("token_grid"):
+        shape = (min(shape[0], int(values["token_grid"]) ** 2), shape[1])
     lines = [f"weights   {weights or 'not on this machine: the run fetches them, which takes network access'}"]
     n_views = f"{n_patches} patches in {views} view{'s' if views > 1 else ''}"
     lines.append(f"encoder   {n_patches * views} passes at most ({n_views}); what is cached is not encoded again")

@@ -54,6 +54,8 @@ class PatchDataset:
         Organ, where it is known.
     has_masks : bool
         Whether `source.mask` gives masks.
+    patch_mpp : ndarray of shape (B,), float, or None
+        Micrometres per pixel of each patch; NaN where it is not known.
 
     Raises
     ------
@@ -79,6 +81,7 @@ class PatchDataset:
     parts: np.ndarray | None = None
     tissue: np.ndarray | None = None
     has_masks: bool = False
+    patch_mpp: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the rest of the library could not work with."""
@@ -124,6 +127,12 @@ class PatchDataset:
     def prevalence(self) -> np.ndarray:
         """Fraction of patches in which each class is present, shape (N,)."""
         return self.labels.mean(axis=0)
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel, where all patches have the same; None where not, or where it is not known."""
+        same = self.patch_mpp is not None and np.ptp(self.patch_mpp) == 0
+        return float(self.patch_mpp[0]) if same else None
 
     def _repr_html_(self) -> str:
         """Show sizes, prevalences and six of the patches in a notebook."""

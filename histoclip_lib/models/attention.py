@@ -98,6 +98,35 @@ def square_crop(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
+def central_part(maps: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """Return the central part of maps, where a patch fills only that of the encoder's image.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n, N, g, g)
+        Attention over the whole image.
+    fraction : ndarray of shape (n,)
+        Of the image's side, from 0 to 1.
+
+    Returns
+    -------
+    ndarray of shape (n, N, g, g)
+        Bilinear between the centres of the cells, each map summing to 1; the same maps where all fractions are 1.
+    """
+    from scipy.ndimage import map_coordinates
+
+    if (fraction == 1).all():
+        return maps
+    side = maps.shape[-1]
+    result = np.empty_like(maps)
+    for own, found, part in zip(maps, result, fraction, strict=True):
+        along = side / 2 + ((np.arange(side) + 0.5) / side - 0.5) * side * part - 0.5
+        places = np.stack(np.meshgrid(along, along, indexing="ij"))
+        for k, single in enumerate(own):
+            found[k] = map_coordinates(single, places, order=1, mode="nearest")
+    return result / result.sum(axis=(2, 3), keepdims=True)
+
+
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
     from skimage.transform import resize

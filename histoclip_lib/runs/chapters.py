@@ -172,8 +172,8 @@ class ZeroShot(Chapter):
         )
 
     def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder."""
-        return Markdown(self.run.encoder.about())
+        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
+        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
 
     def words(self) -> Markdown:
         """List the classes in words, and the templates."""
@@ -271,8 +271,8 @@ class WithoutText(Chapter):
         return Markdown(self.run.queries_note())
 
     def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder."""
-        return Markdown(self.run.encoder.about())
+        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
+        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
 
     def words(self) -> Markdown:
         """List the classes in words where another encoder embeds them."""
@@ -460,7 +460,7 @@ class Results(Chapter):
         """Say what the intervals resample, and how baselines were tuned."""
         notes = [uncertainty.interval_note(self.run.patches, self.run.val)]
         notes = " ".join([*notes, *(fitted.about() for fitted in self.run.baselines.values())])
-        return Markdown("\n\n".join(filter(None, [notes, self.run.queries_note()])))
+        return Markdown("\n\n".join(filter(None, [notes, self.run.queries_note(), self.run.field_note()])))
 
     def compare(self, method: str) -> uncertainty.Comparison:
         """Compare HistoCLIP with patch keys with another method, in mAcc and in mAP.
@@ -738,11 +738,12 @@ class Attention(Chapter):
     def of(cls, run: Run) -> Attention:
         """Compute the attention of the validation patches."""
         from histoclip_lib.features.reader import FeatureReader
-        from histoclip_lib.models.attention import attention_maps
+        from histoclip_lib.models.attention import attention_maps, central_part
 
         head = run.head("patch")
         reader = FeatureReader(run.features.tokens, run.compute.device)
-        return cls(run, head, reader, attention_maps(head, reader, run.val))
+        maps = attention_maps(head, reader, run.val)
+        return cls(run, head, reader, central_part(maps, run.inner_fraction[run.val]))
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -783,9 +784,11 @@ class Attention(Chapter):
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
         """The maps of the trained head, and those that it has to beat."""
-        from histoclip_lib.models.attention import maps_to_compare
+        from histoclip_lib.models.attention import central_part, maps_to_compare
 
-        return maps_to_compare(self.head, self.reader, self.run.val, int(self.run["seed"]))
+        fraction = self.run.inner_fraction[self.run.val]
+        maps = maps_to_compare(self.head, self.reader, self.run.val, int(self.run["seed"]))
+        return {name: central_part(own, fraction) for name, own in maps.items()}
 
     @cached_property
     def scores(self) -> MapScores | None:

@@ -171,9 +171,9 @@ class Run:
     def encoder(self) -> CLIP:
         """The frozen encoder."""
         from histoclip_lib.clip.encoder import load_clip
+        from histoclip_lib.features.remote import ENCODER_NAMES
 
-        names = ("backbone", "pretrained", "device", "precision", "compiled")
-        return load_clip(*(self[name] for name in names))
+        return load_clip(*(self[name] for name in ENCODER_NAMES))
 
     @cached_property
     def compute(self) -> Compute:
@@ -318,6 +318,29 @@ class Run:
         if not self["text_encoder"]:
             return options | {"queries": "learned"}
         return options | {"queries": "mapped", "width": self.features.pooled.shape[2]}
+
+    def field_note(self) -> str:
+        """Say in Markdown how the field and resolution of the patches compare with those of the encoder's training."""
+        from histoclip_lib.clip.field import field_note
+
+        return field_note(
+            self.encoder.entry, str(self["backbone"]), self.encoder.side, self._patch_side, self.patches.patch_mpp,
+            bool(self["match_mpp"]),
+        )  # fmt: skip
+
+    @property
+    def _patch_side(self) -> int:
+        return min(self.patches.image(int(self.train[0])).shape[:2])
+
+    @property
+    def inner_fraction(self) -> np.ndarray:
+        """Part of the side of the encoder's image that each patch fills, shape (B,): 1 unless `match_mpp` shrank it."""
+        from histoclip_lib.clip.field import matched_side
+
+        if not self["match_mpp"]:
+            return np.ones(len(self.patches))
+        entry, size, side = self.encoder.entry, self.encoder.side, self._patch_side
+        return np.array([matched_side(side, mpp, entry.mpp, size) / size for mpp in self.patches.patch_mpp])
 
     def queries_note(self) -> str:
         """Say in Markdown what the queries of the head are and why zero-shot methods are absent; nothing with text."""

@@ -15,7 +15,8 @@ from histoclip_lib.evaluation.methods import strategy_names
 PARAMETERS = {
     "dataset": "folder", "split": "random", "seed": 0, "val_fraction": 0.25, "backbone": "images-alone",
     "pretrained": "", "text_encoder": "", "text_pretrained": "", "device": "cpu", "precision": "fp32",
-    "compiled": False, "views": 1, "encode_batch_size": 16, "prompts_file": "", "prompts": "paper", "wordings": 1,
+    "compiled": False, "tokens": "all", "token_grid": 0, "match_mpp": False, "mpp": 0.0,
+    "views": 1, "encode_batch_size": 16, "prompts_file": "", "prompts": "paper", "wordings": 1,
     "baseline_rule": "sigmoid", "epochs": 2, "warmup_epochs": 1, "learning_rate": 1e-3, "weight_decay": 1.0,
     "batch_size": 16, "heads": 2, "layers": 1, "hidden": 16, "dropout": 0.0, "token_dropout": 0.5, "mixup": 0.0,
     "studies": False, "seeds": [0], "draws": 1, "resamples": 20, "examples": 2,
