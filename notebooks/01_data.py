@@ -26,6 +26,7 @@ data_dir: str = ""  # folder of the data; synthetic needs none
 n_patches: int = 600  # synthetic: patches to paint [at least 1]
 mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask [above 0, at most 1]
 min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei [at least 1]
+mpp: float = 0.0  # micrometres per pixel of the patches; 0: as the data set or its column mpp says [at least 0]
 split: str = "grouped"  # random (the paper's), grouped (no patient in both parts) or given [random | grouped | given]
 val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped [above 0, below 1]
 seed: int = 0  # of the split, the training and the bootstrap [at least 0]

@@ -29,16 +29,20 @@
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 backbone: str = "lite0-minilm"  # lite0-minilm, an open_clip name, hf-hub:OWNER/NAME or local-dir:FOLDER
 pretrained: str = ""  # open_clip tag or weights file; empty for the others
+text_encoder: str = ""  # for a backbone of images alone: an encoder whose class embeddings, mapped, are the queries
+text_pretrained: str = ""  # its weights, as pretrained
 device: str = "auto"  # auto (CUDA where there is one), cpu, cuda or cuda:N [auto | cpu | cuda | cuda:N | mps]
 precision: str = "auto"  # auto (amp on CUDA, else fp32), fp32 or amp [auto | fp32 | amp]
 compiled: bool = False  # torch.compile for encoder and training: a slower start, for large data on a GPU
 views: int = 8  # flips and rotations of each patch to encode; time and cache grow with it [at least 1, at most 8]
+tokens: str = "all"  # none: the pooled embedding stands in for patch tokens, for large data [all | none]
+token_grid: int = 0  # side of the grid to which patch tokens are averaged, such as 7; 0 keeps all [at least 0]
+match_mpp: bool = False  # resample patches to the resolution that the encoder was trained at
 encode_batch_size: int = 32  # images in one pass of the encoder [at least 1]
+prompts: str = "paper"  # templates: paper, encoder (its authors', where known), pathology or another set
 prompts_file: str = ""  # YAML file with your own class names, synonyms, templates and negative prompt
 wordings: int = 12  # draws of one name for each class among its synonyms [at least 0]
-baseline_rule: str = (
-    "sigmoid"  # how the Baseline decides; sigmoid is the paper's [sigmoid | softmax | argmax | prevalence]
-)
+baseline_rule: str = "sigmoid"  # how the Baseline decides [sigmoid | softmax | argmax | prevalence]
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
@@ -80,6 +84,13 @@ zero_shot.table()
 
 # %%
 zero_shot.baseline_note()
+
+# %% [markdown]
+# The same strategies with another set of prompts: the encoder's own where this run uses the paper's, and the other way
+# round. Look for strategies whose result hangs on the wording.
+
+# %%
+zero_shot.both_prompts()
 
 # %% [markdown]
 # ## Do the scores separate present from absent?

@@ -19,6 +19,7 @@ from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
 PRECISIONS = ("auto", "fp32", "amp")
+TOKENS = ("all", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,8 @@ class CLIP:
     ----------
     model : nn.Module
         open_clip model in eval mode, no parameter of which requires a gradient.
-    tokenizer : callable
-        From a list of P strings to token ids (P, context length).
+    tokenizer : callable or None
+        From a list of P strings to token ids (P, context length); None where there is no text tower.
     preprocess_cfg : open_clip.transform.PreprocessCfg
         The encoder's own resizing, cropping and normalisation.
     backbone, pretrained : str
@@ -41,16 +42,31 @@ class CLIP:
         Autocast type, or None for float32.
     compiled : bool
         Whether images are encoded through `torch.compile`.
+    tokens : {"all", "none"}
+        `none`: the pooled embedding stands in for the patch tokens, as the only one.
+    token_grid : int
+        Side of the grid to which the mean of neighbouring patch tokens is taken; 0 keeps all.
+    match_mpp : bool
+        Whether patches are resampled to the resolution that the encoder was trained at (`field.match_field`).
     """
 
     model: nn.Module
-    tokenizer: Callable[[list[str]], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor] | None
     preprocess_cfg: open_clip.transform.PreprocessCfg
     backbone: str
     pretrained: str
     device: torch.device
     amp_dtype: torch.dtype | None
     compiled: bool = False
+    tokens: str = "all"
+    token_grid: int = 0
+    match_mpp: bool = False
+
+    @property
+    def side(self) -> int:
+        """Side of the image that the encoder takes, in pixels; the shorter one where they differ."""
+        size = self.preprocess_cfg.size
+        return size if isinstance(size, int) else min(size)
 
     @property
     def preprocess(self) -> Callable:
@@ -105,11 +121,21 @@ class CLIP:
         if images.dtype != torch.uint8:
             raise HistoCLIPError(f"images: {images.dtype} was given, uint8 is expected, as CLIP.resize gives it.")
         if self.fast_tower is not None:
-            return self.fast_tower(images)
+            return self._kept(*self.fast_tower(images))
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with self.autocast():
             pooled, tokens = self.tower(images)
-        return pooled.float(), tokens.float()
+        return self._kept(pooled.float(), tokens.float())
+
+    def _kept(self, pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return pooled features (B, d) and those tokens (B, L, d) that are kept."""
+        if self.tokens == "none":
+            return pooled, pooled[:, None]
+        side = round(tokens.shape[1] ** 0.5)
+        if not self.token_grid or side <= self.token_grid or side**2 != tokens.shape[1]:
+            return pooled, tokens
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+        return pooled, nn.functional.adaptive_avg_pool2d(grid, self.token_grid).flatten(2).transpose(1, 2)
 
     @cached_property
     def tower(self) -> Callable:
@@ -134,7 +160,14 @@ class CLIP:
         -------
         tensor of shape (P, d), float32
             Unit rows.
+
+        Raises
+        ------
+        HistoCLIPError
+            If the encoder has no text tower.
         """
+        if self.tokenizer is None:
+            raise HistoCLIPError(f"backbone {self.backbone} encodes images alone: it has no text tower for prompts.")
         distinct = list(dict.fromkeys(prompts))
         token_ids = self.tokenizer(distinct)
         padding = self.tokenizer([""])[0, -1]
@@ -156,7 +189,10 @@ class CLIP:
         """Return a hex digest of what determines the image features: tower, weights, preprocessing, precision."""
         # Weights alone do not say it: a model and its -quickgelu twin load the same ones.
         tower = (self.backbone, repr(self.model.visual))
-        return self._digest_weights(repr((tower, asdict(self.preprocess_cfg), self.amp_dtype)))
+        about = repr((tower, asdict(self.preprocess_cfg), self.amp_dtype))
+        if (kept := (self.tokens, self.token_grid, self.match_mpp)) != ("all", 0, False):
+            about += repr(kept)
+        return self._digest_weights(about)
 
     def digest(self) -> str:
         """Return a hex digest of the image tower's weights and preprocessing, whatever the device and precision."""
@@ -176,6 +212,9 @@ def load_clip(
     device: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
+    tokens: str = "all",
+    token_grid: int = 0,
+    match_mpp: bool = False,
 ) -> CLIP:
     """Load a CLIP, frozen and in eval mode.
 
@@ -193,11 +232,14 @@ def load_clip(
     compiled : bool
         Encode images through `torch.compile`: slow to start, features equal up to rounding. Needs a C++
         compiler on a CPU and Triton on CUDA.
+    tokens, token_grid, match_mpp
+        As in `CLIP`.
 
     Raises
     ------
     HistoCLIPError
-        For an unknown name, tag, device or precision, for `pretrained` beside a backbone that takes none, and for
+        For an unknown name, tag, device or precision, for other `tokens` or a negative
+        `token_grid`, for `pretrained` beside a backbone that takes none, and for
         weights that cannot be loaded; that message names the model, the file looked for and the offline default.
 
     Examples
@@ -207,12 +249,17 @@ def load_clip(
     torch.Size([1, 384])
     """
     torch_device, amp_dtype = choose_compute(device, precision)
+    if tokens not in TOKENS:
+        raise HistoCLIPError(f"tokens: {tokens!r} is not known. Use one of {', '.join(TOKENS)}.")
+    if token_grid < 0:
+        raise HistoCLIPError(f"token_grid: {token_grid} is no side of a grid. Use 7, or 0 to keep all tokens.")
     entry = encoder_entry(backbone, pretrained)
     if pretrained and not entry.takes_weights:
         raise HistoCLIPError(f"pretrained: {pretrained!r} has no meaning for {backbone}, which has its own weights.")
     model, tokenizer, preprocess_cfg = entry.load(backbone, pretrained)
     model.to(torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return CLIP(model, tokenizer, preprocess_cfg, backbone, pretrained, torch_device, amp_dtype, compiled)
+    loaded = (model, tokenizer, preprocess_cfg, backbone, pretrained, torch_device, amp_dtype, compiled)
+    return CLIP(*loaded, tokens, token_grid, match_mpp)
 
 
 def choose_compute(device: str = "auto", precision: str = "auto") -> tuple[torch.device, torch.dtype | None]:

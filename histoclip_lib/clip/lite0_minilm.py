@@ -48,6 +48,11 @@ def _weights_at_hand(backbone: str, pretrained: str) -> str | None:
     "was trained on no image with its caption and on no tissue. It stands in where no CLIP weights can be downloaded; "
     "its numbers cannot be compared with the paper's.",
     pretraining="ImageNet photographs, and text without images. No tissue.",
+    image_size=224,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    tcga="no",
+    tcga_source="both training sets are known: photographs, and text",
     weights_at_hand=_weights_at_hand,
     token_shape=lambda backbone, pretrained: (TOKENS, EMBED_DIM),
 )

@@ -56,12 +56,14 @@ class PatchDataset:
         Organ, where it is known.
     has_masks : bool
         Whether `source.mask` gives masks.
+    patch_mpp : ndarray of shape (B,), float, or None
+        Micrometres per pixel of each patch; NaN where it is not known.
 
     Raises
     ------
     HistoCLIPError
-        If there are no patches, `labels` has the wrong shape or values other than 0, 1 and NaN, a file is listed twice, or
-        a name is not valid Unicode.
+        If there are no patches, `labels` has the wrong shape or values other than 0, 1 and NaN, a file is listed twice,
+        or a name is not valid Unicode.
 
     Examples
     --------
@@ -81,6 +83,7 @@ class PatchDataset:
     parts: np.ndarray | None = None
     tissue: np.ndarray | None = None
     has_masks: bool = False
+    patch_mpp: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the rest of the library could not work with."""
@@ -131,6 +134,12 @@ class PatchDataset:
     def known(self) -> np.ndarray:
         """Where labels are known, bool (B, N)."""
         return ~np.isnan(self.labels)
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel, where all patches have the same; None where not, or where it is not known."""
+        same = self.patch_mpp is not None and np.ptp(self.patch_mpp) == 0
+        return float(self.patch_mpp[0]) if same else None
 
     def _repr_html_(self) -> str:
         """Show sizes, prevalences and six of the patches in a notebook."""

@@ -12,15 +12,15 @@ from histoclip_lib.common.csv_tables import Table, read_table
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.images import ImageFiles
-from histoclip_lib.data.registry import dataset
+from histoclip_lib.data.registry import LEAST_MPP, MOST_MPP, dataset
 
-RESERVED_COLUMNS = ("file", "group", "split", "mask")
+RESERVED_COLUMNS = ("file", "group", "split", "mask", "mpp")
 LABELS = {"": np.nan, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
 MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 FORMAT = (
-    "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or source image), "
-    "`split` (train or val) and `mask` are optional."
+    "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or "
+    "source image), `split` (train or val), `mask`, `mpp` and `meta_*` are optional."
 )
 
 
@@ -82,12 +82,34 @@ def load(data_dir: str | Path) -> PatchDataset:
         groups=_column(table, "group", table_path),
         parts=_column(table, "split", table_path, allowed=("train", "val")),
         has_masks=bool(mask_paths),
+        patch_mpp=_mpp(table, table_path),
     )
+
+
+def _mpp(table: Table, table_path: Path) -> np.ndarray | None:
+    """Return the micrometres per pixel of each patch, NaN where the cell is empty; None without such a column."""
+    if "mpp" not in table.columns:
+        return None
+    values, offenders = [], []
+    for line, cell in zip(table.lines, table.columns["mpp"], strict=True):
+        try:
+            value = float(cell) if cell.strip() else np.nan
+        except ValueError:
+            value = 0.0
+        values.append(value)
+        if not (np.isnan(value) or LEAST_MPP <= value <= MOST_MPP) or cell.strip().casefold() == "nan":
+            offenders.append(f"line {line}: {shown(cell)}")
+    if offenders:
+        raise HistoCLIPError(
+            f"{table_path}, column mpp: expected micrometres per pixel from {LEAST_MPP:g} to {MOST_MPP:g}, or nothing "
+            f"where they are not known; found:\n{bullet_list(offenders)}"
+        )
+    return None if np.isnan(values).all() else np.array(values)
 
 
 def _classes(table: Table, table_path: Path) -> list[str]:
     """Return the columns left over, refusing those that were meant to be others."""
-    others = {*RESERVED_COLUMNS, "mpp", *(column for column in table.columns if column.startswith("meta_"))}
+    others = {*RESERVED_COLUMNS, *(column for column in table.columns if column.startswith("meta_"))}
     classes = [column for column in table.columns if column not in others]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:

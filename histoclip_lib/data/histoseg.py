@@ -94,6 +94,8 @@ LUAD = Release(
     ),
     options=("split", "mask_coverage"),
     paper={"baseline": 0.4266, "one_vs_rest": 0.3757, "power_set": 0.4713, "top_k": 0.4358, "histoclip": 0.9121},
+    mpp=0.25,
+    tcga="yes",
 )
 def load_bcss_wsss(
     data_dir: str | Path, split: str = "random", mask_coverage: float = 0.01, progress: bool = True
@@ -132,11 +134,14 @@ def load_bcss_wsss(
     title=LUAD.title,
     licence="None is stated; ask its authors before any use but research.",
     about=(
-        "**LUAD-HistoSeg.** Lung adenocarcinoma, 224 x 224 at 10x (Han et al. 2022). Training labels come with the "
+        "**LUAD-HistoSeg.** Lung adenocarcinoma, 224 x 224 at 10x by its authors (Han et al. 2022), taken as 0.5 µm "
+        "per pixel (`mpp` sets another value). Training labels come with the "
         "file names, those of the official val and test parts from masks. Groups are patients."
     ),
     options=("split", "mask_coverage"),
     paper={"baseline": 0.4485, "one_vs_rest": 0.2932, "power_set": 0.4422, "top_k": 0.4738, "histoclip": 0.9507},
+    mpp=0.5,
+    tcga="no",
 )
 def load_luad_histoseg(
     data_dir: str | Path, split: str = "random", mask_coverage: float = 0.01, progress: bool = True

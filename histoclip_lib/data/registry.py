@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import resolve
@@ -13,6 +15,7 @@ from histoclip_lib.common.registry import Registry
 from histoclip_lib.data.base import PatchDataset
 
 Loader = Callable[..., PatchDataset]
+LEAST_MPP, MOST_MPP = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class DatasetEntry:
         Whether the data is read from a folder; otherwise it is generated.
     paper : dict of str to float
         mAcc in Table I of the paper, by the name under which a method is found there; empty where it has none.
+    mpp : float or None
+        Micrometres per pixel of its patches; None where the data itself says it, or nothing does.
+    tcga : {"yes", "in part", "no", "unknown"}
+        Whether its images come from TCGA, which the pretraining of many encoders holds.
     """
 
     name: str
@@ -43,6 +50,8 @@ class DatasetEntry:
     options: tuple[str, ...] = ()
     needs_folder: bool = True
     paper: Mapping[str, float] = field(default_factory=dict)
+    mpp: float | None = None
+    tcga: str = "unknown"
 
 
 DATASETS: Registry[DatasetEntry] = Registry(
@@ -63,6 +72,8 @@ def dataset(
     options: tuple[str, ...] = (),
     needs_folder: bool = True,
     paper: Mapping[str, float] | None = None,
+    mpp: float | None = None,
+    tcga: str = "unknown",
 ) -> Callable[[Loader], Loader]:
     """Register the decorated loader as a data set; `DatasetEntry` has the arguments.
 
@@ -76,14 +87,16 @@ def dataset(
     """
 
     def register(load: Loader) -> Loader:
-        entry = DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {})
+        entry = DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {}, mpp, tcga)
         DATASETS.add(name, entry, load.__module__)
         return load
 
     return register
 
 
-def load_dataset(dataset: str, data_dir: str | Path = "", split: str = "random", **options: object) -> PatchDataset:
+def load_dataset(
+    dataset: str, data_dir: str | Path = "", split: str = "random", mpp: float = 0.0, **options: object
+) -> PatchDataset:
     """Load a data set by its name in the parameter files.
 
     Parameters
@@ -95,6 +108,8 @@ def load_dataset(dataset: str, data_dir: str | Path = "", split: str = "random",
     split : str
         BCSS-WSSS and LUAD-HistoSeg: with `given` the official validation and test parts are loaded too; otherwise the
         official training part alone, which is what the paper divides 8:2.
+    mpp : float
+        Micrometres per pixel of the patches, where what the data set says does not hold; 0 for that.
     **options
         `n_patches` (synthetic), `mask_coverage` (BCSS-WSSS, LUAD-HistoSeg), `min_nuclei` (PanNuke). Those of other data
         sets are ignored.
@@ -118,7 +133,7 @@ def load_dataset(dataset: str, data_dir: str | Path = "", split: str = "random",
         )
     given = {name: value for name, value in {**options, "split": split}.items() if name in entry.options}
     if not entry.needs_folder:
-        return entry.load(**given)
+        return _with_mpp(entry.load(**given), mpp, entry)
     if not data_dir:
         raise HistoCLIPError(f"data_dir: {dataset} needs the folder of the data.")
     folder = resolve(data_dir)
@@ -129,12 +144,23 @@ def load_dataset(dataset: str, data_dir: str | Path = "", split: str = "random",
     except (OSError, ValueError) as error:  # too long, forbidden, or with a null character
         reason = getattr(error, "strerror", None) or error
         raise HistoCLIPError(f"data_dir: {shown(str(data_dir), 300)} cannot be read ({reason}).") from error
-    return entry.load(folder, **given)
+    return _with_mpp(entry.load(folder, **given), mpp, entry)
+
+
+def _with_mpp(patches: PatchDataset, mpp: float, entry: DatasetEntry) -> PatchDataset:
+    """Return patches with the resolution that is given, else their own, else that of their data set."""
+    if mpp and not LEAST_MPP <= mpp <= MOST_MPP:
+        raise HistoCLIPError(
+            f"mpp: {mpp:g} micrometres per pixel cannot be; expected {LEAST_MPP:g} to {MOST_MPP:g}, or 0."
+        )
+    if mpp or (entry.mpp and patches.patch_mpp is None):
+        return replace(patches, patch_mpp=np.full(len(patches), mpp or entry.mpp))
+    return patches
 
 
 def dataset_parameters(values: Mapping[str, object]) -> dict[str, object]:
     """Return those of a run's parameters that decide which patches are loaded."""
-    names = ("dataset", "data_dir", "split", *DATASETS[str(values["dataset"])].options)
+    names = ("dataset", "data_dir", "split", "mpp", *DATASETS[str(values["dataset"])].options)
     return {name: values[name] for name in dict.fromkeys(names) if name in values}
 
 

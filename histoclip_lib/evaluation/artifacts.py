@@ -121,6 +121,7 @@ def save_predictions(path: Path, methods: dict[str, Predictions], patches: Patch
         )
         for name, predictions in methods.items()
     ]
+    frames = frames or [pd.DataFrame({name: [] for name in PREDICTION_COLUMNS})]  # no method applies
     table = pd.concat(frames, ignore_index=True).astype({c: "category" for c in ("method", "file", "group", "class")})
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from histoclip_lib.clip.encoder import CLIP
+from histoclip_lib.clip.field import match_field, require_matchable
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import cannot_write, require_space, sweep, temporary_beside
@@ -57,11 +58,16 @@ def features_folder(clip: CLIP, views: int, cache: Path | None = None) -> Path:
     return (cache or cache_dir()) / "features" / key
 
 
-def shard_key(dataset: PatchDataset, number: int) -> str:
-    """Return the name of a shard: a digest of its patches, whose bytes are read for it."""
+def shard_key(dataset: PatchDataset, number: int, with_mpp: bool = False) -> str:
+    """Return the name of a shard: a digest of its patches, whose bytes are read for it.
+
+    Where patches are resampled (`with_mpp`), their resolution belongs to it.
+    """
     digest = hashlib.sha256()
     for index in indices_of(number, len(dataset)):
         digest.update(dataset.source.digest(index).encode())
+        if with_mpp:
+            digest.update(repr(float(dataset.patch_mpp[index])).encode())
     return digest.hexdigest()[:32]
 
 
@@ -256,8 +262,10 @@ def encode_dataset(
     >>> features.pooled.shape, features.tokens.shape
     ((8, 1, 384), (8, 1, 49, 384))
     """
+    if clip.match_mpp:
+        require_matchable(clip.backbone, clip.entry.mpp, dataset.patch_mpp)
     folder = features_folder(clip, views, cache)
-    paths = [folder / shard_key(dataset, number) for number in range(n_shards(len(dataset)))]
+    paths = [folder / shard_key(dataset, number, clip.match_mpp) for number in range(n_shards(len(dataset)))]
     found = open_shards(dict(enumerate(paths)), len(dataset), views)
     missing = {number: paths[number] for number, shard in found.items() if shard is None}
     encoded = 0
@@ -279,10 +287,14 @@ class Resized(Dataset):
 
     def __init__(self, dataset: PatchDataset, clip: CLIP) -> None:
         self.dataset, self.resize = dataset, clip.resize
+        self.matched_to = (clip.entry.mpp, clip.side) if clip.match_mpp else None
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
         """Return an index and its patch, shape (3, S, S)."""
-        return index, self.resize(Image.fromarray(self.dataset.image(index)))
+        image = self.dataset.image(index)
+        if self.matched_to is not None:
+            return index, self.resize(match_field(image, float(self.dataset.patch_mpp[index]), *self.matched_to))
+        return index, self.resize(Image.fromarray(image))
 
 
 def _encode_missing(

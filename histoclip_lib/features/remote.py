@@ -30,7 +30,8 @@ from histoclip_lib.features.store import ARRAYS, Damaged, indices_of, locked, n_
 IDENTITY = ".cache-id"  # a file by which a worker knows that its cache folder is the client's
 DECODERS = 8  # threads that decode beside a GPU
 LOCAL_DIR = "local-dir:"
-ENCODER_NAMES = ("backbone", "pretrained", "device", "precision", "compiled")  # as load_clip takes them
+# Parameters that load_clip takes, in its order.
+ENCODER_NAMES = ("backbone", "pretrained", "device", "precision", "compiled", "tokens", "token_grid", "match_mpp")
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def encode_shard(job: EncodingJob, number: int) -> EncodedShard:
     """
     _require_client(job)
     dataset, (clip, folder) = _load_dataset(job), _load_encoder(job)
-    indices, path = indices_of(number, len(dataset)), folder / shard_key(dataset, number)
+    indices, path = indices_of(number, len(dataset)), folder / shard_key(dataset, number, clip.match_mpp)
     encoded, damage = 0, ""
     try:
         there = open_shard(path, len(indices), job.views) is not None

@@ -98,6 +98,35 @@ def square_crop(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
+def central_part(maps: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """Return the central part of maps, where a patch fills only that of the encoder's image.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n, N, g, g)
+        Attention over the whole image.
+    fraction : ndarray of shape (n,)
+        Of the image's side, from 0 to 1.
+
+    Returns
+    -------
+    ndarray of shape (n, N, g, g)
+        Bilinear between the centres of the cells, each map summing to 1; the same maps where all fractions are 1.
+    """
+    from scipy.ndimage import map_coordinates
+
+    if (fraction == 1).all():
+        return maps
+    side = maps.shape[-1]
+    result = np.empty_like(maps)
+    for own, found, part in zip(maps, result, fraction, strict=True):
+        along = side / 2 + ((np.arange(side) + 0.5) / side - 0.5) * side * part - 0.5
+        places = np.stack(np.meshgrid(along, along, indexing="ij"))
+        for k, single in enumerate(own):
+            found[k] = map_coordinates(single, places, order=1, mode="nearest")
+    return result / result.sum(axis=(2, 3), keepdims=True)
+
+
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
     from skimage.transform import resize
@@ -124,15 +153,21 @@ def maps_to_compare(head: CMM, reader: FeatureReader, index: np.ndarray, seed: i
     dict of str to ndarray of shape (n, N, g, g), float32
         In the order of MAP_LABELS, each map summing to 1. `trained`: `attention.attention_maps`. `untrained`: the same
         of the head as it was before its training. `similarity`: `similarity_maps`. `centre`: a Gaussian around the
-        centre, its deviation CENTRE_SIGMA of the side. `uniform`: the same everywhere.
+        centre, its deviation CENTRE_SIGMA of the side. `uniform`: the same everywhere. There is no `similarity` where
+        the classes have no embedding in the space of the tokens.
     """
     import torch
 
-    from histoclip_lib.models.cmm import CMM
+    from histoclip_lib.models.cmm import CMM, FIXED, LEARNED
+    from histoclip_lib.models.training import random_queries
 
+    kind = head.options.get("queries", FIXED)
+    embeddings = head.class_embeddings.detach().cpu()
+    if kind == LEARNED:  # where its training began
+        embeddings = random_queries(*embeddings.shape, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        untrained = CMM(head.class_embeddings.cpu(), **head.options)
+        untrained = CMM(embeddings, **head.options)
     untrained.load_state_dict({name: value.cpu() for name, value in head.named_buffers()}, strict=False)
     trained = attention_maps(head, reader, index)
     side = trained.shape[-1]
@@ -142,7 +177,7 @@ def maps_to_compare(head: CMM, reader: FeatureReader, index: np.ndarray, seed: i
     return {
         TRAINED: trained,
         "untrained": attention_maps(untrained, reader, index),
-        "similarity": similarity_maps(head.class_embeddings, reader, index),
+        **({"similarity": similarity_maps(head.class_embeddings, reader, index)} if kind == FIXED else {}),
         "centre": np.broadcast_to(centre.astype(np.float32), trained.shape),
         "uniform": np.full_like(trained, 1 / side**2),
     }

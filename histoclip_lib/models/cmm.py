@@ -19,7 +19,8 @@ from histoclip_lib.common.html import element, html, table
 QUERY_SCALE = 2.0
 UNIT_MARGIN = 2.0  # how far a hidden unit starts above 0 for its own class, and below 0 for the others
 RIDGE = 0.01  # keeps the hidden weights small where two class embeddings are nearly the same
-COUNTS, OTHERS = ("heads", "layers", "hidden"), ("dropout", "pre_norm")
+COUNTS, OTHERS = ("heads", "layers", "hidden"), ("dropout", "pre_norm", "queries", "width")
+FIXED, LEARNED, MAPPED = "fixed", "learned", "mapped"  # what the queries are; see `CMM`
 
 
 def dropout(values: torch.Tensor, p: float, training: bool = True) -> torch.Tensor:
@@ -207,7 +208,7 @@ class CMM(ScaledHead):
     Parameters
     ----------
     class_embeddings : tensor or ndarray of shape (N, d)
-        The class matrix C of eq. (2), unit vectors; kept with the head, not trained.
+        The class matrix C of eq. (2), unit vectors; what becomes of them `queries` says.
     heads : int
         Attention heads; must divide d.
     layers : int
@@ -218,6 +219,12 @@ class CMM(ScaledHead):
         Dropout of attention weights, residuals and feed-forward network.
     pre_norm : bool
         False for the post-norm layer, which the ablations compare.
+    queries : {"fixed", "learned", "mapped"}
+        `fixed`: the class embeddings, kept with the head and not trained. Without a text tower in the space of the
+        images there are none: `learned` trains unit vectors that start where `class_embeddings` are, and `mapped`
+        trains a linear map to the space of the images from that of another model's class embeddings, of any width.
+    width : int
+        d of the image features for `mapped`; otherwise that of the class embeddings.
 
     Raises
     ------
@@ -242,26 +249,49 @@ class CMM(ScaledHead):
         hidden: int = 256,
         dropout: float = 0.3,
         pre_norm: bool = True,
+        queries: str = FIXED,
+        width: int = 0,
     ) -> None:
-        width = class_embeddings.shape[1]
+        width = width if queries == MAPPED else class_embeddings.shape[1]
         super().__init__(width)
         if width % heads:
             raise HistoCLIPError(f"heads: {heads} does not divide the embedding width {width}. Use a divisor.")
         self.options = {"heads": heads, "layers": layers, "hidden": hidden, "dropout": dropout, "pre_norm": pre_norm}
-        self.register_buffer("class_embeddings", torch.as_tensor(class_embeddings).detach().clone().float())
+        embeddings = torch.as_tensor(class_embeddings).detach().clone().float()
+        if queries == LEARNED:
+            self.class_embeddings = nn.Parameter(embeddings)
+        else:
+            self.register_buffer("class_embeddings", embeddings)
+        if queries == MAPPED:
+            self.options |= {"width": width}
+            self.map = nn.Linear(embeddings.shape[1], width, bias=False)
+            nn.init.orthogonal_(self.map.weight)  # angles between classes are kept to start with, where there is room
+        if queries != FIXED:
+            self.options |= {"queries": queries}
         self.layers = nn.ModuleList(CMMLayer(width, heads, hidden, dropout, pre_norm) for _ in range(layers))
         for layer in self.layers:
             layer.start_from_similarity()
-            layer.assign_units(self.queries().squeeze(0))
+            layer.assign_units(self.queries().detach().squeeze(0))
+
+    @property
+    def unit_queries(self) -> torch.Tensor:
+        """One unit vector for each class, shape (N, d)."""
+        kind = self.options.get("queries", FIXED)
+        if kind == FIXED:
+            return self.class_embeddings
+        return functional.normalize(
+            self.class_embeddings if kind == LEARNED else self.map(self.class_embeddings), dim=-1
+        )
 
     def queries(self) -> torch.Tensor:
-        """Return the queries of the first layer, shape (1, N, d): the class embeddings, the same for every image.
+        """Return the queries of the first layer, shape (1, N, d): the same for every image.
 
-        They are unit vectors, whose entries would vanish beside those of the image in every residual. A Transformer
-        scales its embeddings by sqrt(d) (Vaswani et al. 2017, section 3.4); QUERY_SCALE times that lets the class
-        outweigh the image where the feed-forward network must distinguish the classes.
+        Class embeddings are unit vectors, whose entries would vanish beside those of the image in every residual. A
+        Transformer scales its embeddings by sqrt(d) (Vaswani et al. 2017, section 3.4); QUERY_SCALE times that lets the
+        class outweigh the image where the feed-forward network must distinguish the classes.
         """
-        return self.class_embeddings.unsqueeze(0) * (QUERY_SCALE * self.class_embeddings.shape[1] ** 0.5)
+        unit = self.unit_queries
+        return unit.unsqueeze(0) * (QUERY_SCALE * unit.shape[1] ** 0.5)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images.
@@ -284,7 +314,7 @@ class CMM(ScaledHead):
 
     def _repr_html_(self) -> str:
         """Show in a notebook the options of the head and how many parameters each part of it has."""
-        n_classes, width = self.class_embeddings.shape
+        n_classes, width = self.unit_queries.shape
         facts = [["classes", str(n_classes)], ["width", str(width)]]
         facts += [[name.replace("_", " "), str(value)] for name, value in self.options.items()]
         parts = {
@@ -317,9 +347,12 @@ def _options_and_classes(metadata: dict[str, str]) -> tuple[dict[str, object], l
         raise ValueError(f"options: {shown(options)}, expected are {', '.join((*COUNTS, *OTHERS))}")
     wrong = [name for name in COUNTS if type(options[name]) is not int or options[name] < 1]
     wrong += ["dropout"] if type(options["dropout"]) not in (int, float) or not 0 <= options["dropout"] < 1 else []
+    wrong += ["queries"] if options.get("queries", FIXED) not in (FIXED, LEARNED, MAPPED) else []
+    wrong += ["width"] if type(options.get("width", 1)) is not int or options.get("width", 1) < 1 else []
+    wrong += ["width"] if ("width" in options) != (options.get("queries") == MAPPED) else []
     wrong += ["pre_norm"] if type(options.get("pre_norm", True)) is not bool else []
     if wrong:
-        raise ValueError("; ".join(f"the option {name} is {shown(options[name])}" for name in wrong))
+        raise ValueError("; ".join(f"the option {name} is {shown(options.get(name))}" for name in wrong))
     return options, classes
 
 

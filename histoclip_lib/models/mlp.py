@@ -50,7 +50,7 @@ class MLP(ScaledHead):
 
 def mlp_like(head: CMM) -> MLP:
     """Return a fresh MLP with the number of parameters, classes, features, dropout and feature scale of a head."""
-    n_classes, width = head.class_embeddings.shape
+    n_classes, width = head.unit_queries.shape
     mlp = MLP(width, n_classes, sum(p.numel() for p in head.parameters()), head.options["dropout"])
     mlp.token_mean.copy_(head.token_mean)
     mlp.token_scale.copy_(head.token_scale)

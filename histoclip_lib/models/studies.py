@@ -14,7 +14,6 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError
@@ -30,6 +29,7 @@ from histoclip_lib.models.training import (
     feature_names,
     new_head,
     predict_probabilities,
+    random_queries,
     source_digest,
     train_head,
 )
@@ -263,8 +263,8 @@ def _fit(
     reader = FeatureReader(shards, device, share=share)
     reader.n_views = study.views or reader.n_views
     if study.method == "histoclip_text_free":
-        generator = torch.Generator().manual_seed(options.seed)
-        class_embeddings = functional.normalize(torch.randn(class_embeddings.shape, generator=generator), dim=-1)
+        class_embeddings = random_queries(len(class_embeddings), shards.shape[-1], options.seed)
+        head_options = {name: value for name, value in head_options.items() if name not in ("queries", "width")}
     head = new_head(class_embeddings, head_options | study.head, shards, study.train, options.seed)
     if study.method == "mlp":
         torch.manual_seed(options.seed)

@@ -414,6 +414,12 @@ def new_head(
     return head
 
 
+def random_queries(n_classes: int, width: int, seed: int) -> torch.Tensor:
+    """Return a random unit vector for each class, shape (N, d): queries that know nothing of the classes' words."""
+    generator = torch.Generator().manual_seed(seed)
+    return functional.normalize(torch.randn((n_classes, width), generator=generator), dim=-1)
+
+
 def train_heads(
     class_embeddings: np.ndarray,
     head_options: dict[str, object],

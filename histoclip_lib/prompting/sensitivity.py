@@ -12,7 +12,7 @@ import pandas as pd
 
 from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.predictions import mean_accuracy
+from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.prompting.strategies import STRATEGIES, StrategyContext
 from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
 
@@ -92,10 +92,7 @@ def score_variants(
     seed : int
         Of the draws.
     """
-    from sklearn.metrics import average_precision_score
-
     images = unit(np.asarray(pooled, dtype=np.float32))
-    present = labels.any(axis=0)
     lines, left_out = [], Counter()
     for kind, prompt, words in _wordings(vocabulary, draws, seed):
         for strategy in STRATEGIES.load().values():
@@ -105,9 +102,7 @@ def score_variants(
             except TooManyPromptsError:
                 left_out[strategy.label] += 1
                 continue
-            precision = np.nan
-            if present.any():
-                precision = average_precision_score(labels[:, present], predictions.scores[:, present])
+            precision = mean_precision(labels, predictions.scores)
             lines.append([strategy.label, kind, prompt, mean_accuracy(labels, predictions.decisions), precision])
     return Variants(pd.DataFrame(lines, columns=["strategy", "kind", "prompt", *METRICS]), dict(left_out))
 
@@ -136,6 +131,34 @@ def draw_names(vocabulary: Vocabulary, draws: int, seed: int) -> list[list[str]]
         if any(places):  # all 0: the names as reported
             chosen.add(places)
     return [[own[place] for own, place in zip(words, places, strict=True)] for places in sorted(chosen)]
+
+
+def prompts_table(scored: dict[str, dict[str, Predictions]], labels: np.ndarray) -> pd.DataFrame:
+    """Return as text mAcc and mAP of each strategy with each set of prompts.
+
+    Parameters
+    ----------
+    scored : dict of str to dict of str to Predictions
+        By the set of prompts, then by strategy; each (B, N).
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for prompts, methods in scored.items():
+        for name, predictions in methods.items():
+            precision = mean_precision(labels, predictions.scores)
+            line = lines.setdefault(STRATEGIES[name].label, {})
+            line[f"mAcc, {prompts}"] = f"{mean_accuracy(labels, predictions.decisions):.3f}"
+            line[f"mAP, {prompts}"] = "—" if np.isnan(precision) else f"{precision:.3f}"
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def mean_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return mAP, the mean over classes with a positive patch of average precision; both (B, N). NaN without any."""
+    from sklearn.metrics import average_precision_score
+
+    present = labels.any(axis=0)
+    return average_precision_score(labels[:, present], scores[:, present]) if present.any() else np.nan
 
 
 def extremes_table(variants: Variants) -> pd.DataFrame:

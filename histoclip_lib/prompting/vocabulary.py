@@ -21,6 +21,7 @@ Encode = Callable[[list[str]], np.ndarray]  # from P prompts to unit embeddings 
 FOLDER = Path(__file__).parent / "words"
 NEGATIVE_PROMPT = "a photo with nothing in it."
 PHOTO_OF = "a photo of a {}"
+PAPER, OF_ENCODER, PATHOLOGY = "paper", "encoder", "pathology"  # sets of prompts; further ones are files
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ class Vocabulary:
         """Return the words as lists in Markdown; `classes` are the N class columns."""
         words = [f"- {_code(column)} is called {_code(name)}" for column, name in zip(classes, self.names, strict=True)]
         templates = [f"- {_code(template)}" for template in self.templates]
-        return "\n".join(["Classes:", "", *words, "", f"The {len(templates)} templates:", "", *templates])
+        single = [f"- {_code(self.photo_of)}, with the class or classes", f"- {_code(self.negative_prompt)}, for none"]
+        parts = {
+            "Classes:": words,
+            f"The {len(templates)} templates:": templates,
+            "The prompts of One-vs-Rest, Power-set and Top-k:": single,
+        }
+        return "\n\n".join("\n".join([title, "", *lines]) for title, lines in parts.items())
 
 
 def _code(text: str) -> str:
@@ -59,7 +66,29 @@ def _code(text: str) -> str:
     return f"`` {' '.join(text.split()).replace('``', '` `')} ``"
 
 
-def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") -> Vocabulary:
+def prompt_sets() -> list[str]:
+    """Return the names of the sets of prompts, the paper's first."""
+    names = sorted(path.stem for path in (FOLDER / "templates").glob("*.yaml"))
+    return sorted(names, key=lambda name: name != PAPER)
+
+
+def prompts_of_encoder(prompts: str, of_encoder: str) -> str:
+    """Return the set that a parameter `prompts` names; `of_encoder` is `EncoderEntry.templates`.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there is no such set.
+    """
+    name = (of_encoder or PATHOLOGY) if prompts == OF_ENCODER else prompts
+    if name not in prompt_sets():
+        raise HistoCLIPError(
+            f"prompts: {shown(name)} is not a set of prompts. Use {OF_ENCODER} or one of {', '.join(prompt_sets())}."
+        )
+    return name
+
+
+def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "", prompts: str = PAPER) -> Vocabulary:
     """Return the vocabulary of a data set.
 
     Parameters
@@ -71,10 +100,12 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
     prompts_file : str
         Your own YAML file of the same form, with any of the keys `classes` (names for some class columns), `synonyms`
         (a list of other names for some class columns, tried beside the name to see how much the choice of words
-        matters), `templates` and `negative_prompt`; it overrides what HistoCLIP brings. For example::
+        matters), `templates`, `photo_of` and `negative_prompt`; it overrides what HistoCLIP brings. For example::
 
             classes: {stroma: stroma}
             synonyms: {stroma: [connective tissue, fibrous stroma]}
+    prompts : str
+        The set of templates: one of `prompt_sets`.
 
     Raises
     ------
@@ -105,11 +136,14 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
             f"{path}: the synonyms of {', '.join(wrong)} are not a list of texts. Write them as [one, other], or leave "
             "the class out."
         )
-    templates = words["templates"] if "templates" in words else read_yaml(FOLDER / "templates.yaml")[0]
+    sentences, _ = read_yaml(FOLDER / "templates" / f"{prompts_of_encoder(prompts, '')}.yaml")
+    sentences = sentences | words
+    templates = sentences["templates"]
     if not templates:
         raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
     check_templates(templates, str(path))
-    negative = words.get("negative_prompt", NEGATIVE_PROMPT)
+    check_templates([sentences["photo_of"]], str(path))
+    negative = sentences["negative_prompt"]
     if not negative.strip():
         raise HistoCLIPError(f"{path}: negative_prompt is empty. Write a text, or leave the key out.")
     defaults = _read(shipped) if shipped.is_file() else {}
@@ -119,7 +153,7 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "") ->
         [text for text in dict.fromkeys(synonyms.get(column, [])) if text != name]
         for column, name in zip(classes, in_order, strict=True)
     ]
-    return Vocabulary(in_order, templates, negative, others)
+    return Vocabulary(in_order, templates, negative, others, sentences["photo_of"])
 
 
 def check_templates(templates: list, place: str) -> None:
@@ -156,13 +190,14 @@ def _read(path: Path) -> dict:
         raise HistoCLIPError(f"prompts_file: {error}") from error
     if repeated:
         raise HistoCLIPError(f"prompts_file: {path} has some keys twice. Keep one of each:\n{bullet_list(repeated)}")
-    expected = {"classes": dict, "synonyms": dict, "templates": list, "negative_prompt": str}
+    expected = {"classes": dict, "synonyms": dict, "templates": list, "negative_prompt": str, "photo_of": str}
     if not isinstance(words, dict) or any(
         key not in expected or not isinstance(value, expected[key]) for key, value in words.items()
     ):
         raise HistoCLIPError(
             f"prompts_file: {path} may hold `classes` (a mapping from class column to name), `synonyms` (a mapping "
-            "from class column to a list), `templates` (a list) and `negative_prompt` (a text), nothing else."
+            "from class column to a list), `templates` (a list), `photo_of` and `negative_prompt` (texts), nothing "
+            "else."
         )
     return words
 

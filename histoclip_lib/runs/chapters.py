@@ -127,13 +127,19 @@ class ZeroShot(Chapter):
     pooled: np.ndarray
 
     @classmethod
-    def of(cls, run: Run) -> ZeroShot:
-        """Encode the patches and the classes, run the strategies, and write `zero_shot.parquet`."""
+    def of(cls, run: Run) -> ZeroShot | WithoutText:
+        """Encode the patches and the classes, run the strategies, and write `zero_shot.parquet`.
+
+        An encoder without a text tower has no zero-shot predictions; what is returned then says so in every place.
+        """
         from histoclip_lib.prompting.strategies import score_zero_shot
 
         index = np.arange(len(run.patches))
         pooled = run.encode().pooled.take(index)
         run.embed_classes()
+        if not run.has_text:
+            artifacts.save_predictions(run.folder / "zero_shot.parquet", {}, run.patches, index)
+            return WithoutText(run)
         methods = score_zero_shot(pooled, run.text_encoder, run.vocabulary, cls.context_of(run))
         artifacts.save_predictions(run.folder / "zero_shot.parquet", methods, run.patches, index)
         return cls(run, methods, pooled)
@@ -166,8 +172,8 @@ class ZeroShot(Chapter):
         )
 
     def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder."""
-        return Markdown(self.run.encoder.about())
+        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
+        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
 
     def words(self) -> Markdown:
         """List the classes in words, and the templates."""
@@ -184,6 +190,22 @@ class ZeroShot(Chapter):
             tables.whole_set_table(self.methods, self.run.patches, self.run.val),
             "mAcc of each strategy on the validation part and on all patches, and how often it predicts each class.",
         )
+
+    def both_prompts(self) -> Table:
+        """Return mAcc and mAP of each strategy with the paper's prompts and with those of the encoder."""
+        from histoclip_lib.prompting.sensitivity import prompts_table
+        from histoclip_lib.prompting.strategies import score_zero_shot
+
+        run = self.run
+        words = {name: run.words(name) for name in (run.prompts, run.other_prompts)}
+        scored = {
+            f"{name} ({own.photo_of})": score_zero_shot(
+                self.pooled[run.val], run.text_encoder, own, self.context_of(run)
+            )
+            for name, own in words.items()
+        }
+        caption = "Each strategy on the validation part with the prompts of this run, and with another set of prompts."
+        return Table(prompts_table(scored, self.truth), caption)
 
     def baseline_note(self) -> Markdown:
         """Say what the Baseline's decision amounts to."""
@@ -234,6 +256,43 @@ class ZeroShot(Chapter):
         )
 
 
+def _zero_shot_of(run: Run) -> dict[str, Predictions]:
+    """Return the zero-shot predictions for the validation patches; none of an encoder of images alone."""
+    if not run.has_text:
+        return {}
+    return artifacts.load_predictions(run.folder / "zero_shot.parquet", run.patches, run.val)
+
+
+class WithoutText(Chapter):
+    """The notebook 02_zero_shot of an encoder of images alone."""
+
+    def finding(self) -> Markdown:
+        """Say that the zero-shot methods do not apply, and what the head's queries are instead."""
+        return Markdown(self.run.queries_note())
+
+    def about_encoder(self) -> Markdown:
+        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
+        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
+
+    def words(self) -> Markdown:
+        """List the classes in words where another encoder embeds them."""
+        return Markdown(self.run.vocabulary.about(self.classes)) if self.run["text_encoder"] else self._absent()
+
+    def class_similarity(self) -> Image | Markdown:
+        """Draw the cosines of the class embeddings of `text_encoder` with each other."""
+        if not self.run["text_encoder"]:
+            return self._absent()
+        matrix = self.run.class_matrix
+        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
+
+    def _absent(self) -> Markdown:
+        return Markdown("Does not apply: the encoder has no text tower.")
+
+    table = both_prompts = baseline_note = score_distributions = prompt_spread = prompt_notes = prompt_extremes = (
+        explorer
+    ) = _absent
+
+
 @dataclass(frozen=True, eq=False)
 class Training(Chapter):
     """The notebook 03_train; `methods` are predictions for the validation part."""
@@ -262,7 +321,7 @@ class Training(Chapter):
         )  # fmt: skip
         artifacts.save_history(run.folder / "history.csv", history)
         methods = uninformative(run.patches.labels[run.train], len(run.val))
-        methods |= artifacts.load_predictions(run.folder / "zero_shot.parquet", run.patches, run.val)
+        methods |= _zero_shot_of(run)
         methods[PROBE] = run.baselines[PROBE].predict(run.features, run.val)
         for kind, head in heads.items():
             methods[f"histoclip_{kind}"] = predict(head, run.features, kind, run.val, run.compute.device)
@@ -279,7 +338,7 @@ class Training(Chapter):
 
     def features_note(self) -> Markdown:
         """Say how large the features are and what their views cost."""
-        return Markdown(self.run.features.about())
+        return Markdown("\n\n".join(filter(None, [self.run.features.about(), self.run.queries_note()])))
 
     def curves(self) -> Image:
         """Draw loss and validation mAcc of both heads."""
@@ -364,7 +423,7 @@ class Results(Chapter):
 
         patches, train, val = run.patches, run.train, run.val
         methods = uninformative(patches.labels[train], len(val)) | tissue_prior_method(patches, train, val)
-        methods |= artifacts.load_predictions(run.folder / "zero_shot.parquet", patches, val)
+        methods |= _zero_shot_of(run)
         methods |= {name: fitted.predict(run.features, val) for name, fitted in run.baselines.items()}
         finished = load_studies(run.folder / "studies.parquet", patches)
         methods |= study_tables.methods_of(finished)
@@ -400,7 +459,8 @@ class Results(Chapter):
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""
         notes = [uncertainty.interval_note(self.run.patches, self.run.val)]
-        return Markdown(" ".join([*notes, *(fitted.about() for fitted in self.run.baselines.values())]))
+        notes = " ".join([*notes, *(fitted.about() for fitted in self.run.baselines.values())])
+        return Markdown("\n\n".join(filter(None, [notes, self.run.queries_note(), self.run.field_note()])))
 
     def compare(self, method: str) -> uncertainty.Comparison:
         """Compare HistoCLIP with patch keys with another method, in mAcc and in mAP.
@@ -693,11 +753,12 @@ class Attention(Chapter):
     def of(cls, run: Run) -> Attention:
         """Compute the attention of the validation patches."""
         from histoclip_lib.features.reader import FeatureReader
-        from histoclip_lib.models.attention import attention_maps
+        from histoclip_lib.models.attention import attention_maps, central_part
 
         head = run.head("patch")
         reader = FeatureReader(run.features.tokens, run.compute.device)
-        return cls(run, head, reader, attention_maps(head, reader, run.val))
+        maps = attention_maps(head, reader, run.val)
+        return cls(run, head, reader, central_part(maps, run.inner_fraction[run.val]))
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -738,9 +799,11 @@ class Attention(Chapter):
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
         """The maps of the trained head, and those that it has to beat."""
-        from histoclip_lib.models.attention import maps_to_compare
+        from histoclip_lib.models.attention import central_part, maps_to_compare
 
-        return maps_to_compare(self.head, self.reader, self.run.val, int(self.run["seed"]))
+        fraction = self.run.inner_fraction[self.run.val]
+        maps = maps_to_compare(self.head, self.reader, self.run.val, int(self.run["seed"]))
+        return {name: central_part(own, fraction) for name, own in maps.items()}
 
     @cached_property
     def scores(self) -> MapScores | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import alone_in, replacing, resolve, run_folder
+from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.runs.record import loaded_modules, read_record, update_record
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     import torch
 
     from histoclip_lib.clip.encoder import CLIP
+    from histoclip_lib.clip.registry import EncoderEntry
     from histoclip_lib.data.base import PatchDataset
     from histoclip_lib.features.store import ImageFeatures
     from histoclip_lib.models.cmm import CMM
-    from histoclip_lib.prompting.vocabulary import Vocabulary
+    from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
     from histoclip_lib.runs import chapters
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
@@ -169,9 +171,9 @@ class Run:
     def encoder(self) -> CLIP:
         """The frozen encoder."""
         from histoclip_lib.clip.encoder import load_clip
+        from histoclip_lib.features.remote import ENCODER_NAMES
 
-        names = ("backbone", "pretrained", "device", "precision", "compiled")
-        return load_clip(*(self[name] for name in names))
+        return load_clip(*(self[name] for name in ENCODER_NAMES))
 
     @cached_property
     def compute(self) -> Compute:
@@ -215,16 +217,70 @@ class Run:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The classes in words."""
+        return self.words(self.prompts)
+
+    def words(self, prompts: str) -> Vocabulary:
+        """Return the classes in words, with the prompts of a set (`vocabulary.prompt_sets`)."""
         from histoclip_lib.prompting.vocabulary import load_vocabulary
 
-        return load_vocabulary(str(self["dataset"]), self.patches.classes, str(self["prompts_file"]))
+        return load_vocabulary(str(self["dataset"]), self.patches.classes, str(self["prompts_file"]), prompts)
+
+    @property
+    def prompts(self) -> str:
+        """The set of prompts that `prompts` names."""
+        from histoclip_lib.prompting.vocabulary import prompts_of_encoder
+
+        return prompts_of_encoder(str(self["prompts"]), self._text_entry.templates)
+
+    @property
+    def other_prompts(self) -> str:
+        """The set of prompts to compare with: the paper's, or where those are used the encoder's."""
+        from histoclip_lib.prompting.vocabulary import OF_ENCODER, PAPER, prompts_of_encoder
+
+        return PAPER if self.prompts != PAPER else prompts_of_encoder(OF_ENCODER, self._text_entry.templates)
+
+    @property
+    def _text_entry(self) -> EncoderEntry:
+        from histoclip_lib.clip.registry import encoder_entry
+
+        kind = ("backbone", "pretrained") if self.has_text else ("text_encoder", "text_pretrained")
+        return encoder_entry(*(str(self[name]) for name in kind))
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the encoder has a text tower, without which the zero-shot methods do not apply."""
+        from histoclip_lib.clip.registry import encoder_entry
+
+        return encoder_entry(str(self["backbone"]), str(self["pretrained"])).has_text
 
     @cached_property
-    def text_encoder(self):
-        """Encodes each distinct prompt once."""
+    def text_encoder(self) -> TextEncoder | None:
+        """Encodes each distinct prompt once: with the encoder's text tower, or with that of `text_encoder`.
+
+        None where there is neither.
+
+        Raises
+        ------
+        HistoCLIPError
+            If `text_encoder` is given beside an encoder with a text tower, or has none itself.
+        """
+        from histoclip_lib.clip.encoder import load_clip
+        from histoclip_lib.clip.registry import encoder_entry
         from histoclip_lib.prompting.vocabulary import TextEncoder
 
-        return TextEncoder(self.encoder)
+        named, weights = str(self["text_encoder"]), str(self["text_pretrained"])
+        if self.has_text:
+            if named:
+                raise HistoCLIPError(
+                    f"text_encoder: {shown(named)} has no use, for {self['backbone']} has a text tower of its own. "
+                    "Leave it empty."
+                )
+            return TextEncoder(self.encoder)
+        if not named:
+            return None
+        if not encoder_entry(named, weights).has_text:
+            raise HistoCLIPError(f"text_encoder: {shown(named)} has no text tower. Name an encoder of images and text.")
+        return TextEncoder(load_clip(named, weights, str(self["device"]), str(self["precision"])))
 
     @cached_property
     def class_matrix(self) -> np.ndarray:
@@ -239,10 +295,16 @@ class Run:
         return matrix
 
     def embed_classes(self) -> np.ndarray:
-        """Compute the class matrix of eq. (2) and keep it."""
+        """Compute the class matrix of eq. (2) and keep it; without any text tower, random unit vectors."""
         from histoclip_lib.prompting.vocabulary import class_embeddings
 
-        matrix = class_embeddings(self.text_encoder, self.vocabulary)
+        if self.text_encoder is not None:
+            matrix = class_embeddings(self.text_encoder, self.vocabulary)
+        else:
+            from histoclip_lib.models.training import random_queries
+
+            width = self.features.pooled.shape[2]
+            matrix = random_queries(len(self.patches.classes), width, int(self["seed"])).numpy()
         with replacing(self.folder / "class_matrix.npy") as temporary:
             np.save(temporary, matrix)
         self.__dict__["class_matrix"] = matrix
@@ -258,8 +320,54 @@ class Run:
 
     @property
     def head_options(self) -> dict[str, object]:
-        """Options of the head."""
-        return {name: self[name] for name in HEAD_OPTIONS}
+        """Options of the head, with what its queries are where they are not the encoder's own class embeddings."""
+        options = {name: self[name] for name in HEAD_OPTIONS}
+        if self.has_text:
+            return options
+        if not self["text_encoder"]:
+            return options | {"queries": "learned"}
+        return options | {"queries": "mapped", "width": self.features.pooled.shape[2]}
+
+    def field_note(self) -> str:
+        """Say in Markdown how the field and resolution of the patches compare with those of the encoder's training."""
+        from histoclip_lib.clip.field import field_note
+
+        return field_note(
+            self.encoder.entry, str(self["backbone"]), self.encoder.side, self._patch_side, self.patches.patch_mpp,
+            bool(self["match_mpp"]),
+        )  # fmt: skip
+
+    @property
+    def _patch_side(self) -> int:
+        return min(self.patches.image(int(self.train[0])).shape[:2])
+
+    @property
+    def inner_fraction(self) -> np.ndarray:
+        """Part of the side of the encoder's image that each patch fills, shape (B,): 1 unless `match_mpp` shrank it."""
+        from histoclip_lib.clip.field import matched_side
+
+        if not self["match_mpp"]:
+            return np.ones(len(self.patches))
+        entry, size, side = self.encoder.entry, self.encoder.side, self._patch_side
+        return np.array([matched_side(side, mpp, entry.mpp, size) / size for mpp in self.patches.patch_mpp])
+
+    def queries_note(self) -> str:
+        """Say in Markdown what the queries of the head are and why zero-shot methods are absent; nothing with text."""
+        if self.has_text:
+            return ""
+        note = (
+            f"**{as_typed(str(self['backbone']))} encodes images alone.** It has no text tower, so no prompt can be "
+            "compared with an image, and the zero-shot methods are absent from all tables. "
+        )
+        if named := str(self["text_encoder"]):
+            return note + (
+                f"The queries of HistoCLIP are the class embeddings of {as_typed(named)}, through a linear map that is "
+                "trained with the head."
+            )
+        return note + (
+            "The queries of HistoCLIP are vectors that are trained with the head from random ones: no word is used. "
+            "With `text_encoder` they would be another model's class embeddings through a trained linear map."
+        )
 
     @cached_property
     def baselines(self) -> dict[str, object]:

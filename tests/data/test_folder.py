@@ -296,3 +296,24 @@ def test_a_part_other_than_train_and_val_is_refused(root):
     assert "column split: expected train or val" in message
     assert "line 4: 'Train'" in message
     assert "line 5: 'test'" in message
+
+
+# Resolution
+
+
+def test_a_column_mpp_gives_each_patch_its_resolution(tmp_path, write_folder):
+    mixed = folder.load(write_folder(tmp_path / "mixed", {"a": [0, 1]}, mpp=["0.25", ""]))
+    assert mixed.patch_mpp[0] == 0.25
+    assert np.isnan(mixed.patch_mpp[1])
+    assert mixed.mpp is None
+    same = folder.load(write_folder(tmp_path / "same", {"a": [0, 1]}, mpp=[0.5, 0.5]))
+    assert same.mpp == 0.5
+    assert same.classes == ["a"]
+    assert folder.load(write_folder(tmp_path / "none", {"a": [0, 1]})).patch_mpp is None
+
+
+@pytest.mark.parametrize("cell", ["0", "half", "30", "-0.5", "nan", "inf"])
+def test_a_resolution_that_cannot_be_is_refused_with_its_line(tmp_path, write_folder, cell):
+    written = write_folder(tmp_path, {"a": [0, 1]}, mpp=["0.25", cell])
+    with pytest.raises(HistoCLIPError, match=rf"column mpp: expected micrometres per pixel .*\n.*line 3: '{cell}'"):
+        folder.load(written)

@@ -119,3 +119,12 @@ def test_importing_the_room_and_asking_for_names_loads_no_heavy_package():
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.stdout == "[]\nTrue\n"
+
+
+def test_a_resolution_that_is_given_counts_before_that_of_the_data(tmp_path, write_folder):
+    folder = write_folder(tmp_path, {"a": [0, 1]}, mpp=[0.25, 0.25])
+    assert load_dataset("folder", folder).mpp == 0.25
+    assert load_dataset("folder", folder, mpp=0.5).mpp == 0.5
+    with pytest.raises(HistoCLIPError, match="mpp: 40 micrometres per pixel cannot be"):
+        load_dataset("folder", folder, mpp=40)
+    assert (DATASETS["pannuke"].mpp, DATASETS["bcss_wsss"].mpp, DATASETS["luad_histoseg"].mpp) == (0.25, 0.25, 0.5)

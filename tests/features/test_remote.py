@@ -40,6 +40,7 @@ def values(tmp_path, backbone, write_folder, monkeypatch):
         **{"dataset": "folder", "data_dir": str(data), "split": "random"},
         **{"n_patches": 600, "mask_coverage": 0.01, "min_nuclei": 1},
         **{"backbone": backbone, "pretrained": "", "device": "cpu", "precision": "fp32", "compiled": False},
+        **{"tokens": "all", "token_grid": 0, "match_mpp": False, "mpp": 0.0},
         **{"views": 2, "encode_batch_size": 3},
     }
 

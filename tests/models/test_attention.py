@@ -10,6 +10,7 @@ from histoclip_lib.features.store import Shards
 from histoclip_lib.models.attention import (
     MAP_LABELS,
     attention_maps,
+    central_part,
     enlarge,
     maps_to_compare,
     similarity_maps,
@@ -149,3 +150,13 @@ def test_similarity_of_equal_tokens_is_uniform():
     np.testing.assert_allclose(
         similarity_maps(fresh().class_embeddings, reader_of(grids), np.array([0])), 1 / 16, rtol=1e-5
     )
+
+
+def test_the_central_part_of_a_map_is_where_a_mirrored_patch_lies():
+    maps = np.zeros((2, 1, 8, 8), np.float32)
+    maps[:, 0, 2:6, 2:6] = np.arange(16).reshape(4, 4) + 1
+    found = central_part(maps, np.array([1.0, 0.5]))
+    np.testing.assert_allclose(found[0], maps[0] / maps[0].sum(), rtol=1e-5)
+    halves = found[1, 0].reshape(4, 2, 4, 2).sum(axis=(1, 3))
+    assert np.corrcoef(halves.ravel(), np.arange(16))[0, 1] > 0.99
+    assert found.sum(axis=(2, 3)) == pytest.approx(1, abs=1e-5)

@@ -409,3 +409,25 @@ def test_head_can_learn_what_one_token_says():
     for k in range(2):
         found = attention.mean(dim=1)[:, k].argmax(dim=-1) == place[:, k]
         assert found[labels[:, k] == 1].float().mean() > 0.5  # chance is 1/16
+
+
+# Queries that are not class embeddings
+
+
+@pytest.mark.parametrize("options", [{"queries": "learned"}, {"queries": "mapped", "width": 48}])
+def test_learned_and_mapped_queries_are_unit_vectors_that_are_trained_and_kept(tmp_path, options):
+    head, tokens = CMM(class_embeddings(), heads=4, **options), torch.randn(2, 9, options.get("width", 32))
+    norms = head.unit_queries.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(3))
+    head(tokens)[0].sum().backward()
+    trained = head.class_embeddings if options["queries"] == "learned" else head.map.weight
+    assert trained.grad.abs().sum() > 0
+    save_cmm(head.eval(), tmp_path / "head.safetensors", CLASSES, "vit")
+    again = load_cmm(tmp_path / "head.safetensors", CLASSES, "vit")
+    torch.testing.assert_close(again(tokens)[0], head(tokens)[0])
+
+
+def test_a_map_into_a_wider_space_keeps_the_angles_between_classes():
+    embeddings = nn.functional.normalize(class_embeddings(), dim=-1)
+    queries = CMM(embeddings, heads=4, queries="mapped", width=48).unit_queries
+    torch.testing.assert_close(queries @ queries.T, embeddings @ embeddings.T, rtol=0, atol=1e-5)

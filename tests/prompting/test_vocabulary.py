@@ -11,12 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_clip import tiny_clip
 
+from histoclip_lib.clip.registry import ENCODERS
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.histoseg import BCSS_CLASSES, LUAD_CLASSES
 from histoclip_lib.data.pannuke.arrays import CLASSES as PANNUKE_CLASSES
 from histoclip_lib.data.synthetic.patches import load_synthetic
 from histoclip_lib.prompting import vocabulary as prompts
-from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary, class_embeddings, load_vocabulary
+from histoclip_lib.prompting.vocabulary import (
+    TextEncoder,
+    Vocabulary,
+    class_embeddings,
+    load_vocabulary,
+    prompt_sets,
+    prompts_of_encoder,
+)
 
 STATED_CLASSES = {"bcss_wsss": BCSS_CLASSES, "luad_histoseg": LUAD_CLASSES, "pannuke": PANNUKE_CLASSES}
 
@@ -222,3 +230,41 @@ def test_braces_in_names_and_templates_are_text():
     clip = CountingCLIP()
     class_embeddings(TextEncoder(clip), Vocabulary(["{x}", "{0}"], ["{} {y}"]))
     assert clip.asked == ["{x} {y}", "{0} {y}"]
+
+
+# Sets of prompts
+
+
+@pytest.mark.parametrize("name", prompt_sets())
+def test_every_set_of_prompts_can_be_used(name):
+    vocabulary = load_vocabulary("folder", ["tumor"], prompts=name)
+    assert all(template.count("{}") == 1 for template in [*vocabulary.templates, vocabulary.photo_of])
+    assert vocabulary.negative_prompt.strip()
+
+
+def test_the_paper_s_own_words_are_the_default():
+    assert prompt_sets()[0] == "paper"
+    assert load_vocabulary("folder", ["tumor"]) == Vocabulary(
+        ["tumor"],
+        load_vocabulary("folder", ["tumor"], prompts="paper").templates,
+        "a photo with nothing in it.",
+        [[]],
+        "a photo of a {}",
+    )
+
+
+def test_every_encoder_names_a_set_that_exists_and_has_pathology_where_it_names_none():
+    for entry in ENCODERS.load().values():
+        assert prompts_of_encoder("encoder", entry.templates) in prompt_sets()
+    assert prompts_of_encoder("encoder", "") == "pathology"
+    with pytest.raises(HistoCLIPError, match=r"prompts: 'papr' is not a set of prompts. Use encoder or one of paper,"):
+        load_vocabulary("folder", ["tumor"], prompts="papr")
+
+
+def test_a_prompts_file_overrides_the_template_of_the_strategies(tmp_path):
+    (tmp_path / "words.yaml").write_text('photo_of: "tissue with {}"\n')
+    vocabulary = load_vocabulary("folder", ["tumor"], str(tmp_path / "words.yaml"), prompts="plip")
+    assert (vocabulary.photo_of, vocabulary.templates) == ("tissue with {}", ["An H&E image patch of {}."])
+    (tmp_path / "words.yaml").write_text('photo_of: "tissue"\n')
+    with pytest.raises(HistoCLIPError, match=r"each template needs one \{\}"):
+        load_vocabulary("folder", ["tumor"], str(tmp_path / "words.yaml"))

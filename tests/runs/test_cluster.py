@@ -42,6 +42,7 @@ def values(tmp_path_factory):
         **{"dataset": "folder", "data_dir": str(root), "split": "random"},
         **{"n_patches": 600, "mask_coverage": 0.01, "min_nuclei": 1},
         **{"backbone": backbone, "pretrained": "", "device": "cpu", "precision": "fp32", "compiled": False},
+        **{"tokens": "all", "token_grid": 0, "match_mpp": False, "mpp": 0.0},
         **{"views": VIEWS, "encode_batch_size": BATCH},
     }
 

@@ -46,6 +46,15 @@ def run(tmp_path, write_folder, monkeypatch):
     data = write_folder(tmp_path / "data", {"a": [1, 0, 1, 0, 1, 1], "b": [0, 1, 1, 0, 1, 0]})
     given = {"dataset": "folder", "data_dir": str(data), "split": "random", "val_fraction": 0.5, "seed": 0}
     given |= {"backbone": "lite0-minilm", "pretrained": "", "device": "cpu", "precision": "fp32", "compiled": False}
+    given |= {
+        "tokens": "all",
+        "token_grid": 0,
+        "match_mpp": False,
+        "mpp": 0.0,
+        "prompts": "paper",
+        "text_encoder": "",
+        "text_pretrained": "",
+    }
     return open_run("a", tmp_path / "reports", given | {"views": 1, "encode_batch_size": 4, "prompts_file": ""})
 
 

@@ -40,6 +40,8 @@ SOURCE = "PanNuke is distributed by the Warwick TIA Centre (Gamper et al. 2020, 
     ),
     options=("min_nuclei",),
     paper={"baseline": 0.4107, "one_vs_rest": 0.4371, "power_set": 0.5263, "top_k": 0.4862, "histoclip": 0.8824},
+    mpp=0.25,
+    tcga="in part",
 )
 def load_pannuke(
     data_dir: str | Path, min_nuclei: int = 1, cache_dir: str | Path | None = None, progress: bool = True
