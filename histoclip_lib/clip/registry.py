@@ -19,6 +19,15 @@ def _unknown(backbone: str, pretrained: str) -> None:
     """Know nothing before the encoder is loaded."""
 
 
+def _all_files_at_hand(backbone: str, pretrained: str) -> str | None:
+    """Return where the files of an encoder lie, None where one is missing."""
+    from histoclip_lib.clip.weights import files_at_hand
+
+    entry = ENCODERS[backbone]
+    found = files_at_hand(entry, pretrained)
+    return str(next(iter(found.values())).parent) if found and len(found) == len(entry.files) else None
+
+
 @dataclass(frozen=True)
 class EncoderEntry:
     """What is known of an encoder without loading it.
@@ -39,9 +48,35 @@ class EncoderEntry:
     pretraining : str
         What it was trained on, and whether TCGA images may be among that; Markdown.
     takes_weights : bool
-        Whether `pretrained` has a meaning.
+        Whether `pretrained` has a meaning. It has for an encoder with `hub`: a local folder, or a weights file.
+    has_text : bool
+        Whether there is a text tower in the space of the images; without one the zero-shot methods do not apply.
+        Then `load` returns None for the tokenizer.
+    hub : str
+        Its repository on the Hugging Face hub, `OWNER/NAME`; empty where it has none.
+    files : tuple of str
+        The files that `load` reads of that repository, or of a local folder that `pretrained` names. Names joined by
+        `|` are alternatives, the first that is there counts. `histoclip_lib.clip.weights.encoder_files` finds them.
+    gated : bool
+        Whether the hub gives the files only to accounts that have accepted the terms.
+    image_size : int or None
+        Side of the square image that the tower takes, in pixels.
+    patch_px : int or None
+        Side of the patches that it was trained on, in pixels at `mpp`; None where that is not published.
+    mpp : tuple of float
+        Micrometres per pixel of its training patches, several where there were several; empty where not published.
+    mean, std : tuple of 3 floats
+        Normalisation of the channels, for pixels from 0 to 1; empty where only the files tell.
+    templates : str
+        Name of the set of prompts in `prompting/words/templates/` that its authors' usage suggests; empty for the
+        general one.
+    tcga : {"yes", "no", "unknown"}
+        Whether its training images held any of TCGA, from which BCSS-WSSS and a part of PanNuke come.
+    tcga_source : str
+        Where that is stated.
     weights_at_hand : callable
         From `backbone` and `pretrained` to where the weights lie on this machine, None where they would be fetched.
+        By default, of an encoder with `hub`, where its `files` are.
     token_shape : callable
         From the same to the number of tokens L and their width d, None where only the model itself tells.
     check : callable
@@ -56,6 +91,18 @@ class EncoderEntry:
     about: str = ""
     pretraining: str = UNKNOWN_IMAGES
     takes_weights: bool = False
+    has_text: bool = True
+    hub: str = ""
+    files: tuple[str, ...] = ()
+    gated: bool = False
+    image_size: int | None = None
+    patch_px: int | None = None
+    mpp: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    templates: str = ""
+    tcga: str = "unknown"
+    tcga_source: str = ""
     weights_at_hand: Callable[[str, str], str | None] = _unknown
     token_shape: Callable[[str, str], tuple[int, int] | None] = _unknown
     check: Callable[[str, str], None] = _unknown
@@ -77,6 +124,9 @@ def encoder(name: str, title: str, licence: str, **about: object) -> Callable[[C
     ...     model, tokenizer = ...  # as open_clip makes them
     ...     return model, tokenizer, open_clip.transform.PreprocessCfg(size=224)
     """
+
+    if about.get("hub"):
+        about = {"takes_weights": True, "weights_at_hand": _all_files_at_hand} | about
 
     def register(load: Callable) -> Callable:
         ENCODERS.add(name, EncoderEntry(name, title, licence, load, **about))
