@@ -109,7 +109,16 @@ class EncoderEntry:
 
 
 ENCODERS: Registry[EncoderEntry] = Registry(
-    "encoder", "backbone", ("histoclip_lib.clip.lite0_minilm", "histoclip_lib.clip.open_clip_family")
+    "encoder",
+    "backbone",
+    (
+        "histoclip_lib.clip.lite0_minilm",
+        "histoclip_lib.clip.conch",
+        "histoclip_lib.clip.keep",
+        "histoclip_lib.clip.musk",
+        "histoclip_lib.clip.vision_only",
+        "histoclip_lib.clip.open_clip_family",
+    ),
 )
 
 
