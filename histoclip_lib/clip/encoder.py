@@ -29,8 +29,8 @@ class CLIP:
     ----------
     model : nn.Module
         open_clip model in eval mode, no parameter of which requires a gradient.
-    tokenizer : callable
-        From a list of P strings to token ids (P, context length).
+    tokenizer : callable or None
+        From a list of P strings to token ids (P, context length); None for a model of images alone.
     preprocess_cfg : open_clip.transform.PreprocessCfg
         The encoder's own resizing, cropping and normalisation.
     backbone, pretrained : str
@@ -44,7 +44,7 @@ class CLIP:
     """
 
     model: nn.Module
-    tokenizer: Callable[[list[str]], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor] | None
     preprocess_cfg: open_clip.transform.PreprocessCfg
     backbone: str
     pretrained: str
@@ -134,7 +134,14 @@ class CLIP:
         -------
         tensor of shape (P, d), float32
             Unit rows.
+
+        Raises
+        ------
+        HistoCLIPError
+            If the encoder is one of images alone.
         """
+        if self.tokenizer is None:
+            raise HistoCLIPError(f"backbone {self.backbone}: it has no text tower, so it can encode no prompt.")
         distinct = list(dict.fromkeys(prompts))
         token_ids = self.tokenizer(distinct)
         padding = self.tokenizer([""])[0, -1]

@@ -169,9 +169,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
     std=STD,
     tcga="yes",
     tcga_source="Xiang et al., Nature 2025: 50 million images of 11,577 patients with 33 kinds of tumor",
-    pretraining="50 million images of 11,577 patients with 33 kinds of tumor and a billion words of text, then a million "
-    "images with captions. **The images are those of TCGA.** Its authors give no scale; 0.5 micrometres per pixel is the "
-    "custom of the field.",
+    pretraining="50 million images of 11,577 patients with 33 kinds of tumor and a billion tokens of text, then a "
+    "million images with captions. **The images are those of TCGA.** No scale is published; 0.5 micrometres per pixel "
+    "is the custom of the field.",
     token_shape=lambda backbone, pretrained: ((SIZES.image // SIZES.patch) ** 2, SIZES.width),
 )
 def load(backbone: str, pretrained: str) -> tuple:

@@ -48,7 +48,7 @@ class EncoderEntry:
     pretraining : str
         What it was trained on, and whether TCGA images may be among that; Markdown.
     takes_weights : bool
-        Whether `pretrained` has a meaning. It has for an encoder with `hub`: a local folder, or a weights file.
+        Whether `pretrained` has a meaning. It has for an encoder with `files`: a local folder, or a weights file.
     has_text : bool
         Whether there is a text tower in the space of the images; without one the zero-shot methods do not apply.
         Then `load` returns None for the tokenizer.
@@ -76,7 +76,7 @@ class EncoderEntry:
         Where that is stated.
     weights_at_hand : callable
         From `backbone` and `pretrained` to where the weights lie on this machine, None where they would be fetched.
-        By default, of an encoder with `hub`, where its `files` are.
+        By default, of an encoder with `files`, where its `files` are.
     token_shape : callable
         From the same to the number of tokens L and their width d, None where only the model itself tells.
     check : callable
@@ -133,8 +133,7 @@ def encoder(name: str, title: str, licence: str, **about: object) -> Callable[[C
     ...     model, tokenizer = ...  # as open_clip makes them
     ...     return model, tokenizer, open_clip.transform.PreprocessCfg(size=224)
     """
-
-    if about.get("hub"):
+    if about.get("files"):
         about = {"takes_weights": True, "weights_at_hand": _all_files_at_hand} | about
 
     def register(load: Callable) -> Callable:

@@ -149,7 +149,8 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
     Parameters
     ----------
     visual : nn.Module
-        `model.visual` of an open_clip model, or a tower that answers both questions itself, in `pooled_and_tokens`.
+        `model.visual` of an open_clip model; or any module with a method `pooled_and_tokens` that returns what this
+        function does.
     images : tensor of shape (B, 3, S, S)
         Preprocessed.
 
@@ -158,7 +159,7 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
     pooled : tensor of shape (B, d)
     tokens : tensor of shape (B, L, d)
     """
-    if hasattr(visual, "pooled_and_tokens"):
+    if hasattr(visual, "pooled_and_tokens"):  # a tower of another library that knows its own tokens
         return visual.pooled_and_tokens(images)
     if isinstance(visual, VisionTransformer):
         found = visual.forward_intermediates(images, indices=1, output_fmt="NLC")

@@ -1,8 +1,8 @@
-"""Pathology models of images alone: UNI, UNI2-h, Virchow2, H-optimus, Prov-GigaPath (timm) and Phikon-v2 (transformers).
+"""Pathology models of images alone: UNI, UNI2-h, Virchow2, H-optimus-0 and -1, Prov-GigaPath and Phikon-v2.
 
-They have no text tower, so the zero-shot methods do not apply to them. Class, register and patch tokens come from one
-forward pass; only the class token, with the mean of the patches for Virchow2, is the embedding, and only the patch
-tokens are kept beside it.
+The last is a DINOv2 of transformers, the others are ViTs of timm. They have no text tower, so the zero-shot methods do
+not apply to them. Class, register and patch tokens come from one forward pass: the class token is the embedding, with
+the mean of the patches behind it for Virchow2, and the patch tokens are kept beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from histoclip_lib.clip.registry import ENCODERS, encoder
+from histoclip_lib.common.errors import HistoCLIPError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +108,7 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1536,
     patch=16,
     hub="prov-gigapath/prov-gigapath",
-    files=("pytorch_model.bin",),
+    files=(WEIGHTS,),
     gated=True,
     patch_px=256,
     tcga="no",
@@ -127,8 +128,8 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     **H_OPTIMUS,
     tcga="unknown",
     tcga_source="its model card calls the slides proprietary and does not rule TCGA out",
-    pretraining="Billions of H&E tiles at 0.5 micrometres per pixel from more than a million slides of 800,000 patients, "
-    "of a collection that is not public. **Whether TCGA is among them is not stated.**",
+    pretraining="Billions of H&E tiles at 0.5 micrometres per pixel from more than a million slides of 800,000 "
+    "patients, of a collection that is not public. **Whether TCGA is among them is not stated.**",
 )
 @_images_alone(
     "h-optimus-0",
@@ -157,8 +158,8 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     mpp=(2.0, 1.0, 0.5, 0.25),
     tcga="no",
     tcga_source="Zimmermann et al., arXiv 2408.00738: slides that Memorial Sloan Kettering Cancer Center holds",
-    pretraining="3.1 million H&E and IHC slides of Memorial Sloan Kettering Cancer Center and of centres that consulted "
-    "it, at four magnifications. **No TCGA slides are named.**",
+    pretraining="3.1 million H&E and IHC slides of Memorial Sloan Kettering Cancer Center and of centres that "
+    "consulted it, at four magnifications. **No TCGA slides are named.**",
 )
 @_images_alone(
     "uni2-h",
@@ -167,7 +168,7 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1536,
     patch=14,
     hub="MahmoodLab/UNI2-h",
-    files=("pytorch_model.bin",),
+    files=(WEIGHTS,),
     gated=True,
     tcga="no",
     tcga_source="model card of huggingface.co/MahmoodLab/UNI2-h: no large public collection of slides",
@@ -181,7 +182,7 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1024,
     patch=16,
     hub="MahmoodLab/UNI",
-    files=("pytorch_model.bin",),
+    files=(WEIGHTS,),
     gated=True,
     tcga="no",
     tcga_source="Chen et al., Nature Medicine 2024: Mass-100K holds slides of two hospitals and of GTEx, none of TCGA",
@@ -221,8 +222,8 @@ def load(backbone: str, pretrained: str) -> tuple:
     files=("config.json", "model.safetensors"),
     tcga="yes",
     tcga_source="Filiot et al., arXiv 2409.09173: PANCAN-XL, with TCGA, CPTAC and GTEx",
-    pretraining="456 million H&E tiles at 20x from 58,359 slides of more than 100 public collections. **TCGA slides are "
-    "among them.**",
+    pretraining="456 million H&E tiles at 20x from 58,359 slides of more than 100 public collections. **TCGA slides "
+    "are among them.**",
 )
 def load_phikon_v2(backbone: str, pretrained: str) -> tuple:
     """Load Phikon-v2, a DINOv2 of transformers; there is no tokenizer.
@@ -242,5 +243,11 @@ def load_phikon_v2(backbone: str, pretrained: str) -> tuple:
 
     entry = ENCODERS[backbone]
     config, weights = encoder_files(entry, pretrained)
-    dinov2 = transformers_model(Dinov2Model, Dinov2Config.from_json_file(config), read_weights(weights), weights)
+    try:
+        sizes = Dinov2Config.from_json_file(config)
+    except (OSError, ValueError, TypeError) as error:
+        raise HistoCLIPError(
+            f"{config}: this is not the configuration of a DINOv2 ({error}). Fetch it again."
+        ) from error
+    dinov2 = transformers_model(Dinov2Model, sizes, read_weights(weights), weights)
     return Towers(Dinov2Tower(dinov2)), None, PreprocessCfg(size=IMAGE, mean=entry.mean, std=entry.std)

@@ -24,6 +24,35 @@ def cached_file(repository: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def fetched_file(repository: str, names: str) -> tuple[Path | None, str]:
+    """Return a file of a hub's repository, from the cache or fetched, or None and why it cannot be had.
+
+    Parameters
+    ----------
+    repository : str
+        `OWNER/NAME`.
+    names : str
+        A name, or several joined by `|`: the first that the repository has.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    reason = ""
+    for name in names.split("|"):
+        if (cached := cached_file(repository, name)) is not None:
+            return cached, ""
+    for name in names.split("|"):
+        try:
+            return Path(hf_hub_download(repository, name)), ""
+        except LocalEntryNotFoundError:
+            reason = "the hub cannot be reached"
+        except EntryNotFoundError:
+            reason = reason or f"{repository} has no {name}"
+        except Exception as error:  # the hub's client raises many kinds; each means that there is no file
+            reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
+    return None, reason
+
+
 def files_at_hand(entry: EncoderEntry, pretrained: str = "") -> dict[str, Path]:
     """Return those files of an encoder that lie on this machine, by their entry in `entry.files`.
 
@@ -36,16 +65,15 @@ def files_at_hand(entry: EncoderEntry, pretrained: str = "") -> dict[str, Path]:
         cache of the hub; or empty, for the cache of the hub.
     """
     given = Path(pretrained) if pretrained else None
-    folder = given if given is None or given.is_dir() else given.parent
+    is_file = given is not None and given.is_file()
+    folder = given.parent if is_file else given
     found = {}
     for names in entry.files:
-        places = []
+        places = [given] if is_file and names.split("|")[0].endswith(WEIGHTS) else []
         for name in names.split("|"):
-            if given is not None and given.is_file() and name.endswith(WEIGHTS):
-                places.append(given)
             if folder is not None:
                 places.append(folder / name)
-            if given is None or given.is_file():
+            if folder is None or is_file:
                 places.append(cached_file(entry.hub, name) if entry.hub else None)
         place = next((place for place in places if place is not None and place.is_file()), None)
         if place is not None:
@@ -59,46 +87,35 @@ def encoder_files(entry: EncoderEntry, pretrained: str = "") -> list[Path]:
     Parameters
     ----------
     entry, pretrained
-        As for `files_at_hand`.
+        As for `files_at_hand`; nothing is fetched into a folder that `pretrained` names.
 
     Raises
     ------
     HistoCLIPError
         If a file can neither be found nor fetched; the message names the files and what can be done.
     """
-    found = files_at_hand(entry, pretrained)
-    missing, reason = [names for names in entry.files if names not in found], ""
-    if missing and not (pretrained and not Path(pretrained).is_file()):
-        found, reason = _fetched(entry.hub, missing, found)
-        missing = [names for names in entry.files if names not in found]
-    if missing:
-        where = f"{pretrained} (`pretrained`)" if pretrained else f"the cache of the hub for {entry.hub}"
-        gated = f" Its files are given to accounts that have accepted the terms at https://huggingface.co/{entry.hub}"
-        remedy = f"Set `pretrained` to a folder with these files, or run once with network access.{reason}"
+    found, reasons = files_at_hand(entry, pretrained), []
+    if entry.hub and (not pretrained or Path(pretrained).is_file()):
+        for names in entry.files:
+            if names not in found:
+                file, reason = fetched_file(entry.hub, names)
+                reasons += [reason] if file is None else []
+                found |= {} if file is None else {names: file}
+    if missing := [names.replace("|", " or ") for names in entry.files if names not in found]:
+        looked_in = pretrained or (f"the cache of the hub for {entry.hub}" if entry.hub else "no place")
+        reason = f" {reasons[0]}." if reasons else ""
         raise HistoCLIPError(
-            f"backbone {entry.name}: the files cannot be had. Not found in {where}:\n"
-            f"{bullet_list([names.replace('|', ' or ') for names in missing])}\n{remedy}"
-            + (f"{gated}: accept them, then `hf auth login`." if entry.gated else "")
+            f"backbone {entry.name}: {len(missing)} of its files cannot be had.{reason} Looked in {looked_in} "
+            f"for:\n{bullet_list(missing)}\n{remedy(entry)}"
         )
     return [found[names] for names in entry.files]
 
 
-def _fetched(hub: str, missing: list[str], found: dict[str, Path]) -> tuple[dict[str, Path], str]:
-    """Return the files with those that the hub gave, and why others were not given."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    found, reason = dict(found), ""
-    for names in missing if hub else ():
-        for name in names.split("|"):
-            try:
-                found[names] = Path(hf_hub_download(hub, name))
-                break
-            except EntryNotFoundError:
-                continue
-            except Exception as error:  # the hub's client raises many kinds; each means that there is no file
-                reason = f" Reason: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-                break
-        if reason:
-            break
-    return found, reason
+def remedy(entry: EncoderEntry) -> str:
+    """Say how the files of an encoder can be had."""
+    gate = ""
+    if not entry.hub:
+        return "Set `pretrained` to the file, or to its folder."
+    if entry.gated:
+        gate = f"Accept the terms at https://huggingface.co/{entry.hub} and log in with `hf auth login`. "
+    return f"{gate}Run once with network access, or set `pretrained` to a folder with the files."
