@@ -30,7 +30,7 @@ class CLIP:
     model : nn.Module
         open_clip model in eval mode, no parameter of which requires a gradient.
     tokenizer : callable or None
-        From a list of P strings to token ids (P, context length); None for a model of images alone.
+        From a list of P strings to token ids (P, context length); None where there is no text tower.
     preprocess_cfg : open_clip.transform.PreprocessCfg
         The encoder's own resizing, cropping and normalisation.
     backbone, pretrained : str
@@ -138,10 +138,10 @@ class CLIP:
         Raises
         ------
         HistoCLIPError
-            If the encoder is one of images alone.
+            If the encoder has no text tower.
         """
         if self.tokenizer is None:
-            raise HistoCLIPError(f"backbone {self.backbone}: it has no text tower, so it can encode no prompt.")
+            raise HistoCLIPError(f"backbone {self.backbone} encodes images alone: it has no text tower for prompts.")
         distinct = list(dict.fromkeys(prompts))
         token_ids = self.tokenizer(distinct)
         padding = self.tokenizer([""])[0, -1]

@@ -47,10 +47,12 @@ def image_tower(joint: int) -> nn.Module:
     image_size=IMAGE,
     mean=MEAN,
     std=STD,
+    templates="pathology",
     tcga="unknown",
-    tcga_source="neither its model card nor its paper rules it out",
-    pretraining="Pathology images with text from the web and from publications, in 143,000 groups of one meaning by a "
-    "graph of 11,454 diseases. **TCGA images may be among them.** The scale of the images is not published.",
+    tcga_source="training guide of github.com/MAGIC-AI4Med/KEEP: OpenPath and Quilt-1M, whose images are not traced",
+    pretraining="Images with text of OpenPath (Twitter) and Quilt-1M (videos, the web), in 143,000 groups of one "
+    "meaning by a graph of 11,454 diseases; the image tower began as UNI. **TCGA images may be among them.** No scale "
+    "is published.",
     token_shape=lambda backbone, pretrained: ((IMAGE // PATCH) ** 2, WIDTH),
 )
 def load(backbone: str, pretrained: str) -> tuple:

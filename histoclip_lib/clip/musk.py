@@ -167,6 +167,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     mpp=(0.5,),
     mean=MEAN,
     std=STD,
+    templates="pathology",
     tcga="yes",
     tcga_source="Xiang et al., Nature 2025: 50 million images of 11,577 patients with 33 kinds of tumor",
     pretraining="50 million images of 11,577 patients with 33 kinds of tumor and a billion tokens of text, then a "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 IMAGE = 224
 WEIGHTS = "model.safetensors|pytorch_model.bin"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NO_SCALE = "Their model card gives no scale; 0.5 micrometres per pixel is the custom of the field."
 H_OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 
 
@@ -171,9 +172,9 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     files=(WEIGHTS,),
     gated=True,
     tcga="no",
-    tcga_source="model card of huggingface.co/MahmoodLab/UNI2-h: no large public collection of slides",
+    tcga_source="model card of MahmoodLab/UNI2-h: no large public collection of slides",
     pretraining="More than 200 million H&E and IHC tiles from 350,000 slides of Mass General Brigham. **No TCGA "
-    "slides, say its authors.**",
+    f"slides, say its authors.** {NO_SCALE}",
 )
 @_images_alone(
     "uni",
@@ -186,8 +187,8 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     gated=True,
     tcga="no",
     tcga_source="Chen et al., Nature Medicine 2024: Mass-100K holds slides of two hospitals and of GTEx, none of TCGA",
-    pretraining="100 million H&E tiles at 20x from 100,000 slides of Massachusetts General Hospital, Brigham and "
-    "Women's Hospital and GTEx. **No TCGA slides, say its authors.**",
+    pretraining="100 million H&E tiles from 100,000 slides of Massachusetts General Hospital, Brigham and Women's "
+    f"Hospital and GTEx. **No TCGA slides, say its authors.** {NO_SCALE}",
 )
 def load(backbone: str, pretrained: str) -> tuple:
     """Load an image tower of timm; there is no tokenizer.

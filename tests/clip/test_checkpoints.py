@@ -36,7 +36,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path, monkeypatch):
     torch.save(WEIGHTS | {"more": Opens()}, path)
     with pytest.raises(HistoCLIPError, match="the weights cannot be read"):
         read_weights(path)
-    path.write_bytes(pickle.dumps(Opens()))
+    path.write_bytes(pickle.dumps(Opens(), protocol=2))
     with pytest.raises(HistoCLIPError, match="cannot be read"):
         read_weights(path)
     assert not (tmp_path / "opened").exists()

@@ -194,7 +194,7 @@ def test_models_of_images_alone_say_that_they_read_no_prompt(loaded):
     _, clip, _ = loaded
     assert not clip.entry.has_text
     assert "no text tower" in clip.about()
-    with pytest.raises(HistoCLIPError, match="has no text tower, so it can encode no prompt"):
+    with pytest.raises(HistoCLIPError, match="encodes images alone: it has no text tower for prompts"):
         clip.encode_text(["tumor"])
 
 
