@@ -68,8 +68,12 @@ def test_a_module_says_what_it_does_in_its_first_line(path):
 @pytest.mark.parametrize(
     ("packages", "extras", "brought_by"),
     [
-        (CORE, (), ("scikit-learn", "open_clip_torch")),
-        (("report", "runs", "cli"), ("report",), ("scikit-learn", "open_clip_torch", "papermill", "ipykernel")),
+        (CORE, (), ("scikit-learn", "open_clip_torch", "transformers")),
+        (
+            ("report", "runs", "cli"),
+            ("report",),
+            ("scikit-learn", "open_clip_torch", "transformers", "papermill", "ipykernel"),
+        ),
     ],
     ids=["core", "report"],
 )

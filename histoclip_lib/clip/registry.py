@@ -114,6 +114,10 @@ ENCODERS: Registry[EncoderEntry] = Registry(
     (
         "histoclip_lib.clip.lite0_minilm",
         "histoclip_lib.clip.pathology_clips",
+        "histoclip_lib.clip.conch",
+        "histoclip_lib.clip.keep",
+        "histoclip_lib.clip.musk",
+        "histoclip_lib.clip.vision_only",
         "histoclip_lib.clip.open_clip_family",
     ),
 )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import AttentionalPooler, VisionTransformer
 from torch import nn
 
 from histoclip_lib.common.errors import HistoCLIPError
@@ -46,6 +46,89 @@ class ImageTower(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From uint8 pixels (B, 3, S, S) to pooled features (B, d) and tokens (B, L, d)."""
         return image_features(self.visual, self.normalize(pixels))
+
+
+class ClassTokenViT(nn.Module):
+    """A ViT of timm, its class token projected by a head; patch tokens are projected by the same head.
+
+    Parameters
+    ----------
+    trunk : nn.Module
+        A `VisionTransformer` of timm with a class token, register tokens or none behind it, and a final norm that
+        comes before any pooling.
+    head : nn.Module or None
+        From the width of the trunk to the joint space; None leaves the tokens as they are.
+    with_mean : bool
+        Whether the mean of the patch tokens follows the class token in the embedding, which is twice as wide then. A
+        patch token is written twice: an image of this token alone would have it as class token and as mean.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module | None = None, with_mean: bool = False) -> None:
+        super().__init__()
+        self.trunk, self.head, self.with_mean = trunk, head or nn.Identity(), with_mean
+
+    def pooled_and_tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From normalised images (B, 3, S, S) to the embedding (B, d) and patch tokens (B, L, d)."""
+        hidden = self.trunk.forward_features(images)  # (B, prefix + L, width)
+        first, patches = hidden[:, 0], hidden[:, self.trunk.num_prefix_tokens :]
+        if self.with_mean:
+            first, patches = torch.cat([first, patches.mean(dim=1)], dim=-1), torch.cat([patches, patches], dim=-1)
+        return self.head(first), self.head(patches)
+
+
+class AttentionPooledViT(nn.Module):
+    """A ViT of timm whose tokens one learned query asks, with a norm and a projection behind it, as in CONCH.
+
+    A patch token is what the pooler makes of this token alone. Its softmax is 1 then, and what is left is the value
+    path. Up to the norm, which is not linear, the value paths of the tokens, the class token's too, add up to the
+    pooled embedding when each head weights its part by its attention.
+
+    Parameters
+    ----------
+    trunk : nn.Module
+        A `VisionTransformer` of timm, of width w.
+    joint : int
+        Width d of the joint space.
+    heads : int
+        Of the pooler.
+    """
+
+    def __init__(self, trunk: nn.Module, joint: int, heads: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.attn_pool_contrast = AttentionalPooler(joint, trunk.num_features, heads, n_queries=1)
+        self.ln_contrast = nn.LayerNorm(joint)
+        self.proj_contrast = nn.Parameter(torch.zeros(joint, joint))
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """From the tokens that the query sees (B, N, w) to the joint space (B, d)."""
+        return self.ln_contrast(self.attn_pool_contrast(tokens)[:, 0]) @ self.proj_contrast
+
+    def pooled_and_tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From normalised images (B, 3, S, S) to the embedding (B, d) and patch tokens (B, L, d)."""
+        hidden = self.trunk.forward_features(images)  # (B, prefix + L, w)
+        patches = hidden[:, self.trunk.num_prefix_tokens :]
+        alone = self.project(patches.flatten(0, 1)[:, None])  # (B * L, d)
+        return self.project(hidden), alone.unflatten(0, patches.shape[:2])
+
+
+class Dinov2Tower(nn.Module):
+    """A DINOv2 of transformers without register tokens; its class token is the embedding.
+
+    Parameters
+    ----------
+    dinov2 : nn.Module
+        `Dinov2Model`.
+    """
+
+    def __init__(self, dinov2: nn.Module) -> None:
+        super().__init__()
+        self.dinov2 = dinov2
+
+    def pooled_and_tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From normalised images (B, 3, S, S) to the embedding (B, d) and patch tokens (B, L, d)."""
+        hidden = self.dinov2(pixel_values=images).last_hidden_state  # (B, 1 + L, d), behind the final norm
+        return hidden[:, 0], hidden[:, 1:]
 
 
 def is_convolutional(visual: nn.Module) -> bool:
