@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 WSINFER = {"x": "minx", "y": "miny", "width": "width", "height": "height"}
 MAX_BYTES = 2**31  # of a GeoJSON file
 MAX_TILES, MAX_SIDE = 100_000_000, 1_000_000  # of coordinates that are read: more is damage
+CHUNK = 1000  # tiles that are written at once
 STRIP = 256  # side of the TIFF's own tiles, and height of what is held at once
 
 
@@ -114,33 +116,39 @@ def write_qupath_geojson(path: str | Path, tiles: pd.DataFrame, bounds: tuple[in
     bounds : tuple of int
         `openslide.bounds-x` and `-y` of the slide: where QuPath has its origin. 0 where a slide has none.
     """
-    classes = classes_of(tiles)
-    probabilities = tiles[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
-    decided = [f"present_{name}" for name in classes]
-    present = tiles[decided].to_numpy(bool) if set(decided) <= set(tiles.columns) else None
-    boxes = tiles[["x", "y", "width", "height"]].to_numpy(np.float64, copy=True)
-    boxes[:, :2] -= bounds
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        for index, (x, y, width, height) in enumerate(boxes.tolist()):
-            measured = dict(zip(classes, probabilities[index].tolist(), strict=True))
-            properties: dict[str, object] = {
-                "objectType": "tile",
-                "isLocked": True,
-                "measurements": {name: value for name, value in measured.items() if np.isfinite(value)},
-            }
-            if present is not None:
-                names = [name for name, there in zip(classes, present[index], strict=True) if there]
-                properties["metadata"] = {"present": json.dumps(names, ensure_ascii=False)}
-            corners = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
-            feature = {
-                "type": "Feature",
-                "id": str(uuid5(NAMESPACE_URL, f"tile {x} {y} {width} {height}")),
-                "geometry": {"type": "Polygon", "coordinates": [[[_whole(v) for v in corner] for corner in corners]]},
-                "properties": properties,
-            }
-            file.write(("," if index else "") + "\n" + json.dumps(feature, ensure_ascii=False, allow_nan=False))
+        for start in range(0, len(tiles), CHUNK):
+            features = _features(tiles.iloc[start : start + CHUNK], bounds)
+            lines = (json.dumps(feature, ensure_ascii=False, allow_nan=False) for feature in features)
+            file.write(("," if start else "") + "\n" + ",\n".join(lines))
         file.write("\n]}\n")
+
+
+def _features(tiles: pd.DataFrame, bounds: tuple[int, int]) -> Iterator[dict[str, object]]:
+    """Yield tiles as objects of QuPath."""
+    classes = classes_of(tiles)
+    probabilities = tiles[[f"prob_{name}" for name in classes]].to_numpy(np.float64).tolist()
+    decided = [f"present_{name}" for name in classes]
+    present = tiles[decided].to_numpy(bool).tolist() if set(decided) <= set(tiles.columns) else None
+    boxes = tiles[["x", "y", "width", "height"]].to_numpy(np.float64) - np.array([*bounds, 0, 0])
+    for index, (x, y, width, height) in enumerate(boxes.tolist()):
+        measured = zip(classes, probabilities[index], strict=True)
+        properties: dict[str, object] = {
+            "objectType": "tile",
+            "isLocked": True,
+            "measurements": {name: value for name, value in measured if isfinite(value)},
+        }
+        if present is not None:
+            names = [name for name, there in zip(classes, present[index], strict=True) if there]
+            properties["metadata"] = {"present": json.dumps(names, ensure_ascii=False)}
+        corners = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+        yield {
+            "type": "Feature",
+            "id": str(uuid5(NAMESPACE_URL, f"tile {x} {y} {width} {height}")),
+            "geometry": {"type": "Polygon", "coordinates": [[[_whole(v) for v in corner] for corner in corners]]},
+            "properties": properties,
+        }
 
 
 def _whole(value: float) -> float | int:
@@ -331,16 +339,18 @@ class _Grid:
             shape = min(STRIP, self.height - top), self.width
             total, count = np.zeros(shape), np.zeros(shape, dtype=np.int32)
             first, last = np.searchsorted(rows, [top - self.span + 1, top + shape[0]])
-            for index in order[first:last]:
-                patch = np.full((self.span, self.span), values[index], dtype=np.float64)
-                if attention is not None:
-                    weights = np.asarray(attention[index, k], dtype=np.float64)
-                    patch *= weights / max(weights.max(), np.finfo(float).tiny)
-                row, column = self.rows[index] - top, self.columns[index]
-                inside = np.s_[max(row, 0) : row + self.span, column : column + self.span]
-                part = patch[max(-row, 0) :][: total[inside].shape[0], : total[inside].shape[1]]
-                total[inside] += part
-                count[inside] += 1
+            here = order[first:last]
+            pieces = np.broadcast_to(values[here, None, None], (len(here), self.span, self.span))
+            if attention is not None:
+                weights = np.asarray(attention[here, k], dtype=np.float64)
+                highest = weights.max(axis=(1, 2), keepdims=True, initial=0)
+                pieces = pieces * weights / np.maximum(highest, np.finfo(float).tiny)
+            steps = np.arange(self.span)
+            row = np.broadcast_to((self.rows[here, None] - top + steps)[:, :, None], pieces.shape)
+            column = np.broadcast_to((self.columns[here, None] + steps)[:, None, :], pieces.shape)
+            inside = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+            np.add.at(total, (row[inside], column[inside]), pieces[inside])
+            np.add.at(count, (row[inside], column[inside]), 1)
             yield np.where(count, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
