@@ -1,0 +1,239 @@
+"""Apply a saved model to whole slides, a task for each, and write what QuPath, wsinfer and image viewers read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import run_tasks
+from histoclip_lib.common.files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from histoclip_lib.models.bundle import SavedModel
+    from histoclip_lib.slides import SlideResult
+    from histoclip_lib.slides.aggregation import SlideTable
+
+SCANNERS = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".dcm", ".czi")
+TIFF = (".tif", ".tiff")
+PATIENCE = 3600.0  # seconds to wait for another process that predicts the same slide
+SLIDES = "slides.parquet"
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are predicted; see `slides.predict_slide`.
+
+    Attributes
+    ----------
+    mpp, overlap, min_tissue, views, batch_size
+        As there; the column `mpp` of `slides.csv` comes before `mpp`.
+    tissue, coordinates : Path or None
+        A mask or polygons, and an H5 file of TRIDENT or CLAM; or a folder with one for each slide, whose name begins
+        with the slide's.
+    patch_mpp : float or None
+        Of the training patches, where the model does not say.
+    device, precision : str
+        As for `load_model`.
+    """
+
+    mpp: float | None = None
+    overlap: float = 0.0
+    min_tissue: float = 0.5
+    tissue: Path | None = None
+    coordinates: Path | None = None
+    views: int = 1
+    batch_size: int = 32
+    patch_mpp: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a path is a slide: a scanner's file, a DICOM folder, a tiled TIFF, or an image too large for a patch."""
+    if path.is_dir():
+        return any(path.glob("*.dcm"))
+    if path.suffix.lower() in SCANNERS or path.name.lower().endswith(".ome.tif"):
+        return True
+    from PIL import Image
+
+    from histoclip_lib.data.images import MAX_PIXELS
+
+    try:
+        with Image.open(path) as image:
+            tiled = path.suffix.lower() in TIFF and 322 in image.tag_v2  # TileWidth
+            return tiled or image.width * image.height > MAX_PIXELS
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def find_slides(inputs: Sequence[Path], all_files: bool = False) -> tuple[SlideTable | None, list[Path]]:
+    """Return the slides among what a user gave, and the other inputs.
+
+    Parameters
+    ----------
+    inputs : sequence of Path
+        Files; folders, in which slides are looked for at any depth; or one `slides.csv`.
+    all_files : bool
+        Whether every file is a slide, whatever it looks like.
+    """
+    import pandas as pd
+
+    from histoclip_lib.slides.aggregation import SlideTable, read_slide_table
+
+    tables = [path for path in inputs if path.name == "slides.csv"]
+    if tables:
+        if len(inputs) > 1:
+            raise HistoCLIPError(f"{tables[0]}: give slides.csv alone; its slides follow.")
+        return read_slide_table(tables[0]), []
+    found, others = [], []
+    for path in inputs:
+        if is_slide(path) or (all_files and path.is_file()):
+            found.append(path)
+        elif path.is_dir() and (inside := [file for file in sorted(path.rglob("*")) if is_slide(file)]):
+            found += [file for file in inside if not is_slide(file.parent)]  # not the files of a DICOM folder
+        else:
+            others.append(path)
+    if not found:
+        return None, others
+    nothing = np.full(len(found), np.nan)
+    groups = np.array([str(path) for path in found])
+    return SlideTable(found, groups, nothing, nothing, pd.DataFrame(index=range(len(found)))), others
+
+
+def slide_folders(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Return a folder below `out` for each slide: its name, with a digest of its path where several have one name."""
+    names = [path.stem for path in paths]
+    times = Counter(name.casefold() for name in names)
+    return [
+        out / (f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}" if times[name.casefold()] > 1 else name)
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def predict_slides(
+    model: Path,
+    table: SlideTable,
+    out: Path,
+    options: SlideOptions,
+    executor: Executor | None = None,
+    report: Callable[[Path, str], None] = lambda slide, error: None,
+    progress: Callable[[Path, int, int], None] = lambda slide, done, total: None,
+) -> pd.DataFrame:
+    """Predict slides, each into a folder of its own below `out`, and write `slides.parquet` and `slides.csv` there.
+
+    A slide that cannot be predicted stops no other. What is finished is not done again, and a slide that was
+    interrupted goes on where it stopped.
+
+    Parameters
+    ----------
+    model : Path
+        Folder of a saved model.
+    table : SlideTable
+        See `find_slides`.
+    out : Path
+        Made where it is missing.
+    options : SlideOptions
+        For all slides.
+    executor : Executor, optional
+        As `open_executor` gives it, for a slide on each worker; without it, one after the other here.
+    report : callable
+        Called with each slide that is done, and why it failed (nothing: an empty text).
+    progress : callable
+        Without an executor: called with a slide, how many of its tiles are done and how many there are.
+
+    Returns
+    -------
+    DataFrame
+        As `slides.aggregate_slides` returns it.
+    """
+    from histoclip_lib.slides.aggregation import aggregate_slides
+
+    folders = slide_folders(table.paths, out)
+    mpps = [options.mpp if np.isnan(mpp) else float(mpp) for mpp in table.mpp]
+    calls = [
+        (model, path, folder, replace(options, mpp=mpp))
+        for path, folder, mpp in zip(table.paths, folders, mpps, strict=True)
+    ]
+    if executor is not None:
+        run_tasks(executor, predict_one, calls, lambda number, error: report(table.paths[number], error))
+    else:
+        for call in calls:
+            error = predict_one(*call, lambda done, total, slide=call[1]: progress(slide, done, total))
+            report(call[1], error)
+    slides = aggregate_slides(table, folders)
+    slides["folder"] = [folder.name for folder in folders]
+    for name, write in ((SLIDES, slides.to_parquet), ("slides.csv", slides.to_csv)):
+        with replacing(out / name) as temporary:
+            write(temporary, index=False)
+    return slides
+
+
+def predict_one(
+    model: Path,
+    slide: Path,
+    folder: Path,
+    options: SlideOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Predict one slide and write its files for other programs; return why it failed, nothing where it did not."""
+    from histoclip_lib.slides.exchange import read_coordinates
+    from histoclip_lib.slides.prediction import predict_slide
+
+    try:
+        coordinates = _of_slide(options.coordinates, slide)
+        result = predict_slide(
+            _loaded(model, options.device, options.precision, options.patch_mpp), slide, folder, options.mpp,
+            options.overlap, options.min_tissue, _of_slide(options.tissue, slide),
+            None if coordinates is None else read_coordinates(coordinates), options.views, options.batch_size,
+            PATIENCE, progress,
+        )  # fmt: skip
+        write_exports(folder, result)
+        return result.error or ""
+    except HistoCLIPError as error:
+        return str(error)
+
+
+def write_exports(folder: Path, result: SlideResult) -> None:
+    """Write `tiles.csv` (wsinfer's columns), `tiles.geojson` (QuPath) and `heatmap.ome.tif` beside a slide's result."""
+    from histoclip_lib.slides.exchange import write_heatmap, write_qupath_geojson, write_wsinfer_csv
+    from histoclip_lib.slides.prediction import TABLE, read_attention, read_tiles
+
+    made = (folder / TABLE).stat().st_mtime_ns
+    named = [folder / name for name in ("tiles.csv", "tiles.geojson", "heatmap.ome.tif")]
+    if all(path.is_file() and path.stat().st_mtime_ns >= made for path in named) or not result.n_predicted:
+        return
+    tiles = read_tiles(folder)
+    write_wsinfer_csv(named[0], tiles)
+    write_qupath_geojson(named[1], tiles, tuple(result.bounds))
+    write_heatmap(named[2], tiles, (result.width, result.height), result.mpp, read_attention(folder))
+
+
+def _of_slide(given: Path | None, slide: Path) -> Path | None:
+    """Return the file for a slide: the one that is given, or in a folder the one whose name begins with the slide's."""
+    if given is None or not given.is_dir():
+        return given
+    found = sorted(path for path in given.iterdir() if path.name.startswith(f"{slide.stem}."))
+    if not found:
+        raise HistoCLIPError(f"{given} holds no file for {slide.name}: its name would begin with {slide.stem}.")
+    return found[0]
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, device: str, precision: str, patch_mpp: float | None) -> SavedModel:
+    from histoclip_lib.models.bundle import load_model
+
+    model = load_model(folder, device, precision)
+    return model if patch_mpp is None else replace(model, config=replace(model.config, mpp=patch_mpp))
