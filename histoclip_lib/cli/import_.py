@@ -108,15 +108,10 @@ def import_(
             threshold=threshold,
         )
         plan = plan_import(resolve(path), options, format or "".join(named))
-        typer.echo(visible_lines(plan.describe()))
+        typer.echo(plan.describe())
         if dry_run:
             say(messages(), "nothing was written (--dry-run)")
             return
         plan.write(resolve(out), copy, progress=not is_plain(messages()))
         typer.echo(visible((resolve(out) / "labels.csv").absolute()))
         say(messages(), f"{len(plan.patches):,} patches written. Next: data_dir: {visible(out)} in a parameter file")
-
-
-def visible_lines(text: str) -> str:
-    """Return lines in which nothing but the line breaks controls a terminal."""
-    return "\n".join(visible(line) for line in text.split("\n"))

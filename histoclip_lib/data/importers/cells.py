@@ -12,6 +12,7 @@ from pathlib import Path
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
+from histoclip_lib.data.importers.plan import part_of
 
 MAX_BYTES = 2**27
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".xlsx")
@@ -87,8 +88,6 @@ class Cells:
 
     def split_column(self) -> str:
         """Return the column whose every cell is the name of a part, an empty text where there is none."""
-        from histoclip_lib.data.importers.plan import part_of
-
         named = [name for name in self.columns if SPLIT.fullmatch(plain(name))]
         return next((name for name in named if any(self.columns[name]) and all(map(part_of, self.columns[name]))), "")
 

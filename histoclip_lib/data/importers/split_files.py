@@ -8,6 +8,7 @@ from pathlib import Path
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.importers.cells import FALSE, TRUE, read_cells
+from histoclip_lib.data.importers.plan import PARTS
 
 MAX_BYTES = 2**27
 FORMS = (
@@ -35,8 +36,6 @@ def read_split(path: Path) -> dict[str, str]:
 
 def _part_in(text: str) -> str:
     """Return the part that a longer name, such as `train_cases`, begins or ends with."""
-    from histoclip_lib.data.importers.plan import PARTS
-
     words = text.casefold().replace("-", "_").replace(" ", "_").split("_")
     return next((PARTS[word] for word in words if word in PARTS), "")
 
