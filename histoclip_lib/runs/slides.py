@@ -168,13 +168,14 @@ def predict_slides(
         for path, folder, mpp in zip(table.paths, folders, mpps, strict=True)
     ]
     if executor is not None:
-        run_tasks(executor, predict_one, calls, lambda number, error: report(table.paths[number], error))
+        errors = run_tasks(executor, predict_one, calls, lambda number, error: report(table.paths[number], error))
     else:
+        errors = []
         for call in calls:
-            error = predict_one(*call, lambda done, total, slide=call[1]: progress(slide, done, total))
-            report(call[1], error)
+            errors.append(predict_one(*call, lambda done, total, slide=call[1]: progress(slide, done, total)))
+            report(call[1], errors[-1])
     slides = aggregate_slides(table, folders)
-    slides["folder"] = [folder.name for folder in folders]
+    slides["folder"], slides["error"] = [folder.name for folder in folders], errors
     for name, write in ((SLIDES, slides.to_parquet), ("slides.csv", slides.to_csv)):
         with replacing(out / name) as temporary:
             write(temporary, index=False)
