@@ -88,9 +88,9 @@ results.per_class("ap")
 # %% [markdown]
 # ## Thresholds and calibration
 #
-# Everything above decides at 0.5, as the paper does. Here a temperature and a threshold for each class are fitted on the
-# training part, on out-of-fold predictions (cross-validation by group), and applied to the validation part. A fitted
-# threshold is not a gain by itself: on few patches it can cost.
+# Everything above decides at 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for each
+# class) and a threshold for each class are fitted on the training part, on out-of-fold predictions (cross-validation by
+# group), and applied to the validation part. A fitted threshold is not a gain by itself: on few patches it can cost.
 
 # %%
 results.thresholds()
@@ -112,6 +112,12 @@ results.calibration()
 
 # %%
 results.temperature_note()
+
+# %% [markdown]
+# The mean of head and probe is a method of its own. Look at whether its cross-entropy is below both.
+
+# %%
+results.ensemble_note()
 
 # %% [markdown]
 # Precision against recall of each class. Look at the distance from the dashed line, the prevalence, which a method without

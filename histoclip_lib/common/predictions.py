@@ -55,8 +55,13 @@ FINEST = 2.0**-24  # the step of float32 below 1: a sigmoid rounded to 0 or 1 co
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean binary cross-entropy over patches and classes; both arguments of shape (B, N)."""
+    return float(log_losses(labels, probabilities).mean())
+
+
+def log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the binary cross-entropy of each patch and class, eq. (5), both arguments and result of shape (B, N)."""
     logits = logits_of(probabilities)
-    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean())
+    return np.logaddexp(0, np.where(labels == 1, -logits, logits))
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ CHUNK = 256  # patches that are compared with all training examples at once
 
 register_method("all_negative", "All negative", "uninformative")
 register_method("all_positive", "All positive", "uninformative")
-register_method("majority", "Majority of train", "uninformative", "Majority", in_table_one=True)
-register_method("tissue_prior", "Tissue prior of train", "uninformative")
+register_method("majority", "Majority of train", "uninformative", "Majority", in_table_one=True, probabilities=True)
+register_method("tissue_prior", "Tissue prior of train", "uninformative", probabilities=True)
 
 
 def uninformative(train_labels: np.ndarray, n_patches: int) -> dict[str, Predictions]:
@@ -96,7 +96,7 @@ BASELINES: Registry[FitBaseline] = Registry("baseline", modules=(__name__,))
 
 
 def baseline(
-    name: str, label: str, short: str = "", in_table_one: bool = False
+    name: str, label: str, short: str = "", in_table_one: bool = False, probabilities: bool = True
 ) -> Callable[[FitBaseline], FitBaseline]:
     """Register `fit(features, patches, train, seed) -> FittedBaseline` as a baseline, and as a method of the tables.
 
@@ -108,6 +108,8 @@ def baseline(
         In tables, and in narrow ones.
     in_table_one : bool
         Whether Table I has a column for it.
+    probabilities : bool
+        Whether its scores are probabilities.
 
     Examples
     --------
@@ -119,7 +121,7 @@ def baseline(
 
     def register(fit: FitBaseline) -> FitBaseline:
         BASELINES.add(name, fit)
-        register_method(name, label, "baseline", short, in_table_one)
+        register_method(name, label, "baseline", short, in_table_one, probabilities=probabilities)
         return fit
 
     return register
@@ -365,7 +367,14 @@ def _choice(chosen: str, losses: dict[float, float]) -> str:
     return f"{chosen} was chosen by cross-validation inside the training part (cross-entropy of each: {listed})."
 
 
-register_method("mlp", "Two-layer MLP", "baseline")
-register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip")
-register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip")
-register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip")
+register_method("mlp", "Two-layer MLP", "baseline", probabilities=True)
+register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip", probabilities=True)
+register_method("histoclip_ensemble", "HistoCLIP and linear probe, mean", "histoclip", probabilities=True)
+register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip", True)
+register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip", True)
+
+
+def ensemble(methods: dict[str, Predictions]) -> dict[str, Predictions]:
+    """Return `histoclip_ensemble`: the mean of the probabilities of `linear_probe` and `histoclip_patch`."""
+    members = (methods[name].scores for name in ("linear_probe", "histoclip_patch"))
+    return {"histoclip_ensemble": from_probabilities(sum(members) / 2)}

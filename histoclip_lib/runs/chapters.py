@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from histoclip_lib.models.studies import Finished
     from histoclip_lib.report.explorers import Explorer
 
-OURS, PROBE = comparisons.OURS, comparisons.PROBE
+OURS, PROBE, ENSEMBLE = comparisons.OURS, comparisons.PROBE, "histoclip_ensemble"
 COMPARED_BY_SIZE = ("one_vs_rest", "power_set", "majority")  # horizontal lines where training patches are counted
 CALIBRATED = (PROBE, OURS)
 
@@ -358,7 +358,7 @@ class Results(Chapter):
     @classmethod
     def of(cls, run: Run) -> Results:
         """Score every method, and write `predictions.parquet` and `metrics.json`."""
-        from histoclip_lib.models.baselines import tissue_prior_method, uninformative
+        from histoclip_lib.models.baselines import ensemble, tissue_prior_method, uninformative
         from histoclip_lib.models.studies import load_studies
         from histoclip_lib.models.training import predict
 
@@ -370,6 +370,7 @@ class Results(Chapter):
         methods |= study_tables.methods_of(finished)
         for kind in ("global", "patch"):
             methods[f"histoclip_{kind}"] = predict(run.head(kind), run.features, kind, val, run.compute.device)
+        methods |= ensemble(methods)
         artifacts.save_predictions(run.folder / "predictions.parquet", methods, patches, val)
         scored = artifacts.evaluate_methods(methods, patches, val, int(run["resamples"]), int(run["seed"]))
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed")}
@@ -455,16 +456,24 @@ class Results(Chapter):
 
     @cached_property
     def fits(self) -> dict[str, object]:
-        """Temperature and thresholds of the linear probe and of the head, fitted on out-of-fold predictions."""
+        """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted out of fold."""
         from histoclip_lib.evaluation.calibration import fit_calibration
 
+        labels_ = self.run.patches.labels[self.run.train]
+        return {name: fit_calibration(labels_, found) for name, found in self.out_of_fold.items()}
+
+    @cached_property
+    def out_of_fold(self) -> dict[str, np.ndarray]:
+        """Probabilities (T, N) of the training patches by models that were not fitted on them, where there are any."""
         train = self.run.train
-        out_of_fold = {
+        found = {
             PROBE: self.run.baselines[PROBE].out_of_fold,
             OURS: study_tables.out_of_fold(self.finished, len(self.run.patches), train),
         }
-        labels_ = self.run.patches.labels[train]
-        return {name: fit_calibration(labels_, found) for name, found in out_of_fold.items() if found is not None}
+        found = {name: values for name, values in found.items() if values is not None}
+        if len(found) == 2:
+            found[ENSEMBLE] = sum(found.values()) / 2
+        return found
 
     def thresholds(self) -> Table:
         """Return mAcc, macro F1 and exact match at 0.5 and at fitted thresholds."""
@@ -484,11 +493,17 @@ class Results(Chapter):
         return as_image(figures.reliability_diagrams(self.truth, self.methods, self.fits, self.classes, labels()))
 
     def calibration(self) -> Table:
-        """Return cross-entropy, Brier score and calibration error before and after temperature scaling."""
+        """Return cross-entropy, Brier score and calibration error before and after temperature and Platt scaling."""
         from histoclip_lib.evaluation.calibration import calibration_table
 
         table = calibration_table(self.truth, self.methods, self.fits, self.classes)
-        return Table(table, "Calibration before and after temperature scaling.")
+        return Table(table, "Calibration before and after temperature and Platt scaling.")
+
+    def ensemble_note(self) -> Markdown:
+        """Say whether the mean of head and probe has the lower cross-entropy."""
+        from histoclip_lib.evaluation.calibration import ensemble_note
+
+        return Markdown(ensemble_note(self.truth, self.methods, self.units, *self.draws))
 
     def temperature_note(self) -> Markdown:
         """Say which temperatures were fitted."""

@@ -21,6 +21,7 @@ from histoclip_lib.models.baselines import (
     NEIGHBOURS,
     PROBE_STRENGTHS,
     baseline,
+    ensemble,
     fit_baselines,
     fit_knn,
     fit_linear_probe,
@@ -63,6 +64,16 @@ def test_majority_equals_scikit_learn_most_frequent():
         assert methods["majority"].decisions[:, k].tolist() == expected.astype(bool).tolist()
     assert not methods["all_negative"].decisions.any()
     assert methods["all_positive"].decisions.all()
+
+
+def test_the_ensemble_is_the_mean_of_both_probabilities():
+    members = {
+        "linear_probe": from_probabilities(np.array([[0.2, 0.6]])),
+        "histoclip_patch": from_probabilities(np.array([[0.9, 0.3]])),
+    }
+    found = ensemble(members)["histoclip_ensemble"]
+    np.testing.assert_allclose(found.scores, [[0.55, 0.45]])
+    assert found.decisions.tolist() == [[True, False]]
 
 
 def test_tissue_prior_is_the_prevalence_in_the_tissue():

@@ -141,7 +141,7 @@ def test_names_of_up_to_three_lines_are_not_cut():
 def test_a_method_has_one_colour_and_no_two_have_the_same():
     coloured = [base.method_colour(name) for name in method_labels()]
     assert coloured[:4] == [base.UNCOLOURED] * 4
-    assert len(set(coloured[4:])) == len(coloured[4:]) == 10
+    assert len(set(coloured[4:])) == len(coloured[4:])
     assert base.method_colour("not registered") == base.UNCOLOURED
 
 
