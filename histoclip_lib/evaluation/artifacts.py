@@ -297,7 +297,7 @@ def evaluate_methods(
     for name in in_table_order(methods):
         found[name] = evaluate(labels, methods[name], patches.classes, units, resamples, seed)
         scores = methods[name].scores
-        if METHODS[name].probabilities and 0 <= scores.min() and scores.max() <= 1:  # a plugin's may not be
+        if METHODS[name].probabilities and scores.min() >= 0 and scores.max() <= 1:  # a plugin's may not be
             found[name] |= proper_scores(labels, scores, units, resamples, seed)
     return found
 

@@ -369,7 +369,7 @@ def _choice(chosen: str, losses: dict[float, float]) -> str:
 
 register_method("mlp", "Two-layer MLP", "baseline", probabilities=True)
 register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip", probabilities=True)
-register_method("histoclip_ensemble", "HistoCLIP and linear probe, mean", "histoclip", probabilities=True)
+register_method("histoclip_ensemble", "Mean of HistoCLIP and probe", "histoclip", probabilities=True)
 register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip", True)
 register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip", True)
 
