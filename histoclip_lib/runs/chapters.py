@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from histoclip_lib.evaluation.leakage import NearDuplicates
     from histoclip_lib.evaluation.localisation import MapScores
     from histoclip_lib.features.reader import FeatureReader
+    from histoclip_lib.models.baselines import LinearProbe
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.models.studies import Finished
     from histoclip_lib.report.explorers import Explorer
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 OURS, PROBE, ENSEMBLE = comparisons.OURS, comparisons.PROBE, "histoclip_ensemble"
 COMPARED_BY_SIZE = ("one_vs_rest", "power_set", "majority")  # horizontal lines where training patches are counted
 CALIBRATED = (PROBE, OURS)
+FITTING = 200  # training patches on which the thresholds of segmentations are fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -738,9 +740,51 @@ class Attention(Chapter):
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
         """The maps of the trained head, and those that it has to beat."""
-        from histoclip_lib.models.attention import maps_to_compare
+        return self._maps_of(self.run.val)
 
-        return maps_to_compare(self.head, self.reader, self.run.val, int(self.run["seed"]))
+    def _maps_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        from histoclip_lib.clip.registry import encoder_entry
+        from histoclip_lib.models.attention import corrected_tokens, maps_to_compare
+
+        run, corrected = self.run, None
+        if encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip:  # others have no dense similarity
+            corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
+        return maps_to_compare(self.head, self._probe, self.reader, index, int(run["seed"]), corrected)
+
+    @cached_property
+    def _probe(self) -> LinearProbe:
+        from histoclip_lib.models.baselines import BASELINES
+
+        run = self.run
+        return BASELINES[PROBE](run.features, run.patches, run.train, int(run["seed"]))
+
+    def deletion(self) -> Table:
+        """Return how far each class's logit falls without the tokens that a map ranks first."""
+        from histoclip_lib.evaluation.localisation import deletion_table
+        from histoclip_lib.models.attention import deletion_test
+
+        falls = deletion_test(self.head, self.reader, self.run.val, self.compared)
+        return Table(
+            deletion_table(falls, self.truth, self.classes, self.units, *self.draws),
+            "Fall of the class's logit without the tokens that a map ranks first, beyond that without as many random "
+            "ones; patches in which the class is present.",
+        )
+
+    def segmentation(self) -> Table | None:
+        """Return the maps scored as weakly supervised segmentation, thresholds fitted on training patches."""
+        from histoclip_lib.evaluation.segmentation import segment, segmentation_table
+
+        run = self.run
+        if self.scores is None:
+            return None
+        order = np.random.default_rng(int(run["seed"])).permutation(len(run.train))
+        train = np.sort(run.train[order[:FITTING]])
+        decisions = run.predictions[OURS].decisions
+        found = segment(self._maps_of(train), train, self.compared, run.val, decisions, run.patches)
+        return Table(
+            segmentation_table(found, self.classes, self.units, *self.draws),
+            f"Maps as segmentation: thresholds fitted on {len(train)} training patches.",
+        )
 
     @cached_property
     def scores(self) -> MapScores | None:
@@ -775,7 +819,8 @@ class Attention(Chapter):
 
         if self.scores is None:
             return None
-        return Table(agreement_by_class(self.scores, self.classes, "ap"), "Per-pixel average precision by class.")
+        table = agreement_by_class(self.scores, self.classes, "ap", self.units, *self.draws)
+        return Table(table, "Per-pixel average precision by class, with 95 % intervals.")
 
     def best_and_worst(self) -> None:
         """Display the patches in which attention agrees best and worst with the mask."""
