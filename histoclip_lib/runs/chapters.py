@@ -513,6 +513,26 @@ class Results(Chapter):
 
         return Markdown(temperature_note(self.fits))
 
+    def missed_labels(self) -> Table:
+        """Return thresholds at which at most a given share of labels is missed, and what they cost."""
+        from histoclip_lib.evaluation.risk_control import risk_table
+
+        run, alpha = self.run, float(self.run["missed_share"])
+        fitted_on = run.patches.labels[run.train], uncertainty.bootstrap_units(run.patches, run.train)
+        out_of_fold = {name: self.out_of_fold[name] for name in CALIBRATED if name in self.out_of_fold}
+        table = risk_table(
+            fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.units, alpha, *self.draws
+        )
+        return Table(table, f"Thresholds at which on average at most {alpha:.0%} of the labels of a class are missed.")
+
+    def missed_note(self) -> Markdown:
+        """Say what these thresholds promise."""
+        from histoclip_lib.evaluation.risk_control import risk_note
+
+        run = self.run
+        units = uncertainty.bootstrap_units(run.patches, run.train)
+        return Markdown(risk_note(float(run["missed_share"]), len(np.unique(units))))
+
     def precision_recall(self) -> Image:
         """Draw precision against recall of each class."""
         best = comparisons.best_zero_shot(artifacts.read_metrics(self.run.folder / "metrics.json"))
