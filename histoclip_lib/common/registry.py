@@ -121,7 +121,12 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry(
-    "method", modules=("histoclip_lib.prompting.strategies", "histoclip_lib.models.baselines")
+    "method",
+    modules=(
+        "histoclip_lib.prompting.strategies",
+        "histoclip_lib.prompting.adaptation",
+        "histoclip_lib.models.baselines",
+    ),
 )
 
 

@@ -142,8 +142,8 @@ def risk_note(alpha: float, n_units: int) -> str:
         f"Promised: for a new group like these, on average at most {alpha:.0%} of a class's labels are missed. The "
         "promise holds on average over groups and over the draw of the training groups, for one more group from the "
         "same source, not for each group and not for another hospital. The thresholds come from out-of-fold "
-        "predictions, of models fitted on fewer patches than the one that they are applied to: the table shows how well "
-        "that holds."
+        "predictions, of models fitted on fewer patches than the one that they are applied to: the table shows how "
+        "well that holds."
     )
     if n_units + 1 < 1 / alpha:
         note += f" With {n_units} groups only predicting a class always keeps it; {int(1 / alpha)} or more are needed."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from IPython.display import Markdown
 
+from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
 from histoclip_lib.evaluation import studies as study_tables
@@ -146,7 +147,7 @@ class ZeroShot(Chapter):
         from histoclip_lib.prompting.strategies import StrategyContext
 
         rule, temperature = str(run["baseline_rule"]), run.text_encoder.temperature
-        return StrategyContext(run.train_prevalence, rule, temperature)
+        return StrategyContext(run.train_prevalence, rule, temperature, unit(run.features.pooled.take(run.train)))
 
     def finding(self) -> Markdown:
         """Say in a sentence how the best strategy compares with the majority."""
