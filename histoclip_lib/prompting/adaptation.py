@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit
 
-from histoclip_lib.common.predictions import Predictions, from_probabilities
+from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.prompting.strategies import StrategyContext, strategy
 from histoclip_lib.prompting.vocabulary import Encode, Vocabulary, class_embeddings
 
@@ -37,13 +37,13 @@ def _unlabelled(images: np.ndarray, context: StrategyContext) -> np.ndarray:
     return images if context.unlabelled is None else context.unlabelled
 
 
-@strategy("zero_shot_transductive", label="Transductive", probabilities=True)
+@strategy("zero_shot_transductive", label="Transductive")
 def transductive(images: np.ndarray, encode: Encode, vocabulary: Vocabulary, context: StrategyContext) -> Predictions:
     """Choose a class by a mixture of two Gaussians on the unlabelled images, the text score as prior.
 
     For each class by itself the unlabelled training images are divided into those with and those without it, by
     expectation maximisation: two means and the covariance of all images, which both share. The prior log-odds of an
-    image are its standardised text score, which also starts the division. The scores are posterior probabilities.
+    image are its standardised text score, which also starts the division; scores are the posterior ones.
 
     In the spirit of Histo-TransCLIP (Zanella et al., Boosting vision-language models for histopathology classification,
     2024), whose classes exclude each other: here there is no softmax over them, and no affinity between images.
@@ -60,7 +60,8 @@ def transductive(images: np.ndarray, encode: Encode, vocabulary: Vocabulary, con
     for _ in range(STEPS):
         means = [(weights.T @ x) / (weights.sum(axis=0)[:, None] + TINY) for weights in (posterior, 1 - posterior)]
         posterior = expit(_log_odds(x, *means) + prior)
-    return from_probabilities(expit(_log_odds(new, *means) + new_prior))
+    scores = _log_odds(new, *means) + new_prior
+    return Predictions(scores, scores > 0)
 
 
 def _log_odds(x: np.ndarray, present: np.ndarray, absent: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def test_words_that_say_nothing_leave_chance(method):
 def test_the_mixture_is_expectation_maximisation():
     """Its posterior is a fixed point: the means that it implies give it back, with the covariance of all images."""
     _, images, encode = planted()
-    found = transductive(images, encode, VOCABULARY, context(images)).scores
+    found = expit(transductive(images, encode, VOCABULARY, context(images)).scores)
     x = images - images.mean(axis=0)
     _, spread, axes = np.linalg.svd(x, full_matrices=False)
     x = x @ axes[:16].T / spread[:16] * len(x) ** 0.5
