@@ -18,8 +18,9 @@
 #
 # Every method is scored on the same validation patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
 # $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
-# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a two-layer
-# perceptron of the head's size, and the head with random queries in place of the classes' words.
+# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
+# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
+# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own

@@ -10,7 +10,7 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 METHODS = {
     "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k",
-    "zero_shot_standardised", "zero_shot_transductive", "linear_probe", "knn",
+    "zero_shot_standardised", "zero_shot_transductive", "linear_probe", "knn", "gaussian_text", "blended_probe",
     "mlp", "histoclip_text_free", "histoclip_ensemble", "histoclip_global", "histoclip_patch",
 }  # fmt: skip
 SMALL = {

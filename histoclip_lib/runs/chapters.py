@@ -257,6 +257,7 @@ class Training(Chapter):
     def of(cls, run: Run) -> Training:
         """Train both heads, or load those that the same training left, and write `history.csv`."""
         from histoclip_lib.models.baselines import uninformative
+        from histoclip_lib.models.studies import SIZED
         from histoclip_lib.models.training import predict, train_heads
 
         heads, history = train_heads(
@@ -266,7 +267,9 @@ class Training(Chapter):
         artifacts.save_history(run.folder / "history.csv", history)
         methods = uninformative(run.patches.labels[run.train], len(run.val))
         methods |= artifacts.load_predictions(run.folder / "zero_shot.parquet", run.patches, run.val)
-        methods[PROBE] = run.baselines[PROBE].predict(run.features, run.val)
+        for name in SIZED:
+            if name in run.baselines:
+                methods[name] = run.baselines[name].predict(run.features, run.val)
         for kind, head in heads.items():
             methods[f"histoclip_{kind}"] = predict(head, run.features, kind, run.val, run.compute.device)
         scored = artifacts.evaluate_methods(methods, run.patches, run.val, int(run["resamples"]), int(run["seed"]))
