@@ -317,7 +317,7 @@ def planted_text(seed, n_patches=220, width=24):
     axes = np.linalg.qr(random.normal(size=(width, width)))[0][:3]
     embeddings = (labels @ axes + 0.35 * random.normal(size=(n_patches, width))).astype(np.float32)
     words = normalize(axes + 0.1 * random.normal(size=axes.shape))
-    pooled = Shards([embeddings[:, None]])
+    pooled = Shards([embeddings[start : start + 256, None] for start in range(0, n_patches, 256)])
     return ImageFeatures(pooled, pooled, 0), make_patches(labels, np.arange(n_patches).astype(str)), words
 
 
