@@ -24,6 +24,10 @@
 # 3. **Power-set**: one prompt for each of the $2^N$ subsets of classes; the nearest one gives the labels.
 # 4. **Top-k**: the classes are ranked for each image; "a photo of a Top-1, ..., a photo of a Top-k" is compared for
 #    every $k$, and the empty set.
+#
+# Two more see the training images without their labels. **Standardised**: the Baseline's cosines, less their mean over these
+# images and divided by their deviation, decided at 0. **Transductive**: for each class a mixture of two Gaussians on these
+# images, with the standardised score as prior.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own

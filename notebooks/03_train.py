@@ -118,8 +118,10 @@ training.design_table()
 # %% [markdown]
 # ## Label efficiency
 #
-# Each dot is a model fitted on a random part of the training patches, the last on all of them; lines are means. Look at
-# where the lines cross the horizontal ones, which need no label.
+# Each dot is a model fitted on a random part of the training patches, the last on all of them; lines are means. Beside head
+# and probe are two methods for few labels that start from the words: a Gaussian discriminant with text (Wang et al. 2024),
+# and a probe blended with text (LP++, Huang et al. 2024). Look at where the lines cross the horizontal ones, which need no
+# label.
 
 # %%
 training.label_efficiency()

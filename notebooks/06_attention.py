@@ -18,7 +18,8 @@
 #
 # Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
 # multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
-# (Chefer et al. 2021). One map for each class and patch, the mean over heads and views, on the encoder's token grid.
+# (Chefer et al. 2021). The tokens of a patch are brought to equal length first, since a few long ones draw every map. One
+# map for each class and patch, the mean over heads and views, on the encoder's token grid.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -52,8 +53,10 @@ attention.overlays()
 #
 # Three measures, each for the patches in which the class is present. *Pointing game*: how often the brightest point lies
 # inside the class's mask. *Mass*: the fraction of the attention that falls there. *AP*: average precision of the map as
-# a classifier of pixels. The references know less: the head before training, the similarity of each token to the class's
-# words, a spot in the centre, and uniform attention, which scores the fraction of the patch that the mask covers.
+# a classifier of pixels. The strongest reference costs nothing: the linear probe applied to single tokens, as they are or
+# of unit length. The others know less: the head before training, the similarity of each token to the class's words (for a
+# ViT also with its last block corrected as in ClearCLIP), a spot in the centre, and uniform attention, which scores the
+# fraction of the patch that the mask covers.
 
 # %%
 attention.verdict()
@@ -69,6 +72,26 @@ attention.agreement_table()
 
 # %%
 attention.agreement_by_class()
+
+# %% [markdown]
+# ## Does the head rely on what the map shows?
+#
+# The tokens that a map ranks first are taken away, a tenth to a half of them, and the head scores the rest. Look for maps
+# without which the class's logit falls further than without random tokens (0).
+
+# %%
+attention.deletion()
+
+# %% [markdown]
+# ## As segmentation
+#
+# As the literature on weak supervision scores maps: every pixel that the mask gives to a class gets one class, among those
+# predicted for the patch; thresholds are fitted on training patches. IoU and Dice are of pooled pixels, fwIoU weighs the
+# classes by their area. *Alone* is the IoU of each class by itself, over all pixels. Look at how far the maps are above
+# *Uniform*, which fills the patch with what is predicted for it.
+
+# %%
+attention.segmentation()
 
 # %% [markdown]
 # ## The best and the worst

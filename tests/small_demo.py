@@ -9,8 +9,9 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 METHODS = {
-    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k", "linear_probe", "knn",
-    "mlp", "histoclip_text_free", "histoclip_global", "histoclip_patch",
+    "all_negative", "all_positive", "majority", "baseline", "one_vs_rest", "power_set", "top_k",
+    "zero_shot_standardised", "zero_shot_transductive", "linear_probe", "knn", "gaussian_text", "blended_probe",
+    "mlp", "histoclip_text_free", "histoclip_ensemble", "histoclip_global", "histoclip_patch",
 }  # fmt: skip
 SMALL = {
     "n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3, "wordings": 3, "seeds": [0, 1],

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import Compose, PILToTensor
 
 from histoclip_lib.clip.registry import OFFLINE_DEFAULT, EncoderEntry, encoder_entry
-from histoclip_lib.clip.towers import ImageTower, is_convolutional, onnx_tower
+from histoclip_lib.clip.towers import ImageTower, corrected_tokens, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -136,6 +136,22 @@ class CLIP:
             return pooled, tokens
         grid = tokens.transpose(1, 2).unflatten(2, (side, side))
         return pooled, nn.functional.adaptive_avg_pool2d(grid, self.token_grid).flatten(2).transpose(1, 2)
+
+    @torch.inference_mode()
+    def corrected_tokens(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Return patch tokens (B, L, d) with the last block corrected, see `towers.corrected_tokens`; None where not.
+
+        `images` (B, 3, S, S), uint8, as `resize` gives them.
+        """
+        visual = self.model.visual
+        images = (
+            ImageTower(visual, self.preprocess_cfg.mean, self.preprocess_cfg.std)
+            .to(self.device)
+            .normalize(images.to(self.device))
+        )
+        with self.autocast():
+            tokens = corrected_tokens(visual, images)
+        return None if tokens is None else tokens.float()
 
     @cached_property
     def tower(self) -> Callable:

@@ -189,6 +189,43 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
     raise HistoCLIPError(f"backbone: image towers of type {type(visual).__name__} give no patch tokens here.")
 
 
+def corrected_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor | None:
+    """Return patch tokens (B, L, d) with the last block of a ViT corrected as in ClearCLIP; None for other towers.
+
+    The last block is reduced to its attention, without residual and feed-forward network, and queries are compared with
+    each other in place of the keys; then final norm and projection as always. The dense similarity of such tokens with
+    text is cleaner than that of the tower's own.
+
+    Parameters
+    ----------
+    visual : nn.Module
+        `model.visual` of an open_clip model.
+    images : tensor of shape (B, 3, S, S)
+        Preprocessed.
+
+    References
+    ----------
+    Lan et al., ClearCLIP: decomposing CLIP representations for dense vision-language inference, ECCV 2024.
+    """
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        return None
+    block = visual.transformer.resblocks[-1]
+    if not isinstance(block.attn, nn.MultiheadAttention):
+        return None
+    found = visual.forward_intermediates(
+        images, indices=2, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
+    )
+    before = torch.cat([found["image_intermediates_prefix"][0], found["image_intermediates"][0]], dim=1)
+    mha = block.attn
+    projected = nn.functional.linear(block.ln_1(before), mha.in_proj_weight, mha.in_proj_bias)
+    query, _, value = projected.unflatten(2, (3, mha.num_heads, mha.head_dim)).permute(
+        2, 0, 3, 1, 4
+    )  # (B, heads, L, c)
+    mixed = nn.functional.scaled_dot_product_attention(query, query, value).transpose(1, 2).flatten(2)
+    tokens = visual.ln_post(mha.out_proj(mixed)[:, found["image_intermediates_prefix"][0].shape[1] :])
+    return tokens if visual.proj is None else tokens @ visual.proj
+
+
 def _cnn_tokens(visual: TimmModel, feature_map: torch.Tensor) -> torch.Tensor:
     """Return the joint embeddings of the cells of a feature map (B, C, h, w), shape (B, h * w, d)."""
     batch, channels, height, width = feature_map.shape

@@ -59,8 +59,13 @@ FINEST = 2.0**-24  # the step of float32 below 1: a sigmoid rounded to 0 or 1 co
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean binary cross-entropy over patches and classes; both arguments of shape (B, N)."""
+    return float(np.nanmean(log_losses(labels, probabilities)))
+
+
+def log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the binary cross-entropy of each patch and class, eq. (5), shape (B, N); NaN where the label is."""
     logits = logits_of(probabilities)
-    return float(np.logaddexp(0, np.where(labels == 1, -logits, logits))[~np.isnan(labels)].mean())
+    return np.where(np.isnan(labels), np.nan, np.logaddexp(0, np.where(labels == 1, -logits, logits)))
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:

@@ -107,6 +107,8 @@ class Method:
         Whether Table I has a column for it.
     paper : str
         Its name among the paper's numbers; empty where the paper has none.
+    probabilities : bool
+        Whether its scores are probabilities, which cross-entropy and Brier score can judge.
     """
 
     name: str
@@ -115,18 +117,30 @@ class Method:
     family: str
     in_table_one: bool = False
     paper: str = ""
+    probabilities: bool = False
 
 
 METHODS: Registry[Method] = Registry(
-    "method", modules=("histoclip_lib.prompting.strategies", "histoclip_lib.models.baselines")
+    "method",
+    modules=(
+        "histoclip_lib.prompting.strategies",
+        "histoclip_lib.prompting.adaptation",
+        "histoclip_lib.models.baselines",
+    ),
 )
 
 
 def register_method(
-    name: str, label: str, family: str, short: str = "", in_table_one: bool = False, paper: str = ""
+    name: str,
+    label: str,
+    family: str,
+    short: str = "",
+    in_table_one: bool = False,
+    paper: str = "",
+    probabilities: bool = False,
 ) -> None:
     """Register a line of the result tables; `Method` has the arguments."""
-    METHODS.add(name, Method(name, label, short or label, family, in_table_one, paper))
+    METHODS.add(name, Method(name, label, short or label, family, in_table_one, paper, probabilities))
 
 
 @cache

@@ -4,7 +4,16 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["calibration", "confusion", "leakage", "localisation", "methods", "studies"],
+    submodules=[
+        "calibration",
+        "confusion",
+        "leakage",
+        "localisation",
+        "methods",
+        "risk_control",
+        "segmentation",
+        "studies",
+    ],
     submod_attrs={
         "artifacts": ["BrokenRun", "RunMetrics", "evaluate_methods", "find_runs", "read_metrics", "read_predictions"],
         "calibration": ["fit_calibration"],

@@ -14,9 +14,10 @@ import pandas as pd
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import replacing, write_text
 from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.common.registry import METHODS
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.methods import in_table_order
-from histoclip_lib.evaluation.uncertainty import bootstrap_units, evaluate, interval_note
+from histoclip_lib.evaluation.uncertainty import bootstrap_units, evaluate, interval_note, proper_scores
 
 METRICS = {
     "mAcc": "mAcc",
@@ -26,6 +27,7 @@ METRICS = {
     "auroc": "AUROC",
     "exact_match": "exact match",
 }
+PROPER = {"cross_entropy": "cross-entropy", "brier": "Brier score"}  # lower is better; of probabilities only
 REQUIRED = ("name", "dataset", "backbone", "split")  # of metrics.json
 PREDICTION_COLUMNS = ["method", "file", "group", "class", "label", "score", "predicted"]
 AGAIN = "Run it again with --force."
@@ -292,11 +294,13 @@ def evaluate_methods(
     HistoCLIPError
         If nothing registers one of the methods.
     """
-    units = bootstrap_units(patches, val)
-    return {
-        name: evaluate(patches.labels[val], methods[name], patches.classes, units, resamples, seed)
-        for name in in_table_order(methods)
-    }
+    units, labels, found = bootstrap_units(patches, val), patches.labels[val], {}
+    for name in in_table_order(methods):
+        found[name] = evaluate(labels, methods[name], patches.classes, units, resamples, seed)
+        scores = methods[name].scores
+        if METHODS[name].probabilities and scores.min() >= 0 and scores.max() <= 1:  # a plugin's may not be
+            found[name] |= proper_scores(labels, scores, units, resamples, seed)
+    return found
 
 
 def write_metrics(path: Path, patches: PatchDataset, methods: dict[str, dict], **about: object) -> None:

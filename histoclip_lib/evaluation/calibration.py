@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import (
     THRESHOLD,
@@ -16,15 +17,18 @@ from histoclip_lib.common.predictions import (
     apply_temperature,
     cross_entropy,
     from_probabilities,
+    log_losses,
     logits_of,
 )
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.metrics import cut_counts, point_metrics
+from histoclip_lib.evaluation.uncertainty import bootstrap_interval
 
 BINS = 15  # as Guo et al. 2017
 TEMPERATURES = (0.2, 20.0)  # without bounds, a few separable patches would ask for no temperature at all
 OBJECTIVES = {"accuracy": "mAcc", "f1": "macro F1"}  # what a threshold may be fitted for, and the metric it serves
 CHANCE_DRAWS = 100
+ENSEMBLE, MEMBERS = "histoclip_ensemble", ("linear_probe", "histoclip_patch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +36,13 @@ class Calibration:
     """What was fitted on the out-of-fold probabilities of one method.
 
     `temperature` divides every logit; it is above 1 where the method is overconfident. `thresholds` are, for each of
-    the OBJECTIVES, the calibrated probabilities (N,) from which each class is predicted.
+    the OBJECTIVES, the calibrated probabilities (N,) from which each class is predicted. `platt` are the slope and the
+    intercept of each class (N, 2), see `fit_platt`.
     """
 
     temperature: float
     thresholds: dict[str, np.ndarray]
+    platt: np.ndarray
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
         """Return probabilities (B, N) at the fitted temperature; their order within a class stays."""
@@ -48,6 +54,10 @@ class Calibration:
         inner = expit(logit(np.clip(thresholds, 0, 1)) * self.temperature)
         return np.where(thresholds > 1, thresholds, inner)
 
+    def platt_scaled(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N) with the fitted slope and intercept of each class applied to their logits."""
+        return expit(logits_of(probabilities) * self.platt[:, 0] + self.platt[:, 1])
+
     def predict(self, probabilities: np.ndarray, objective: str = "accuracy") -> Predictions:
         """Calibrate probabilities (B, N) and decide at the thresholds fitted for one of the OBJECTIVES."""
         calibrated = self.calibrate(probabilities)
@@ -55,7 +65,7 @@ class Calibration:
 
 
 def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
-    """Fit the temperature, then the thresholds on the probabilities at that temperature.
+    """Fit temperature and Platt scaling, then the thresholds on the probabilities at that temperature.
 
     Parameters
     ----------
@@ -74,7 +84,7 @@ def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibratio
     temperature = fit_temperature(labels, probabilities)
     calibrated = apply_temperature(probabilities, temperature)
     thresholds = {objective: fit_thresholds(labels, calibrated, objective) for objective in OBJECTIVES}
-    return Calibration(temperature, thresholds)
+    return Calibration(temperature, thresholds, fit_platt(labels, probabilities))
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -110,6 +120,38 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def fit_platt(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the slope and the intercept of each class, shape (N, 2), that minimise its binary cross-entropy.
+
+    The targets are Platt's, (P + 1) / (P + 2) for the P patches with the class and 1 / (Q + 2) for the Q without, so
+    that a class that can be separated keeps a finite slope. A class that is always or never present keeps slope 1 and
+    intercept 0. Where a method ranks a class worse than chance its slope is negative, which reverses the order.
+
+    Parameters
+    ----------
+    labels, probabilities : ndarray of shape (B, N)
+        As for `fit_calibration`.
+
+    References
+    ----------
+    Platt, Probabilistic outputs for support vector machines, Advances in Large Margin Classifiers, 1999.
+    """
+    fitted, logits, known = np.tile([1.0, 0.0], (labels.shape[1], 1)), logits_of(probabilities), ~np.isnan(labels)
+    positives, total = (labels == 1).sum(axis=0), known.sum(axis=0)
+    targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (total - positives + 2))
+    for k in np.flatnonzero((positives > 0) & (positives < total)):
+
+        def loss(
+            line: np.ndarray, x: np.ndarray = logits[known[:, k], k], y: np.ndarray = targets[known[:, k], k]
+        ) -> tuple:
+            scores = line[0] * x + line[1]
+            errors = expit(scores) - y
+            return (np.logaddexp(0, scores) - y * scores).sum(), np.array([errors @ x, errors.sum()])
+
+        fitted[k] = minimize(loss, fitted[k], jac=True, method="BFGS").x  # convex
+    return fitted
 
 
 def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str = "accuracy") -> np.ndarray:
@@ -208,7 +250,7 @@ def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the mean squared error of the probabilities of each class, shape (N,) (Brier 1950)."""
-    return ((probabilities - labels) ** 2).mean(axis=0)
+    return nan_mean((probabilities - labels) ** 2, axis=0)
 
 
 def threshold_table(
@@ -247,7 +289,9 @@ def threshold_table(
 def calibration_table(
     labels: np.ndarray, methods: dict[str, Predictions], calibrations: dict[str, Calibration], classes: list[str]
 ) -> pd.DataFrame:
-    """Return cross-entropy, Brier score and expected calibration error (ECE) before and after temperature, as text.
+    """Return cross-entropy, Brier score and expected calibration error (ECE) before and after calibration, as text.
+
+    Stages are the probabilities as they are, at the fitted temperature, and with Platt scaling of each class.
 
     `ECE by chance` is what perfectly calibrated probabilities would show on as many patches. Arguments as for
     `threshold_table`.
@@ -256,6 +300,7 @@ def calibration_table(
     for method, calibration in calibrations.items():
         scores = methods[method].scores
         stages = {"uncalibrated": scores, f"T = {calibration.temperature:.2f}": calibration.calibrate(scores)}
+        stages["Platt"] = calibration.platt_scaled(scores)
         for stage, probabilities in stages.items():
             errors, brier = expected_calibration_error(labels, probabilities), brier_score(labels, probabilities)
             columns[label_of(method), stage] = {
@@ -275,5 +320,35 @@ def temperature_note(calibrations: dict[str, Calibration]) -> str:
     return (
         "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training part, one for all "
         f"classes. {listed}. T above 1 means that the method is overconfident, T below 1 that it is underconfident. "
-        "A temperature changes neither the order of the patches nor any decision at 0.5."
+        "A temperature changes neither the order of the patches nor any decision at 0.5; Platt scaling, a slope and an "
+        "intercept for each class, can change decisions."
+    )
+
+
+def ensemble_note(
+    labels: np.ndarray, methods: dict[str, Predictions], units: np.ndarray, resamples: int, seed: int
+) -> str:
+    """Say in Markdown whether the mean of head and probe has a lower cross-entropy than each of the two.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1, of the validation part.
+    methods : dict of str to Predictions
+        With ENSEMBLE and its two MEMBERS, whose scores are probabilities.
+    units, resamples, seed
+        Of the bootstrap; see `uncertainty.evaluate`.
+    """
+    known = ~np.isnan(labels).all(axis=1)
+    labels, units = labels[known], units[known]
+    losses = {name: nan_mean(log_losses(labels, methods[name].scores[known])) for name in (ENSEMBLE, *MEMBERS)}
+    said = []
+    for name in MEMBERS:
+        gaps = losses[ENSEMBLE] - losses[name]
+        low, high = bootstrap_interval(gaps, units, resamples, seed)
+        order = "lower than" if high < 0 else "higher than" if low > 0 else "not significantly different from"
+        said.append(f"{order} that of *{label_of(name)}* ({gaps.mean():+.3f}, {low:+.3f} to {high:+.3f})")
+    return (
+        f"The mean of the probabilities of head and probe has a cross-entropy of {losses[ENSEMBLE].mean():.3f}, "
+        f"{' and '.join(said)}; in brackets the difference and its 95 % interval, nothing calibrated."
     )

@@ -10,9 +10,9 @@ import pandas as pd
 from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
-from histoclip_lib.evaluation.text import number_text, signed_text
+from histoclip_lib.evaluation.text import number_text, signed_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
-from histoclip_lib.models.attention import MAP_LABELS, TRAINED, square_crop
+from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
 FINE = 56  # cells on a side of the grid on which maps are scored
@@ -120,12 +120,65 @@ def class_means(values: np.ndarray) -> np.ndarray:
     return nan_mean(values, axis=-2)
 
 
-def agreement_by_class(scores: MapScores, classes: list[str], measure: str) -> pd.DataFrame:
-    """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count."""
-    values = class_means(getattr(scores, measure))
-    table = pd.DataFrame(values, [MAP_LABELS[name] for name in scores.maps], classes).map(number_text)
+def agreement_by_class(
+    scores: MapScores, classes: list[str], measure: str, units: np.ndarray, resamples: int, seed: int
+) -> pd.DataFrame:
+    """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count.
+
+    Each mean over patches has the 95 % interval of a bootstrap over `units` (n,).
+    """
+    lines = {}
+    for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
+        gaps = _means_with_intervals(values, units, resamples, seed)
+        lines[MAP_LABELS[name]] = [value_text(gap) for gap in gaps]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=classes)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
     return table
+
+
+def _means_with_intervals(values: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> list[Difference]:
+    """Return the mean over the patches of values (n, N), NaN left out, of each class, with its bootstrap interval."""
+    means = _drawn_means(values, units, resamples, seed)
+    return [Difference(float(m), *percentile_interval(d)) for m, d in zip(class_means(values), means.T, strict=True)]
+
+
+def _drawn_means(values: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Return the mean over the patches of values (n, N), NaN left out, of each class in each bootstrap sample."""
+    draws = draw_units(units, resamples, seed)
+    sums, counted = (unit_sums(part, draws.unit) for part in (np.nan_to_num(values), ~np.isnan(values)))
+    with np.errstate(invalid="ignore"):
+        return (draws.counts @ sums) / (draws.counts @ counted)
+
+
+def deletion_table(
+    falls: dict[str, np.ndarray],
+    labels: np.ndarray,
+    classes: list[str],
+    units: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the deletion test of each set of maps as text, over the patches in which a class is present.
+
+    Parameters
+    ----------
+    falls : dict of str to ndarray of shape (n, N)
+        As `attention.deletion_test` returns.
+    labels : ndarray of shape (n, N)
+        0 or 1.
+    classes : list of str
+        N names.
+    units, resamples, seed
+        Of the bootstrap, as for `agreement_table`.
+    """
+    lines = {}
+    for name, values in falls.items():
+        values = np.where(labels == 1, values, np.nan)
+        mean = nan_mean(_drawn_means(values, units, resamples, seed))
+        line = {"all classes": value_text(Difference(float(nan_mean(class_means(values))), *percentile_interval(mean)))}
+        own = _means_with_intervals(values, units, resamples, seed)
+        lines[MAP_LABELS[name]] = line | {c: value_text(gap) for c, gap in zip(classes, own, strict=True)}
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
@@ -155,10 +208,7 @@ def trained_minus(
     """
     values = getattr(scores, measure)
     gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
-    draws = draw_units(units, resamples, seed)
-    sums, counted = (unit_sums(part, draws.unit) for part in (np.nan_to_num(gaps), ~np.isnan(gaps)))
-    with np.errstate(invalid="ignore"):
-        means = nan_mean((draws.counts @ sums) / (draws.counts @ counted))
+    means = nan_mean(_drawn_means(gaps, units, resamples, seed))
     return Difference(float(nan_mean(class_means(gaps))), *percentile_interval(means))
 
 
@@ -171,9 +221,14 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
         return "No mask covers a part of a patch, so attention cannot be scored."
     area = nan_mean(class_means(scores.area))
     ap = nan_mean(class_means(scores.ap[scores.maps.index(TRAINED)]))
+    probe = ""
+    if PROBE in scores.maps:
+        reached = nan_mean(class_means(scores.ap[scores.maps.index(PROBE)]))
+        gap = trained_minus(scores, PROBE, "ap", units, resamples, seed)
+        probe = f", which {finding(gap)} that of the linear probe applied to single tokens ({reached:.3f})"
     lines = [
-        f"Per-pixel average precision of the trained head's attention is {ap:.3f}; chance is {area:.3f}, the fraction "
-        "of the patch that the mask covers. All are means over the classes.",
+        f"Per-pixel average precision of the trained head's attention is {ap:.3f}{probe}; chance is {area:.3f}, the "
+        "fraction of the patch that the mask covers. All are means over the classes.",
         "",
     ]
     for name in scores.maps:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from histoclip_lib.common.arrays import agreement, nan_mean
-from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.common.predictions import Predictions, log_losses
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.metrics import all_right, auroc, average_precision, cut_counts, point_metrics
 
@@ -162,6 +162,28 @@ def evaluate(
     for key in HEADLINES:
         scored[key], scored[f"{key}_ci"] = points[key], _as_json(resampled[key])
     return scored | {"per_class": per_class}
+
+
+def proper_scores(labels: np.ndarray, probabilities: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> dict:
+    """Return `cross_entropy` and `brier` of probabilities (B, N), with their intervals, for `metrics.json`.
+
+    Both are means over patches and classes, and lowest in expectation for the true probabilities (Gneiting and Raftery,
+    Strictly proper scoring rules, prediction, and estimation, JASA 102, 2007). Other arguments as for `evaluate`.
+
+    Raises
+    ------
+    HistoCLIPError
+        If a value is not a probability.
+    """
+    losses = {"cross_entropy": log_losses(labels, probabilities), "brier": (probabilities - labels) ** 2}
+    draws, found = draw_units(units, resamples, seed), {}
+    for name, values in losses.items():
+        by_patch = nan_mean(values)
+        found[name], found[f"{name}_ci"] = (
+            float(np.nanmean(by_patch)),
+            _as_json(_resampled_means(by_patch[:, None], draws)),
+        )
+    return found
 
 
 def _as_json(values: np.ndarray) -> list[float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -29,8 +29,8 @@ CHUNK = 256  # patches that are compared with all training examples at once
 
 register_method("all_negative", "All negative", "uninformative")
 register_method("all_positive", "All positive", "uninformative")
-register_method("majority", "Majority of train", "uninformative", "Majority", in_table_one=True)
-register_method("tissue_prior", "Tissue prior of train", "uninformative")
+register_method("majority", "Majority of train", "uninformative", "Majority", in_table_one=True, probabilities=True)
+register_method("tissue_prior", "Tissue prior of train", "uninformative", probabilities=True)
 
 
 def uninformative(train_labels: np.ndarray, n_patches: int) -> dict[str, Predictions]:
@@ -93,10 +93,16 @@ class FittedBaseline(Protocol):
 
 FitBaseline = Callable[["ImageFeatures", PatchDataset, np.ndarray, int], FittedBaseline]
 BASELINES: Registry[FitBaseline] = Registry("baseline", modules=(__name__,))
+WITH_TEXT: set[str] = set()  # baselines that are also given the class embeddings
 
 
 def baseline(
-    name: str, label: str, short: str = "", in_table_one: bool = False
+    name: str,
+    label: str,
+    short: str = "",
+    in_table_one: bool = False,
+    probabilities: bool = True,
+    with_text: bool = False,
 ) -> Callable[[FitBaseline], FitBaseline]:
     """Register `fit(features, patches, train, seed) -> FittedBaseline` as a baseline, and as a method of the tables.
 
@@ -108,6 +114,10 @@ def baseline(
         In tables, and in narrow ones.
     in_table_one : bool
         Whether Table I has a column for it.
+    probabilities : bool
+        Whether its scores are probabilities.
+    with_text : bool
+        Whether `fit` takes the class embeddings (N, d) as a fifth argument.
 
     Examples
     --------
@@ -119,17 +129,32 @@ def baseline(
 
     def register(fit: FitBaseline) -> FitBaseline:
         BASELINES.add(name, fit)
-        register_method(name, label, "baseline", short, in_table_one)
+        WITH_TEXT.update({name} if with_text else ())
+        register_method(name, label, "baseline", short, in_table_one, probabilities=probabilities)
         return fit
 
     return register
 
 
-def fit_baselines(
-    features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int
-) -> dict[str, FittedBaseline]:
-    """Fit every registered baseline on the patches `train` (T,); `seed` is that of its cross-validation."""
-    return {name: fit(features, patches, train, seed) for name, fit in BASELINES.load().items()}
+def fit_baseline(
+    name: str,
+    features: ImageFeatures,
+    patches: PatchDataset,
+    train: np.ndarray,
+    seed: int,
+    class_embeddings: np.ndarray,
+) -> FittedBaseline:
+    """Fit a registered baseline on the patches `train` (T,).
+
+    `seed` is that of its cross-validation; `class_embeddings` (N, d) go to those that were registered `with_text`.
+    """
+    text = (class_embeddings,) if name in WITH_TEXT else ()
+    return BASELINES[name](features, patches, train, seed, *text)
+
+
+def fit_baselines(*arguments: object) -> dict[str, FittedBaseline]:
+    """Fit every registered baseline; `fit_baseline` has the arguments after the name."""
+    return {name: fit_baseline(name, *arguments) for name in BASELINES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,13 +250,16 @@ def _fit_regressions(
     strength: float,
     losses: dict[float, float] | None = None,
     out_of_fold: np.ndarray | None = None,
+    boost: float = 1.0,
 ) -> LinearProbe:
+    """Fit one regression for each class; the last feature is multiplied by `boost` once it is standardised."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
     n_patches, n_views, width = views.shape
     scaler = StandardScaler().fit(views.reshape(-1, width))
+    scaler.scale_[-1] /= boost
     examples, labels = scaler.transform(views.reshape(-1, width)), np.repeat(labels, n_views, axis=0)
     positives = labels.sum(axis=0) / n_views
     weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (n_patches + 2))
@@ -315,6 +343,217 @@ def fit_knn(features: ImageFeatures, patches: PatchDataset, train: np.ndarray, s
     return KNearest(mean, examples, labels, min(losses, key=losses.get), losses)
 
 
+TEXT_WEIGHTS = (0.0, 0.3, 1.0, 3.0)  # of the standardised text score, in log-odds
+GAUSSIAN_WEIGHTS = (0.03, 0.1, 0.3, 1.0)  # of the log-odds of the Gaussians, which are overconfident in many dimensions
+DEFAULT_WEIGHTS = (0.03, 0.3)  # of Gaussians and text, where no choice is possible
+LEAST_WITHIN = 0.1  # of the variance of all patches: one patch of each kind has none within its kind
+BLENDED_STRENGTHS = (1e-3, 1e-2, 1e-1)
+TEXT_SCALE = 10.0  # of the text score as a feature: it is hardly regularised
+
+
+@dataclass(frozen=True, eq=False)
+class TextScores:
+    """Cosines with the class embeddings, standardised over the training patches.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (N, d)
+        Unit vectors.
+    mean, scale : ndarray of shape (N,)
+        Of the cosines of the training patches.
+    """
+
+    classes: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, classes: np.ndarray, embeddings: np.ndarray) -> TextScores:
+        """Standardise over unit embeddings (T, d)."""
+        cosines = embeddings @ classes.T
+        return cls(classes, cosines.mean(axis=0), cosines.std(axis=0) + 1e-6)
+
+    def __call__(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return the scores (B, N) of unit embeddings (B, d)."""
+        return (embeddings @ self.classes.T - self.mean) / self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianWithText:
+    """A linear discriminant for each class, in closed form, and the text score beside it.
+
+    Attributes
+    ----------
+    weights, intercepts : ndarray of shape (d, N) and (N,)
+        Log-odds of the Gaussians for unit embeddings; 0 for a class of one value.
+    prior : ndarray of shape (N,)
+        Log-odds of (positives + 1) / (T + 2).
+    text : TextScores
+        Of the same classes.
+    chosen : tuple of float
+        Weights of Gaussians and text.
+    losses : dict of tuple to float
+        Cross-validated cross-entropy of each pair of weights; empty where none could be.
+    """
+
+    weights: np.ndarray
+    intercepts: np.ndarray
+    prior: np.ndarray
+    text: TextScores
+    chosen: tuple[float, float]
+    losses: dict[tuple[float, float], float]
+
+    def predict(self, features: ImageFeatures, index: np.ndarray) -> Predictions:
+        """Predict the patches at `index` (n,) from the mean embedding of their views."""
+        return from_probabilities(self.probabilities(_mean_embeddings(features, index), *self.chosen))
+
+    def probabilities(self, embeddings: np.ndarray, gaussian: float, text: float) -> np.ndarray:
+        """Return probabilities (B, N) of unit embeddings (B, d) with such weights of Gaussians and text."""
+        odds = embeddings @ self.weights + self.intercepts
+        return expit(gaussian * odds + text * self.text(embeddings) + self.prior)
+
+    def about(self) -> str:
+        """Return a sentence of Markdown on the choice of the weights."""
+        gaussian, text = self.chosen
+        how = "by cross-validation inside the training part" if self.losses else "by default"
+        return f"The Gaussian discriminant's weights, {gaussian:g} and {text:g} of the text, were chosen {how}."
+
+
+@baseline("gaussian_text", "Gaussian discriminant with text", with_text=True)
+def fit_gaussian_with_text(
+    features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int, class_embeddings: np.ndarray
+) -> GaussianWithText:
+    """Fit a Gaussian discriminant for each class and add the text score: few patches are enough.
+
+    Patches with and without a class have Gaussians of one covariance, whose inverse is estimated as
+    d ((T - 1) S + tr(S) I)^-1, so that fewer patches than dimensions do. Both parts are weighted; the weights are
+    chosen by cross-validation among GAUSSIAN_WEIGHTS and TEXT_WEIGHTS, or DEFAULT_WEIGHTS with fewer than MIN_PATCHES.
+
+    Parameters
+    ----------
+    features, patches, train, seed
+        As for `fit_linear_probe`.
+    class_embeddings : ndarray of shape (N, d)
+        Unit vectors.
+
+    References
+    ----------
+    Wang et al., A hard-to-beat baseline for training-free CLIP-based adaptation, ICLR 2024, eqs. (5) to (8); there the
+    classes exclude each other, here each has a discriminant of its own.
+    """
+    embeddings, labels = _mean_embeddings(features, train), patches.labels[train]
+    fitted = _fit_gaussians(embeddings, labels, class_embeddings)
+    parts = _folds(patches, train, seed)
+    if not parts or len(train) < MIN_PATCHES:
+        return fitted
+    pairs = [(gaussian, text) for gaussian in GAUSSIAN_WEIGHTS for text in TEXT_WEIGHTS]
+    found = np.empty((len(pairs), *labels.shape))
+    for inside, outside in parts:
+        model = _fit_gaussians(embeddings[inside], labels[inside], class_embeddings)
+        for number, pair in enumerate(pairs):
+            found[number, outside] = model.probabilities(embeddings[outside], *pair)
+    losses = {pair: cross_entropy(labels, probabilities) for pair, probabilities in zip(pairs, found, strict=True)}
+    return replace(fitted, chosen=min(losses, key=losses.get), losses=losses)
+
+
+def _fit_gaussians(embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> GaussianWithText:
+    n_patches, width = embeddings.shape
+    positives = labels.sum(axis=0)
+    weights, intercepts = np.zeros((width, labels.shape[1])), np.zeros(labels.shape[1])
+    for k in np.flatnonzero((positives > 0) & (positives < n_patches)):
+        present = labels[:, k] == 1
+        means = np.stack([embeddings[present].mean(axis=0), embeddings[~present].mean(axis=0)]).astype(float)
+        within = embeddings - means[np.where(present, 0, 1)]
+        spread = within.T @ within / max(n_patches - 1, 1)
+        trace = max(np.trace(spread), LEAST_WITHIN * embeddings.var(axis=0).sum(), 1e-12)
+        shrunk = (n_patches - 1) * spread + trace * np.eye(width)
+        weights[:, k] = width * np.linalg.solve(shrunk, means[0] - means[1])
+        intercepts[k] = -means.mean(axis=0) @ weights[:, k]
+    prior = logit((positives + 1) / (n_patches + 2))
+    return GaussianWithText(weights, intercepts, prior, TextScores.of(classes, embeddings), DEFAULT_WEIGHTS, {})
+
+
+@dataclass(frozen=True, eq=False)
+class BlendedProbe:
+    """A linear probe for each class, one of whose features is the text score of that class.
+
+    Attributes
+    ----------
+    probes : list of LinearProbe
+        One for each of the N classes, of d + 1 features.
+    text : TextScores
+        Of the same classes.
+    strength : float
+        The inverse regularisation C that was chosen.
+    losses : dict of float to float
+        As of `LinearProbe`.
+    """
+
+    probes: list[LinearProbe]
+    text: TextScores
+    strength: float
+    losses: dict[float, float]
+
+    def predict(self, features: ImageFeatures, index: np.ndarray) -> Predictions:
+        """Predict the patches at `index` (n,) from the mean embedding of their views."""
+        return from_probabilities(self.probabilities(_mean_embeddings(features, index)))
+
+    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N) of unit embeddings (B, d)."""
+        blended = _with_text(embeddings, self.text)
+        return np.stack([probe.probabilities(x)[:, 0] for probe, x in zip(self.probes, blended, strict=True)], axis=1)
+
+    def about(self) -> str:
+        """Return a sentence of Markdown on the choice of C."""
+        return _choice(f"The text-blended probe's C = {self.strength:g}", self.losses)
+
+
+@baseline("blended_probe", "Text-blended probe", with_text=True)
+def fit_blended_probe(
+    features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int, class_embeddings: np.ndarray
+) -> BlendedProbe:
+    """Fit a linear probe whose weights start from the text: w + a t, with t the class embedding and a learned too.
+
+    That is a logistic regression with the text score as one more feature, hardly regularised. C is chosen among
+    BLENDED_STRENGTHS as for `fit_linear_probe`; arguments as for `fit_gaussian_with_text`.
+
+    References
+    ----------
+    Huang et al., LP++: a surprisingly strong linear probe for few-shot CLIP, CVPR 2024, eq. (3); there fitted with a
+    softmax over the classes.
+    """
+    embeddings, labels = _mean_embeddings(features, train), patches.labels[train]
+    parts, losses = _folds(patches, train, seed), {}
+    if parts and len(train) >= MIN_PATCHES:
+        for strength in BLENDED_STRENGTHS:
+            found = np.empty(labels.shape)
+            for inside, outside in parts:
+                probe = _fit_blended(embeddings[inside], labels[inside], class_embeddings, strength)
+                found[outside] = probe.probabilities(embeddings[outside])
+            losses[strength] = cross_entropy(labels, found)
+    strength = min(losses, key=losses.get) if losses else DEFAULT_STRENGTH
+    return replace(_fit_blended(embeddings, labels, class_embeddings, strength), losses=losses)
+
+
+def _fit_blended(embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, strength: float) -> BlendedProbe:
+    text = TextScores.of(classes, embeddings)
+    probes = []
+    for k, views in enumerate(_with_text(embeddings, text)):
+        probe = _fit_regressions(views, labels[:, [k]], strength, boost=TEXT_SCALE)
+        probes.append(probe)
+    return BlendedProbe(probes, text, strength, {})
+
+
+def _with_text(embeddings: np.ndarray, text: TextScores) -> list[np.ndarray]:
+    """Return for each class the embeddings with its text score as one more feature, (B, 1, d + 1)."""
+    return [np.concatenate([embeddings, scores[:, None]], axis=1)[:, None] for scores in text(embeddings).T]
+
+
+def _mean_embeddings(features: ImageFeatures, index: np.ndarray) -> np.ndarray:
+    """Return the mean over the views of the unit embeddings of some patches, brought to unit length, (n, d)."""
+    return unit(unit(_all_views(features, index)).mean(axis=1))
+
+
 def _votes(queries: np.ndarray, examples: np.ndarray, labels: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
     """Return (positive neighbours + 1) / (k + 2), the mean over the views, shape (len(ks), B, N).
 
@@ -365,7 +604,14 @@ def _choice(chosen: str, losses: dict[float, float]) -> str:
     return f"{chosen} was chosen by cross-validation inside the training part (cross-entropy of each: {listed})."
 
 
-register_method("mlp", "Two-layer MLP", "baseline")
-register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip")
-register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip")
-register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip")
+register_method("mlp", "Two-layer MLP", "baseline", probabilities=True)
+register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip", probabilities=True)
+register_method("histoclip_ensemble", "Mean of HistoCLIP and probe", "histoclip", probabilities=True)
+register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip", True)
+register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip", True)
+
+
+def ensemble(methods: dict[str, Predictions]) -> dict[str, Predictions]:
+    """Return `histoclip_ensemble`: the mean of the probabilities of `linear_probe` and `histoclip_patch`."""
+    members = (methods[name].scores for name in ("linear_probe", "histoclip_patch"))
+    return {"histoclip_ensemble": from_probabilities(sum(members) / 2)}

@@ -215,9 +215,12 @@ class SavedModel:
             features, tokens = self.encoder.encode_images(view_of(images, view))
             pooled = features if pooled is None else pooled
             # In 16 bits, as training had them; outside of inference mode, since attention needs a gradient.
-            maps, logits = evidence(self.head, tokens.half().float().to(self.encoder.device))
+            tokens = tokens.half().float().to(self.encoder.device)
+            maps = evidence(self.head, tokens)
             side = round(maps.shape[-1] ** 0.5)
-            found.append((logits.detach().float().sigmoid(), undo_view(maps.unflatten(-1, (side, side)), view)))
+            with torch.no_grad():
+                probabilities = self.head(tokens)[0].float().sigmoid()
+            found.append((probabilities, undo_view(maps.unflatten(-1, (side, side)), view)))
         probabilities, maps = (torch.stack(each).mean(dim=0).cpu().numpy() for each in zip(*found, strict=True))
         return ImagePredictions(
             probabilities,

@@ -22,7 +22,7 @@ from histoclip_lib.common.predictions import Predictions, from_probabilities
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.splits import grouped_folds, split_dataset
 from histoclip_lib.features.reader import FeatureReader
-from histoclip_lib.models.baselines import BASELINES
+from histoclip_lib.models.baselines import BASELINES, fit_baseline
 from histoclip_lib.models.mlp import mlp_like
 from histoclip_lib.models.training import (
     TrainingOptions,
@@ -42,7 +42,8 @@ FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the training part, beside the whole of 
 FOLDS = 4
 SEEDED = ("histoclip_global", "histoclip_patch")
 KEYS = ["purpose", "name", "method"]
-COMPARED = ("linear_probe", "histoclip_patch")  # under the other split, and for each number of patches
+COMPARED = ("linear_probe", "histoclip_patch")  # under the other split
+SIZED = ("gaussian_text", "blended_probe", *COMPARED)  # for each number of patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,7 @@ def plan_studies(
     for size in sorted({max(2, round(fraction * len(train))) for fraction in FRACTIONS}):
         for number in range(1, draws + 1):
             subset = np.sort(draw.choice(train, size, replace=False))
-            for method in COMPARED:
+            for method in SIZED:
                 plan.append(Study("size", f"{size} patches, draw {number}", method, subset, val))
     return plan
 
@@ -256,7 +257,7 @@ def _fit(
 ) -> np.ndarray:
     """Return the probabilities (n, N) of a study's test patches."""
     if study.method in BASELINES:
-        fitted = BASELINES[study.method](features, patches, study.train, options.seed)
+        fitted = fit_baseline(study.method, features, patches, study.train, options.seed, class_embeddings)
         return fitted.predict(features, study.test).scores
     options = replace(options, **study.training)
     shards = features.of_kind("global" if study.method in ("mlp", "histoclip_global") else "patch")

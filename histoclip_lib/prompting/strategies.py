@@ -1,4 +1,4 @@
-"""The zero-shot strategies: Baseline, One-vs-Rest, Power-set, Top-k, and those that plugins register.
+"""The zero-shot strategies of the paper: Baseline, One-vs-Rest, Power-set and Top-k; `adaptation` and plugins add more.
 
 Every strategy compares unit image embeddings with prompts. Besides its decisions each gives scores, for metrics that
 rank: the cosine for the Baseline, and for the others the margin by which the best prompt with the class beats the
@@ -36,11 +36,14 @@ class StrategyContext:
         How the Baseline decides; see `baseline`.
     temperature : float
         By which the model divides cosines before a softmax: `TextEncoder.temperature`.
+    unlabelled : ndarray of shape (T, d), optional
+        Unit embeddings of the training images, whose labels no strategy sees; by default the images to score.
     """
 
     train_prevalence: np.ndarray
     baseline_rule: str = "sigmoid"
     temperature: float = 0.07
+    unlabelled: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Strategy:
     score: Callable[[np.ndarray, Encode, Vocabulary, StrategyContext], Predictions]
 
 
-STRATEGIES: Registry[Strategy] = Registry("strategy", modules=(__name__,))
+STRATEGIES: Registry[Strategy] = Registry("strategy", modules=(__name__, "histoclip_lib.prompting.adaptation"))
 
 
 def strategy(name: str, label: str, in_table_one: bool = False, paper: str = "") -> Callable[[Callable], Callable]:

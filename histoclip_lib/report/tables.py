@@ -14,7 +14,7 @@ from IPython.display import HTML
 from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.artifacts import METRICS, BrokenRun, RunMetrics
+from histoclip_lib.evaluation.artifacts import METRICS, PROPER, BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import in_table_order, label_of, paper_numbers, short_label, table_one_columns
 from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, range_text
 from histoclip_lib.report.notebooks import run_notebooks
@@ -65,6 +65,7 @@ def methods_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame:
             line["paper's mAcc"] = number_text(paper[name], 4) if name in paper else ""
         line |= {"mAP": number_text(values["mAP"]), "mAP, 95 %": range_text(values["mAP_ci"])}
         line |= {METRICS[key]: number_text(values[key]) for key in list(METRICS)[2:]}
+        line |= {label: number_text(values.get(key)) for key, label in PROPER.items()}
         lines[label_of(name)] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from IPython.display import Markdown
 
+from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
 from histoclip_lib.evaluation import studies as study_tables
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from histoclip_lib.evaluation.leakage import NearDuplicates
     from histoclip_lib.evaluation.localisation import MapScores
     from histoclip_lib.features.reader import FeatureReader
+    from histoclip_lib.models.baselines import LinearProbe
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.models.studies import Finished
     from histoclip_lib.report.explorers import Explorer
 
-OURS, PROBE = comparisons.OURS, comparisons.PROBE
+OURS, PROBE, ENSEMBLE = comparisons.OURS, comparisons.PROBE, "histoclip_ensemble"
 COMPARED_BY_SIZE = ("one_vs_rest", "power_set", "majority")  # horizontal lines where training patches are counted
 CALIBRATED = (PROBE, OURS)
+FITTING = 200  # training patches on which the thresholds of segmentations are fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +153,7 @@ class ZeroShot(Chapter):
         from histoclip_lib.prompting.strategies import StrategyContext
 
         rule, temperature = str(run["baseline_rule"]), run.text_encoder.temperature
-        return StrategyContext(run.train_prevalence, rule, temperature)
+        return StrategyContext(run.train_prevalence, rule, temperature, unit(run.features.pooled.take(run.train)))
 
     def finding(self) -> Markdown:
         """Say in a sentence how the best strategy compares with the majority."""
@@ -313,6 +316,7 @@ class Training(Chapter):
     def of(cls, run: Run) -> Training:
         """Train both heads, or load those that the same training left, and write `history.csv`."""
         from histoclip_lib.models.baselines import uninformative
+        from histoclip_lib.models.studies import SIZED
         from histoclip_lib.models.training import predict, train_heads
 
         heads, history = train_heads(
@@ -322,7 +326,9 @@ class Training(Chapter):
         artifacts.save_history(run.folder / "history.csv", history)
         methods = uninformative(run.patches.labels[run.train], len(run.val))
         methods |= _zero_shot_of(run)
-        methods[PROBE] = run.baselines[PROBE].predict(run.features, run.val)
+        for name in SIZED:
+            if name in run.baselines:
+                methods[name] = run.baselines[name].predict(run.features, run.val)
         for kind, head in heads.items():
             methods[f"histoclip_{kind}"] = predict(head, run.features, kind, run.val, run.compute.device)
         scored = artifacts.evaluate_methods(methods, run.patches, run.val, int(run["resamples"]), int(run["seed"]))
@@ -417,7 +423,7 @@ class Results(Chapter):
     @classmethod
     def of(cls, run: Run) -> Results:
         """Score every method, and write `predictions.parquet` and `metrics.json`."""
-        from histoclip_lib.models.baselines import tissue_prior_method, uninformative
+        from histoclip_lib.models.baselines import ensemble, tissue_prior_method, uninformative
         from histoclip_lib.models.studies import load_studies
         from histoclip_lib.models.training import predict
 
@@ -429,6 +435,7 @@ class Results(Chapter):
         methods |= study_tables.methods_of(finished)
         for kind in ("global", "patch"):
             methods[f"histoclip_{kind}"] = predict(run.head(kind), run.features, kind, val, run.compute.device)
+        methods |= ensemble(methods)
         artifacts.save_predictions(run.folder / "predictions.parquet", methods, patches, val)
         scored = artifacts.evaluate_methods(methods, patches, val, int(run["resamples"]), int(run["seed"]))
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed")}
@@ -515,16 +522,24 @@ class Results(Chapter):
 
     @cached_property
     def fits(self) -> dict[str, object]:
-        """Temperature and thresholds of the linear probe and of the head, fitted on out-of-fold predictions."""
+        """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted out of fold."""
         from histoclip_lib.evaluation.calibration import fit_calibration
 
+        labels_ = self.run.patches.labels[self.run.train]
+        return {name: fit_calibration(labels_, found) for name, found in self.out_of_fold.items()}
+
+    @cached_property
+    def out_of_fold(self) -> dict[str, np.ndarray]:
+        """Probabilities (T, N) of the training patches by models that were not fitted on them, where there are any."""
         train = self.run.train
-        out_of_fold = {
+        found = {
             PROBE: self.run.baselines[PROBE].out_of_fold,
             OURS: study_tables.out_of_fold(self.finished, len(self.run.patches), train),
         }
-        labels_ = self.run.patches.labels[train]
-        return {name: fit_calibration(labels_, found) for name, found in out_of_fold.items() if found is not None}
+        found = {name: values for name, values in found.items() if values is not None}
+        if len(found) == 2:
+            found[ENSEMBLE] = sum(found.values()) / 2
+        return found
 
     def thresholds(self) -> Table:
         """Return mAcc, macro F1 and exact match at 0.5 and at fitted thresholds."""
@@ -544,17 +559,43 @@ class Results(Chapter):
         return as_image(figures.reliability_diagrams(self.truth, self.methods, self.fits, self.classes, labels()))
 
     def calibration(self) -> Table:
-        """Return cross-entropy, Brier score and calibration error before and after temperature scaling."""
+        """Return cross-entropy, Brier score and calibration error before and after temperature and Platt scaling."""
         from histoclip_lib.evaluation.calibration import calibration_table
 
         table = calibration_table(self.truth, self.methods, self.fits, self.classes)
-        return Table(table, "Calibration before and after temperature scaling.")
+        return Table(table, "Calibration before and after temperature and Platt scaling.")
+
+    def ensemble_note(self) -> Markdown:
+        """Say whether the mean of head and probe has the lower cross-entropy."""
+        from histoclip_lib.evaluation.calibration import ensemble_note
+
+        return Markdown(ensemble_note(self.truth, self.methods, self.units, *self.draws))
 
     def temperature_note(self) -> Markdown:
         """Say which temperatures were fitted."""
         from histoclip_lib.evaluation.calibration import temperature_note
 
         return Markdown(temperature_note(self.fits))
+
+    def missed_labels(self) -> Table:
+        """Return thresholds at which at most a given share of labels is missed, and what they cost."""
+        from histoclip_lib.evaluation.risk_control import risk_table
+
+        run, alpha = self.run, float(self.run["missed_share"])
+        fitted_on = run.patches.labels[run.train], uncertainty.bootstrap_units(run.patches, run.train)
+        out_of_fold = {name: self.out_of_fold[name] for name in CALIBRATED if name in self.out_of_fold}
+        table = risk_table(
+            fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.units, alpha, *self.draws
+        )
+        return Table(table, f"Thresholds at which on average at most {alpha:.0%} of the labels of a class are missed.")
+
+    def missed_note(self) -> Markdown:
+        """Say what these thresholds promise."""
+        from histoclip_lib.evaluation.risk_control import risk_note
+
+        run = self.run
+        units = uncertainty.bootstrap_units(run.patches, run.train)
+        return Markdown(risk_note(float(run["missed_share"]), len(np.unique(units))))
 
     def precision_recall(self) -> Image:
         """Draw precision against recall of each class."""
@@ -799,11 +840,52 @@ class Attention(Chapter):
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
         """The maps of the trained head, and those that it has to beat."""
-        from histoclip_lib.models.attention import central_part, maps_to_compare
+        return self._maps_of(self.run.val)
 
-        fraction = self.run.inner_fraction[self.run.val]
-        maps = maps_to_compare(self.head, self.reader, self.run.val, int(self.run["seed"]))
-        return {name: central_part(own, fraction) for name, own in maps.items()}
+    def _maps_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        from histoclip_lib.clip.registry import encoder_entry
+        from histoclip_lib.models.attention import central_part, corrected_tokens, maps_to_compare
+
+        run, corrected = self.run, None
+        if encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip:  # others have no dense similarity
+            corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
+        maps = maps_to_compare(self.head, self._probe, self.reader, index, int(run["seed"]), corrected)
+        return {name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()}
+
+    @cached_property
+    def _probe(self) -> LinearProbe:
+        from histoclip_lib.models.baselines import BASELINES
+
+        run = self.run
+        return BASELINES[PROBE](run.features, run.patches, run.train, int(run["seed"]))
+
+    def deletion(self) -> Table:
+        """Return how far each class's logit falls without the tokens that a map ranks first."""
+        from histoclip_lib.evaluation.localisation import deletion_table
+        from histoclip_lib.models.attention import deletion_test
+
+        falls = deletion_test(self.head, self.reader, self.run.val, self.compared)
+        return Table(
+            deletion_table(falls, self.truth, self.classes, self.units, *self.draws),
+            "Fall of the class's logit without the tokens that a map ranks first, beyond that without as many random "
+            "ones; patches in which the class is present.",
+        )
+
+    def segmentation(self) -> Table | None:
+        """Return the maps scored as weakly supervised segmentation, thresholds fitted on training patches."""
+        from histoclip_lib.evaluation.segmentation import segment, segmentation_table
+
+        run = self.run
+        if self.scores is None:
+            return None
+        order = np.random.default_rng(int(run["seed"])).permutation(len(run.train))
+        train = np.sort(run.train[order[:FITTING]])
+        decisions = run.predictions[OURS].decisions
+        found = segment(self._maps_of(train), train, self.compared, run.val, decisions, run.patches)
+        return Table(
+            segmentation_table(found, self.classes, self.units, *self.draws),
+            f"Maps as segmentation: thresholds fitted on {len(train)} training patches.",
+        )
 
     @cached_property
     def scores(self) -> MapScores | None:
@@ -838,7 +920,8 @@ class Attention(Chapter):
 
         if self.scores is None:
             return None
-        return Table(agreement_by_class(self.scores, self.classes, "ap"), "Per-pixel average precision by class.")
+        table = agreement_by_class(self.scores, self.classes, "ap", self.units, *self.draws)
+        return Table(table, "Per-pixel average precision by class, with 95 % intervals.")
 
     def best_and_worst(self) -> None:
         """Display the patches in which attention agrees best and worst with the mask."""

@@ -374,7 +374,7 @@ class Run:
         """Every registered baseline, fitted on the training part; a `FittedBaseline` by its name."""
         from histoclip_lib.models.baselines import fit_baselines
 
-        return fit_baselines(self.features, self.patches, self.train, int(self["seed"]))
+        return fit_baselines(self.features, self.patches, self.train, int(self["seed"]), self.class_matrix)
 
     @cached_property
     def predictions(self) -> dict[str, Predictions]:

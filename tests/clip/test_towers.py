@@ -9,7 +9,7 @@ from tiny_clip import TOWERS, clip_of, images_for, pixels, tiny_clip
 from torch.nn import functional
 
 from histoclip_lib.clip import towers
-from histoclip_lib.clip.towers import image_features, onnx_tower
+from histoclip_lib.clip.towers import corrected_tokens, image_features, onnx_tower
 from histoclip_lib.common.errors import HistoCLIPError
 
 KINDS = list(TOWERS)
@@ -125,6 +125,25 @@ def test_cnn_tokens_lie_row_by_row():
         for column in range(2):
             expected = visual.head(feature_map[:, :, row, column])
             torch.testing.assert_close(tokens[:, 2 * row + column], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_corrected_tokens_are_self_self_attention_without_residual_and_feed_forward():
+    """ClearCLIP head by head, with nothing of the block but its norm, its attention's projections and their biases."""
+    visual = clip_of("vit").model.visual
+    images = torch.randn(2, 3, 32, 32)
+    hidden = visual._embeds(images)
+    for block in visual.transformer.resblocks[:-1]:
+        hidden = block(hidden)
+    block = visual.transformer.resblocks[-1]
+    projected = functional.linear(block.ln_1(hidden), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    query, _, value = projected.chunk(3, dim=-1)
+    heads = []
+    for q, v in zip(query.split(8, dim=-1), value.split(8, dim=-1), strict=True):
+        heads.append((q @ q.transpose(1, 2) / 8**0.5).softmax(dim=-1) @ v)
+    expected = visual.ln_post(block.attn.out_proj(torch.cat(heads, dim=-1)))[:, 1:] @ visual.proj
+    torch.testing.assert_close(corrected_tokens(visual, images), expected, rtol=1e-4, atol=1e-5)
+    assert corrected_tokens(clip_of("resnet").model.visual, torch.randn(1, 3, 64, 64)) is None
 
 
 def test_towers_without_patch_tokens_are_refused():

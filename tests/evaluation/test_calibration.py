@@ -2,20 +2,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit
-from sklearn.calibration import calibration_curve
+from scipy.special import expit, logit
+from sklearn.calibration import _sigmoid_calibration, calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import cross_entropy, from_probabilities
 from histoclip_lib.evaluation.calibration import (
+    ENSEMBLE,
+    MEMBERS,
     Calibration,
     apply_temperature,
     brier_score,
     calibration_table,
     chance_calibration_error,
+    ensemble_note,
     expected_calibration_error,
     fit_calibration,
+    fit_platt,
     fit_temperature,
     fit_thresholds,
     reliability,
@@ -92,6 +96,31 @@ def test_temperature_keeps_the_order_and_every_decision_at_one_half(case, temper
 def test_temperature_divides_the_logits_even_of_a_probability_of_one():
     assert apply_temperature(expit(np.array([[3.0, -1.0]])), 2.0) == pytest.approx(expit(np.array([[1.5, -0.5]])))
     assert apply_temperature(np.array([[1.0]], dtype=np.float32), 4.0) == pytest.approx(0.985, abs=0.001)
+
+
+def test_platt_scaling_equals_scikit_learn_and_keeps_classes_of_one_value():
+    labels, logits = simulated(300)
+    labels[:, 2] = 0
+    found = fit_platt(labels, expit(3 * logits + 1))
+    for k in range(2):
+        slope, intercept = _sigmoid_calibration(3 * logits[:, k] + 1, labels[:, k])  # of 1 / (1 + exp(a f + b))
+        assert found[k] == pytest.approx([-slope, -intercept], rel=1e-3)
+    assert found[2].tolist() == [1, 0]
+    assert np.isfinite(fit_platt(np.array([[0], [0], [1], [1]]), np.array([[0.1], [0.2], [0.8], [0.9]]))).all()
+
+
+@pytest.mark.parametrize(("shift", "said"), [(-1.5, "lower than"), (1.5, "higher than"), (0, "not significantly")])
+def test_the_ensemble_note_follows_the_interval(shift, said):
+    labels, logits = simulated(200)
+    methods = {ENSEMBLE: from_probabilities(expit(logits))}
+    for seed, name in enumerate(MEMBERS):
+        noise = np.random.default_rng(seed).normal(0, 0.01, logits.shape)
+        methods[name] = from_probabilities(expit(logits + noise + abs(min(shift, 0))))
+    if shift > 0:
+        methods[ENSEMBLE] = from_probabilities(expit(logits + shift))
+    note = ensemble_note(labels, methods, np.arange(200), 200, 0)
+    assert note.count(said) == 2
+    assert f"{log_loss(labels.ravel(), methods[ENSEMBLE].scores.ravel()):.3f}" in note
 
 
 def quality(objective, labels, decisions):
@@ -218,7 +247,7 @@ def test_predictions_are_decided_at_the_thresholds_fitted_on_calibrated_probabil
         assert np.array_equal(predictions.decisions, calibrated >= cuts)
         assert np.array_equal(predictions.scores, calibrated)
     assert not np.array_equal(fit.thresholds["accuracy"], fit.thresholds["f1"])
-    exact = Calibration(1.0, {"accuracy": np.array([0.5])})
+    exact = Calibration(1.0, {"accuracy": np.array([0.5])}, np.array([[1.0, 0.0]]))
     assert exact.predict(np.array([[0.49], [0.5], [0.51]])).decisions.ravel().tolist() == [False, True, True]
 
 
@@ -239,7 +268,8 @@ def test_values_outside_zero_to_one_are_refused(probabilities, complaint):
 def test_tables_compare_before_and_after():
     labels = np.array([[0, 1], [1, 0], [1, 1], [0, 0]], dtype=np.uint8)
     probabilities = np.array([[0.1, 0.4], [0.3, 0.1], [0.8, 0.9], [0.2, 0.2]])
-    calibrations = {"linear_probe": Calibration(2.0, {"accuracy": np.array([0.35, 0.5]), "f1": np.array([0.35, 0.4])})}
+    thresholds, lines = {"accuracy": np.array([0.35, 0.5]), "f1": np.array([0.35, 0.4])}, np.array([[0.5, 0], [2, 1]])
+    calibrations = {"linear_probe": Calibration(2.0, thresholds, lines)}
     methods = {name: from_probabilities(probabilities) for name in ("linear_probe", "knn")}
     table = threshold_table(labels, methods, calibrations, ["a", "b"])["Linear probe"]
     # at T = 2: column a becomes 0.25, 0.40, 0.67, 0.33, and column b 0.45, 0.25, 0.75, 0.33
@@ -248,8 +278,9 @@ def test_tables_compare_before_and_after():
     assert table.loc["macro F1"].tolist() == ["0.667", "0.833", "1.000"]
     assert table.loc["threshold, b"].tolist() == ["0.50", "0.50", "0.40"]
     table = calibration_table(labels, methods, calibrations, ["a", "b"])
-    assert list(table.columns) == [("Linear probe", "uncalibrated"), ("Linear probe", "T = 2.00")]
-    for column, p in zip(table.columns, (probabilities, apply_temperature(probabilities, 2.0)), strict=True):
+    assert list(table.columns) == [("Linear probe", stage) for stage in ("uncalibrated", "T = 2.00", "Platt")]
+    platt = expit(logit(probabilities) * [0.5, 2] + [0, 1])
+    for column, p in zip(table.columns, (probabilities, apply_temperature(probabilities, 2.0), platt), strict=True):
         assert table.loc["cross-entropy", column] == f"{log_loss(labels.ravel(), p.ravel()):.4f}"
         assert table.loc["Brier score, a", column] == f"{brier_score_loss(labels[:, 0], p[:, 0]):.4f}"
         assert table.loc["ECE", column] == f"{expected_calibration_error(labels, p).mean():.3f}"
@@ -267,6 +298,6 @@ def test_tables_hold_constant_scores_and_classes_that_are_never_present():
 
 
 def test_thresholds_before_calibration_decide_alike():
-    fitted = Calibration(2.5, {"accuracy": np.array([0.0, 0.3, 0.5, 1.01]), "f1": np.zeros(4)})
+    fitted = Calibration(2.5, {"accuracy": np.array([0.0, 0.3, 0.5, 1.01]), "f1": np.zeros(4)}, np.zeros((4, 2)))
     probabilities = np.random.default_rng(0).random((200, 4))
     np.testing.assert_array_equal(probabilities >= fitted.cut(), fitted.predict(probabilities).decisions)

@@ -15,6 +15,7 @@ from histoclip_lib.evaluation.localisation import (
     attention_verdict,
     best_and_worst,
     class_means,
+    deletion_table,
     score_maps,
     trained_minus,
 )
@@ -201,9 +202,20 @@ def test_table_shows_means_and_differences():
     gap = trained_minus(scores, "untrained", "mass", units, 200, 0)
     found = table.loc["Head before training", ("mass in the mask", "trained minus this")]
     assert found == f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
-    by_class = agreement_by_class(scores, ["a|b", "<b>", "c"], "ap")
-    assert by_class.loc["Head before training", "<b>"] == f"{np.nanmean(scores.ap[1, :, 1]):.3f}"
+    by_class = agreement_by_class(scores, ["a|b", "<b>", "c"], "ap", units, 200, 0)
+    one = MapScores(NAMES, *(a[..., 1:2] for a in (scores.pointing, scores.mass, scores.ap, scores.area)))
+    one.ap[0] = 0  # so that the difference is the other map alone
+    gap = trained_minus(one, "untrained", "ap", units, 200, 0)
+    expected = f"{-gap.value:.3f} ({-gap.high:.3f} to {-gap.low:.3f})"
+    assert by_class.loc["Head before training", "<b>"] == expected
     assert by_class["c"].tolist() == ["—", "—", "0"]
+
+
+def test_deletion_table_counts_patches_in_which_the_class_is_present():
+    falls = {"trained": np.array([[1.0, 5.0], [3.0, 2.0]])}
+    table = deletion_table(falls, np.array([[1, 0], [1, 1]]), ["a", "b"], np.arange(2), 50, 0)
+    assert table.loc["Trained head", "a"].startswith("2.000 (1.000 to 3.000")
+    assert table.loc["Trained head", "all classes"].startswith("2.000 (")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ def test_methods_are_ordered_by_family():
     assert next(iter(found)) == "all_negative"
     assert list(found)[-1] == "histoclip_patch"
     assert methods.labels()["histoclip_patch"] == methods.label_of("histoclip_patch") == "HistoCLIP, patch keys"
-    assert methods.strategy_names() == ["baseline", "one_vs_rest", "power_set", "top_k"]
+    adapted = ["zero_shot_standardised", "zero_shot_transductive"]
+    assert methods.strategy_names() == ["baseline", "one_vs_rest", "power_set", "top_k", *adapted]
     assert methods.short_label("one_vs_rest") == "One-vs-Rest"
 
 
@@ -45,7 +46,7 @@ def test_paper_numbers_are_those_of_table_one():
 def test_evaluation_loads_no_torch():
     modules = (
         "artifacts", "calibration", "comparisons", "confusion", "leakage", "localisation", "methods", "metrics",
-        "studies", "uncertainty",
+        "risk_control", "segmentation", "studies", "uncertainty",
     )  # fmt: skip
     code = "import importlib, sys\n"
     code += "".join(f"importlib.import_module('histoclip_lib.evaluation.{name}')\n" for name in modules)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, rankdata
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, f1_score, log_loss, roc_auc_score
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
@@ -19,6 +19,7 @@ from histoclip_lib.evaluation.uncertainty import (
     evaluate,
     holm,
     mean_gap_p,
+    proper_scores,
     resampled_metrics,
 )
 
@@ -432,3 +433,13 @@ def test_patches_are_resampled_where_groups_are_not_known():
     patches, index = grouped_patches(60, groups=False), np.arange(3, 60, 5)
     assert uncertainty.bootstrap_units(patches, index).tolist() == index.tolist()
     assert "groups are not known" in uncertainty.interval_note(patches, index)
+
+
+def test_proper_scores_equal_scikit_learn_with_the_interval_of_a_mean():
+    random = np.random.default_rng(0)
+    labels, probabilities, units = random.integers(0, 2, (40, 3)), random.random((40, 3)), np.arange(40) // 4
+    found = proper_scores(labels, probabilities, units, 200, 3)
+    assert found["cross_entropy"] == pytest.approx(log_loss(labels.ravel(), probabilities.ravel()))
+    assert found["brier"] == pytest.approx(brier_score_loss(labels.ravel(), probabilities.ravel()))
+    squares = ((probabilities - labels) ** 2).mean(axis=1)
+    assert found["brier_ci"] == pytest.approx(bootstrap_interval(squares, units, 200, 3))

@@ -5,17 +5,19 @@ import pytest
 import torch
 from torch import nn
 
-from histoclip_lib.features.reader import FeatureReader, view_of
+from histoclip_lib.features.reader import FeatureReader, undo_view, view_of
 from histoclip_lib.features.store import Shards
 from histoclip_lib.models.attention import (
     MAP_LABELS,
     attention_maps,
     central_part,
+    deletion_test,
     enlarge,
+    linear_maps,
     maps_to_compare,
-    similarity_maps,
     square_crop,
 )
+from histoclip_lib.models.baselines import LinearProbe
 from histoclip_lib.models.cmm import CMM
 
 
@@ -31,11 +33,12 @@ def reader_of(grids):
     return FeatureReader(Shards([np.ascontiguousarray(tokens)]), torch.device("cpu"))
 
 
-def test_map_is_attention_times_gradient_of_the_own_logit(head):
+def test_map_is_attention_times_gradient_of_the_own_logit_for_tokens_of_equal_length(head):
     grids = torch.randn(3, 1, 16, 4, 4)
     index = np.array([2, 0])
     maps = attention_maps(head, reader_of(grids), index)
     tokens = grids[index, 0].flatten(2).transpose(1, 2)
+    tokens = nn.functional.normalize(tokens, dim=2) * tokens.norm(dim=2).mean(dim=1)[:, None, None]
     for k in range(2):
         logits, attention = head(tokens)
         (gradient,) = torch.autograd.grad(logits[:, k].sum(), attention)
@@ -81,6 +84,12 @@ def fresh(seed=3):
     return CMM(embeddings, heads=2, hidden=32)
 
 
+PROBE = LinearProbe(
+    np.full(16, 3.0, np.float32), np.linspace(1, 2, 16, dtype=np.float32),
+    np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32), np.array([5.0, -1.0]), 1.0, {}, None,
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def grids():
     return torch.randn(5, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -97,7 +106,8 @@ def compared(grids):
             parameter.add_(0.1 * torch.randn(parameter.shape))
     index = np.array([4, 0, 2])
     state = torch.get_rng_state()
-    maps = maps_to_compare(head, reader_of(grids), index, seed=3)
+    corrected = grids[index, 0].flatten(2).transpose(1, 2).numpy()
+    maps = maps_to_compare(head, PROBE, reader_of(grids), index, 3, corrected)
     assert torch.equal(torch.get_rng_state(), state)  # drawing the untrained head leaves no trace
     return head, before, index, maps
 
@@ -127,9 +137,47 @@ def test_the_centre_prior_is_a_gaussian_of_a_quarter_of_the_side(compared):
     np.testing.assert_allclose(maps["uniform"], 1 / 16, rtol=1e-6)
 
 
+def test_maps_of_the_probe_order_tokens_by_its_logit(compared, grids):
+    """Each token as an image of its own: mean over the views, turned back, from the lowest on."""
+    _, _, index, maps = compared
+    for name, tokens in (("probe", grids), ("probe_unit", nn.functional.normalize(grids, dim=2))):
+        upright = torch.stack([undo_view(tokens[index][:, view], view) for view in range(3)], dim=1)
+        standardised = (upright.movedim(2, -1).numpy() - PROBE.mean) / PROBE.scale
+        logits = (standardised @ PROBE.weights + PROBE.intercepts).mean(axis=1)
+        above = np.moveaxis(logits, -1, 1) - logits.min(axis=(1, 2))[:, :, None, None]
+        np.testing.assert_allclose(maps[name], above / above.sum(axis=(2, 3), keepdims=True), atol=1e-5)
+
+
+def test_corrected_tokens_are_compared_with_the_words(compared, grids):
+    head, _, index, maps = compared
+    expected = linear_maps(head.class_embeddings, reader_of(grids[:, :1]), index)
+    np.testing.assert_allclose(maps["corrected"], expected, atol=1e-6)
+
+
+class MeanHead(nn.Module):
+    """Its logits are the mean of what the tokens hold."""
+
+    def forward(self, tokens):
+        return tokens.mean(dim=1), None
+
+
+def test_deletion_by_hand():
+    """One of 16 tokens holds 16: the logit is 1 whatever else is there, 0 without it, 16 / n among n that remain."""
+    tokens = torch.zeros(3, 16, 2)
+    tokens[:, 3] = 16
+    reader = FeatureReader(Shards([tokens[:, None].numpy()]), torch.device("cpu"))
+    spot = np.zeros((3, 2, 16))
+    spot[:, :, 3] = 1
+    maps = {"right": spot.reshape(3, 2, 4, 4), "wrong": -spot.reshape(3, 2, 4, 4)}
+    falls = deletion_test(MeanHead(), reader, np.arange(3), maps, draws=3000)
+    kept = np.mean([16 / (16 - removed) for removed in (2, 3, 5, 8)])
+    np.testing.assert_allclose(falls["right"], 1, atol=0.05)
+    np.testing.assert_allclose(falls["wrong"], 1 - kept, atol=0.05)
+
+
 def test_similarity_is_the_cosine_of_token_and_class(grids):
     classes = fresh().class_embeddings
-    maps = similarity_maps(classes, reader_of(grids[:, :1]), np.array([3, 1]))
+    maps = linear_maps(classes, reader_of(grids[:, :1]), np.array([3, 1]))
     for position, patch in enumerate((3, 1)):
         for k in range(2):
             cosines = nn.functional.cosine_similarity(grids[patch, 0], classes[k][:, None, None], dim=0).numpy()
@@ -141,14 +189,14 @@ def test_similarity_of_turned_views_is_turned_back():
     upright = torch.randn(3, 16, 4, 4)
     turned = torch.stack([view_of(upright, view) for view in range(8)], dim=1)
     classes = fresh().class_embeddings
-    one, every = (similarity_maps(classes, reader_of(grids), np.arange(3)) for grids in (turned[:, :1], turned))
+    one, every = (linear_maps(classes, reader_of(grids), np.arange(3)) for grids in (turned[:, :1], turned))
     np.testing.assert_allclose(every, one, atol=1e-5)
 
 
 def test_similarity_of_equal_tokens_is_uniform():
     grids = torch.ones(1, 1, 16, 1, 1).expand(1, 1, 16, 4, 4)
     np.testing.assert_allclose(
-        similarity_maps(fresh().class_embeddings, reader_of(grids), np.array([0])), 1 / 16, rtol=1e-5
+        linear_maps(fresh().class_embeddings, reader_of(grids), np.array([0])), 1 / 16, rtol=1e-5
     )
 
 

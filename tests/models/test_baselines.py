@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -21,7 +22,10 @@ from histoclip_lib.models.baselines import (
     NEIGHBOURS,
     PROBE_STRENGTHS,
     baseline,
+    ensemble,
     fit_baselines,
+    fit_blended_probe,
+    fit_gaussian_with_text,
     fit_knn,
     fit_linear_probe,
     tissue_prior_method,
@@ -65,6 +69,16 @@ def test_majority_equals_scikit_learn_most_frequent():
     assert methods["all_positive"].decisions.all()
 
 
+def test_the_ensemble_is_the_mean_of_both_probabilities():
+    members = {
+        "linear_probe": from_probabilities(np.array([[0.2, 0.6]])),
+        "histoclip_patch": from_probabilities(np.array([[0.9, 0.3]])),
+    }
+    found = ensemble(members)["histoclip_ensemble"]
+    np.testing.assert_allclose(found.scores, [[0.55, 0.45]])
+    assert found.decisions.tolist() == [[True, False]]
+
+
 def test_tissue_prior_is_the_prevalence_in_the_tissue():
     labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1], *[[0, 0, 0]] * 3], dtype=np.uint8)
     tissue = np.array(["skin", "skin", "lung", "lung", "lung", "skin", "liver"])
@@ -86,8 +100,8 @@ def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch
         predict = lambda features, index: from_probabilities(np.tile(prevalence, (len(index), 1)))  # noqa: E731
         return SimpleNamespace(predict=predict, about=lambda: "")
 
-    fitted = fit_baselines(features, patches, train[:30], seed=0)
-    assert list(fitted) == ["linear_probe", "knn", "constant"]
+    fitted = fit_baselines(features, patches, train[:30], 0, np.eye(3, 12))
+    assert list(fitted) == ["linear_probe", "knn", "gaussian_text", "blended_probe", "constant"]
     assert all(model.predict(features, val).scores.shape == (100, 3) for model in fitted.values())
     assert (METHODS["constant"].label, METHODS["constant"].family) == ("Constant", "baseline")
 
@@ -291,3 +305,70 @@ def test_validation_labels_are_never_seen(probe_case, fit):
     other = make_patches(labels, patches.groups)
     first, second = (fit(features, p, train, seed=0).predict(features, val) for p in (patches, other))
     assert np.array_equal(first.scores, second.scores)
+
+
+# With text
+
+
+def planted_text(seed, n_patches=220, width=24):
+    """Patches whose classes are directions that the words point to, less than exactly; a few of them to learn from."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, (n_patches, 3)).astype(np.uint8)
+    axes = np.linalg.qr(random.normal(size=(width, width)))[0][:3]
+    embeddings = (labels @ axes + 0.35 * random.normal(size=(n_patches, width))).astype(np.float32)
+    words = normalize(axes + 0.1 * random.normal(size=axes.shape))
+    pooled = Shards([embeddings[start : start + 256, None] for start in range(0, n_patches, 256)])
+    return ImageFeatures(pooled, pooled, 0), make_patches(labels, np.arange(n_patches).astype(str)), words
+
+
+@pytest.mark.parametrize("fit", [fit_gaussian_with_text, fit_blended_probe])
+def test_words_help_where_labels_are_few(fit):
+    gains = []
+    for seed in range(6):
+        features, patches, words = planted_text(seed)
+        few, rest = np.arange(20, 34), np.arange(40, 220)
+        plain = fit_linear_probe(features, patches, few, 0).predict(features, rest)
+        found = fit(features, patches, few, 0, words).predict(features, rest)
+        gains.append(mean_accuracy(patches.labels[rest], found.decisions))
+        gains[-1] -= mean_accuracy(patches.labels[rest], plain.decisions)
+    assert np.mean(gains) > 0.03
+
+
+def test_gaussians_are_the_linear_discriminant_of_scikit_learn():
+    """Its direction with many patches; the shrunken inverse of Wang et al. scales it by d / (T - 1)."""
+    features, patches, words = planted_text(0, n_patches=5000)
+    train = np.arange(5000)
+    fitted = fit_gaussian_with_text(features, patches, train, 0, words)
+    embeddings = normalize(features.pooled.take(train)).astype(float)
+    for k in range(3):
+        known = LinearDiscriminantAnalysis(solver="lsqr").fit(embeddings, patches.labels[:, k])
+        cosine = normalize(known.coef_)[0] @ normalize(fitted.weights[:, [k]], axis=0)[:, 0]
+        assert cosine > 0.999
+        middle = np.mean([embeddings[patches.labels[:, k] == value].mean(axis=0) for value in (0, 1)], axis=0)
+        assert middle @ fitted.weights[:, k] + fitted.intercepts[k] == pytest.approx(0, abs=1e-6)
+    losses = fitted.losses
+    assert losses[fitted.chosen] == min(losses.values())
+
+
+def test_the_blended_probe_is_a_regression_with_the_text_score_as_a_feature():
+    features, patches, words = planted_text(1)
+    train, rest = np.arange(120), np.arange(120, 220)
+    fitted = fit_blended_probe(features, patches, train, 0, words)
+    embeddings = normalize(features.pooled.take(np.arange(220)))
+    for k in range(3):
+        x = np.concatenate([embeddings, embeddings @ words[[k]].T], axis=1)
+        x = StandardScaler().fit(x[train]).transform(x) * ([1] * 24 + [10])
+        known = LogisticRegression(C=fitted.strength, max_iter=2000).fit(x[train], patches.labels[train, k])
+        found = fitted.predict(features, rest).scores[:, k]
+        np.testing.assert_allclose(found, known.predict_proba(x[rest])[:, 1], atol=2e-3)
+
+
+@pytest.mark.parametrize("fit", [fit_gaussian_with_text, fit_blended_probe])
+@pytest.mark.parametrize("n_patches", [2, 3, 25])
+def test_any_number_of_patches_gives_probabilities(fit, n_patches):
+    features, patches, words = planted_text(2)
+    patches.labels[:25, 1] = 0  # a class that no training patch has
+    found = fit(features, patches, np.arange(n_patches), 0, words)
+    scores = found.predict(features, np.arange(30, 60)).scores
+    assert ((scores > 0) & (scores < 1)).all()
+    assert found.about()

@@ -16,7 +16,7 @@ from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import ImageFeatures, Shards
 from histoclip_lib.models import studies
 from histoclip_lib.models.baselines import fit_linear_probe
-from histoclip_lib.models.studies import Study, load_studies, plan_studies, run_studies, save_studies
+from histoclip_lib.models.studies import SIZED, Study, load_studies, plan_studies, run_studies, save_studies
 from histoclip_lib.models.training import TrainingOptions, new_head, predict_probabilities, train_head
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_sizes_are_subsets_of_the_training_part(case):
     subsets = {study.train.tobytes() for study in sizes if len(study.train) == 14}
     assert len(subsets) == 3
     pairs = {(study.name, study.train.tobytes()) for study in sizes}  # probe and head see the same patches
-    assert len(pairs) == len(sizes) // 2
+    assert len(pairs) == len(sizes) // len(SIZED)
 
 
 def test_designs_differ_from_the_head_as_reported(case):

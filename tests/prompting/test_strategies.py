@@ -109,8 +109,9 @@ BRUTE = {
 @pytest.mark.parametrize("n_classes", [1, 2, 5])
 def test_each_strategy_equals_its_brute_force(n_classes):
     methods, _ = score(40, n_classes)
-    assert tuple(methods) == FOUR
-    for name, found in methods.items():
+    assert tuple(methods)[:4] == FOUR
+    for name in FOUR:
+        found = methods[name]
         scores, decisions = zip(
             *(BRUTE[name](image.astype(np.float64), NAMES[:n_classes]) for image in pooled_of(40)), strict=True
         )
@@ -166,7 +167,7 @@ def test_a_registered_strategy_is_scored_and_is_a_method(monkeypatch):
         return Predictions(scores, scores > 0)
 
     methods, _ = score(3, 2)
-    assert tuple(methods) == (*FOUR, "always")
+    assert tuple(methods) == (*FOUR, "zero_shot_standardised", "zero_shot_transductive", "always")
     assert methods["always"].decisions.all()
     assert (METHODS["always"].label, METHODS["always"].family) == ("Zero-shot: Always", "zero-shot")
     with pytest.raises(HistoCLIPError, match="'always' is registered twice"):

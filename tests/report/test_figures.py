@@ -141,7 +141,7 @@ def test_names_of_up_to_three_lines_are_not_cut():
 def test_a_method_has_one_colour_and_no_two_have_the_same():
     coloured = [base.method_colour(name) for name in method_labels()]
     assert coloured[:4] == [base.UNCOLOURED] * 4
-    assert len(set(coloured[4:])) == len(coloured[4:]) == 10
+    assert len(set(coloured[4:])) == len(coloured[4:])
     assert base.method_colour("not registered") == base.UNCOLOURED
 
 
@@ -558,20 +558,20 @@ def test_map_agreement_says_the_numbers(attended):
     assert f"per-pixel AP, {patches.classes[0]}: {said}" in alternative
     assert "nan" not in alternative
     dots = {line.get_label(): line.get_xdata() for line in figure.axes[2].lines}
-    np.testing.assert_allclose(dots["Text similarity"][:2], class_means(scores.ap)[2, :2])
+    np.testing.assert_allclose(dots["Text similarity"][:2], class_means(scores.ap)[4, :2])
     ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert ticks[0].endswith(f"({(~np.isnan(scores.area[:, 0])).sum()})")
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_attention_cases_show_patch_attention_and_similarity_with_their_scores(attended):
+def test_attention_cases_show_patch_attention_and_the_probe_with_their_scores(attended):
     patches, maps, scores = attended
     probabilities = np.random.default_rng(1).random(scores.area.shape)
     for cases in best_and_worst(scores.gain(), 2):
         figure = figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, cases)
         assert len(figure.axes) == 3 * len(cases)
         alternative = draw(figure)
-        for number, shown in ((1, "trained"), (2, "similarity")):
+        for number, shown in ((1, "trained"), (2, "probe_unit")):
             i, k = cases[0]
             drawn = figure.axes[number].images[1].get_array()
             np.testing.assert_allclose(drawn, enlarge(maps[shown][i, k], 40))
@@ -580,7 +580,7 @@ def test_attention_cases_show_patch_attention_and_similarity_with_their_scores(a
             about = f"25% of the patch, p = {probabilities[i, k]:.2f}"
             assert f"{patches.files[i]}, {patches.classes[k]}: {about}" in alternative
             mass = f"AP {scores.ap[2, i, k]:.2f}, {scores.mass[2, i, k]:.0%} in the mask"
-            assert f"text similarity, {mass}" in alternative
+            assert f"linear probe on unit tokens, {mass}" in alternative
     assert figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, []) is None
 
 

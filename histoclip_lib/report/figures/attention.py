@@ -16,12 +16,15 @@ from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import THRESHOLD
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.localisation import MEASURES, MapScores, class_means
-from histoclip_lib.models.attention import MAP_LABELS, TRAINED, enlarge, square_crop
+from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, enlarge, square_crop
 from histoclip_lib.report.figures.base import CLASS_COLOURS, class_colour, described, figure, listed, wrapped
 from histoclip_lib.report.figures.patches import outline
 
-MARKERS = {TRAINED: "o", "untrained": "s", "similarity": "^", "centre": "D", "uniform": "|"}
-COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:3], CLASS_COLOURS[4], "0.3"], strict=True))
+MARKERS = {
+    TRAINED: "o", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^", "corrected": "v", "centre": "D",
+    "uniform": "|",
+}  # fmt: skip
+COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:7], "0.3"], strict=True))
 OPACITY = 0.55
 SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
 PALETTE = 255  # colours; a picture in all colours takes three times the bytes
@@ -59,7 +62,7 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
     panels[0].set_yticks(heights, [f"{wrapped(name)} ({n})" for name, n in zip(classes, counts, strict=True)])
     drawn.tight_layout()
     drawn.legend(
-        *panels[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(scores.maps),
+        *panels[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4,
         frameon=False, handletextpad=0.1, columnspacing=1.2,
     )  # fmt: skip
     return described(
@@ -194,7 +197,7 @@ def attention_cases(
     probabilities: np.ndarray,
     cases: list[tuple[int, int]],
 ) -> Figure | None:
-    """Draw trained attention and text similarity over some patches, one line each, with the outline of the mask.
+    """Draw trained attention and the linear probe's map over some patches, one line each, with the mask's outline.
 
     Parameters
     ----------
@@ -203,7 +206,7 @@ def attention_cases(
     index : ndarray of int, shape (n,)
         The patches that the rest belongs to.
     maps : dict of str to ndarray of shape (n, N, g, g)
-        With `trained` and `similarity`.
+        With `trained` and `probe_unit`.
     scores : MapScores
         Of these maps.
     probabilities : ndarray of shape (n, N)
@@ -223,7 +226,7 @@ def attention_cases(
         about = f"{area:.0%} of the patch, p = {probabilities[position, k]:.2f}"
         titles = [f"{wrapped(patches.files[i])}\n{wrapped(patches.classes[k])}: {about}"]
         said.append(f"{patches.files[i]}, {patches.classes[k]}: {about}")
-        for axes, shown in zip(line[1:], (TRAINED, "similarity"), strict=True):
+        for axes, shown in zip(line[1:], (TRAINED, PROBE), strict=True):
             number = scores.maps.index(shown)
             ap, mass = scores.ap[number, position, k], scores.mass[number, position, k]
             _overlay(axes, image, maps[shown][position, k], mask, k)
@@ -236,7 +239,7 @@ def attention_cases(
     return described(
         drawn,
         f"Attention against masks in {len(cases)} cases. {'; '.join(said)}.",
-        f"Trained attention and the text similarity that it started from, in {len(cases)} of {len(index):,} patches. "
+        f"Trained attention, and the linear probe applied to single tokens, in {len(cases)} of {len(index):,} patches. "
         "Compare where each is bright with the outline of the class in the mask.",
     )
 

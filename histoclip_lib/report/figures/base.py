@@ -31,6 +31,7 @@ FONTS = (
     "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
 )  # fmt: skip
 CLASS_COLOURS = sns.color_palette("colorblind", 10)
+METHOD_COLOURS = CLASS_COLOURS + sns.color_palette("dark", 10)
 UNCOLOURED = "0.35"  # methods without skill, and lines that are no method
 MAX_NAME, MAX_LINES = 28, 3  # letters in a line, and lines of a name on an axis
 LARGE_PNG = 400_000  # bytes
@@ -129,7 +130,7 @@ def method_colour(name: str) -> tuple[float, float, float] | str:
     """Return the colour of a method, the same in every figure: grey for one that is uninformative or not registered."""
     coloured = [method for method in reversed(methods().values()) if method.family != "uninformative"]
     names = [method.name for method in coloured]
-    return class_colour(names.index(name)) if name in names else UNCOLOURED
+    return METHOD_COLOURS[names.index(name) % len(METHOD_COLOURS)] if name in names else UNCOLOURED
 
 
 def short(name: str) -> str:

@@ -1,0 +1,150 @@
+"""Thresholds with a promise: at most a given share of each class's labels is missed, on average over patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from histoclip_lib.common.predictions import THRESHOLD, Predictions
+from histoclip_lib.evaluation.methods import label_of
+from histoclip_lib.evaluation.text import number_text, value_text
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, nan_mean, percentile_interval, unit_sums
+
+LEVELS = 1000  # thresholds that are tried, evenly from 0 to 1
+DRAWS = 500  # random divisions of the units on which the promise is tried
+
+
+def missed_shares(labels: np.ndarray, probabilities: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Return the share of each unit's positive labels that a threshold misses, for each class and threshold.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    probabilities : ndarray of shape (B, N)
+        For the same patches.
+    units : ndarray of shape (B,)
+        What is exchangeable: the group of each patch, or its own number.
+
+    Returns
+    -------
+    ndarray of shape (U, N, LEVELS + 1)
+        At the thresholds 0, 1 / LEVELS, ..., 1; NaN for a unit without the class. It never falls with the threshold.
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    n_units, n_classes = unit.max() + 1, labels.shape[1]
+    level = np.floor(probabilities * LEVELS + 1e-9).astype(int)  # the highest threshold that the probability reaches
+    cells = (unit[:, None] * n_classes + np.arange(n_classes)) * (LEVELS + 1) + level
+    counts = np.bincount(cells[labels == 1], minlength=n_units * n_classes * (LEVELS + 1))
+    counts = counts.reshape(n_units, n_classes, LEVELS + 1)
+    below = counts.cumsum(axis=2) - counts
+    with np.errstate(invalid="ignore"):
+        return below / counts.sum(axis=2, keepdims=True)
+
+
+def risk_thresholds(shares: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the highest threshold of each class that keeps the promise, shape (N,).
+
+    For a new unit with the class, exchangeable with the n units here, the expected share that is missed is at most
+    alpha: the mean over n + 1 units, of which the new one misses everything, is. With fewer than 1 / alpha - 1 units
+    nothing less than predicting the class always keeps it, and the threshold is 0.
+
+    Parameters
+    ----------
+    shares : ndarray of shape (U, N, LEVELS + 1)
+        As `missed_shares` returns.
+    alpha : float
+        Between 0 and 1.
+
+    References
+    ----------
+    Angelopoulos, Bates, Fisch, Lei and Schuster, Conformal risk control, ICLR 2024, eq. (4) with B = 1.
+    """
+    counted = ~np.isnan(shares[:, :, 0])
+    bound = (np.nansum(shares, axis=0) + 1) / (counted.sum(axis=0)[:, None] + 1)  # (N, LEVELS + 1), rising
+    return np.maximum((bound <= alpha + 1e-12).sum(axis=1) - 1, 0) / LEVELS
+
+
+def promise_kept(shares: np.ndarray, alpha: float, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Return the mean share that is missed, of each class (N,), in a fifth of the units by thresholds of the others.
+
+    The units are divided at random `draws` times. NaN for a class that no fifth has.
+    """
+    generator = np.random.default_rng(seed)
+    missed = np.empty((draws, shares.shape[1]))
+    for number in range(draws):
+        order = generator.permutation(len(shares))
+        fit, held_out = shares[order[: len(order) * 4 // 5]], shares[order[len(order) * 4 // 5 :]]
+        at = np.round(risk_thresholds(fit, alpha) * LEVELS).astype(int)
+        missed[number] = nan_mean(held_out[:, np.arange(shares.shape[1]), at], axis=0)
+    return nan_mean(missed, axis=0)
+
+
+def risk_table(
+    fitted_on: tuple[np.ndarray, np.ndarray],
+    out_of_fold: dict[str, np.ndarray],
+    labels: np.ndarray,
+    methods: dict[str, Predictions],
+    classes: list[str],
+    units: np.ndarray,
+    alpha: float,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the thresholds, what they miss and what they cost, as text: a line for each method and class.
+
+    Parameters
+    ----------
+    fitted_on : (ndarray of shape (T, N), ndarray of shape (T,))
+        Labels and units of the training part.
+    out_of_fold : dict of str to ndarray of shape (T, N)
+        Probabilities of the training patches by models that have not seen their group, by method.
+    labels : ndarray of shape (B, N)
+        Of the validation part.
+    methods : dict of str to Predictions
+        For the validation part; those in `out_of_fold` are shown.
+    classes : list of str
+        N names.
+    units : ndarray of shape (B,)
+        Of the validation part.
+    alpha, resamples, seed
+        The share that may be missed; of the bootstrap, and of the divisions.
+    """
+    lines, draws, (train_labels, train_units) = {}, draw_units(units, resamples, seed), fitted_on
+    for name, probabilities in out_of_fold.items():
+        shares = missed_shares(train_labels, probabilities, train_units)
+        cuts, tried = risk_thresholds(shares, alpha), promise_kept(shares, alpha, seed=seed)
+        scores = methods[name].scores
+        for k, class_name in enumerate(classes):
+            line = {"threshold": number_text(cuts[k]), "groups": int((~np.isnan(shares[:, k, 0])).sum())}
+            for rule, cut in (("", cuts[k]), (" at 0.5", THRESHOLD)):
+                called = scores[:, k] >= cut
+                line[f"missed{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws))
+                line[f"false positives{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws))
+            lines[label_of(name), class_name] = line | {"missed in fifths of train": number_text(tried[k])}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object) -> Difference:
+    """Return the mean over units of the share of their counted patches that are wrong, with its bootstrap interval."""
+    sums = unit_sums(np.stack([wrong & counted, counted], axis=1), draws.unit)
+    there = sums[:, 1] > 0
+    if not there.any():
+        return Difference(np.nan, np.nan, np.nan)
+    shares, counts = sums[there, 0] / sums[there, 1], draws.counts[:, there]
+    with np.errstate(invalid="ignore"):
+        return Difference(float(shares.mean()), *percentile_interval(counts @ shares / counts.sum(axis=1)))
+
+
+def risk_note(alpha: float, n_units: int) -> str:
+    """Say in Markdown what the thresholds promise, and what the promise rests on."""
+    note = (
+        f"Promised: for a new group like these, on average at most {alpha:.0%} of a class's labels are missed. The "
+        "promise holds on average over groups and over the draw of the training groups, for one more group from the "
+        "same source, not for each group and not for another hospital. The thresholds come from out-of-fold "
+        "predictions, of models fitted on fewer patches than the one that they are applied to: the table shows how "
+        "well that holds."
+    )
+    if n_units + 1 < 1 / alpha:
+        note += f" With {n_units} groups only predicting a class always keeps it; {int(1 / alpha)} or more are needed."
+    return note
