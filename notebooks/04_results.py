@@ -88,6 +88,18 @@ results.per_class("accuracy")
 results.per_class("ap")
 
 # %% [markdown]
+# ## By subgroup
+#
+# Does it work alike everywhere? Every metric by tissue, and by each `meta_` column. Look for intervals that do not overlap;
+# the test below says whether the largest difference is more than chance.
+
+# %%
+results.by_subgroup()
+
+# %%
+results.subgroup_note()
+
+# %% [markdown]
 # ## Thresholds and calibration
 #
 # Everything above decides at 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for each

@@ -15,12 +15,13 @@ from histoclip_lib.data.images import ImageFiles
 from histoclip_lib.data.registry import dataset
 
 RESERVED_COLUMNS = ("file", "group", "split", "mask")
+META = "meta_"  # columns that begin so say what else is known of a patch
 LABELS = {"0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
 MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 FORMAT = (
     "labels.csv needs a column `file` and one 0/1 column for each class; `group` (patient or source image), "
-    "`split` (train or val) and `mask` are optional."
+    "`split` (train or val), `mask` and any `meta_...` (site, scanner, sex, ...) are optional."
 )
 
 
@@ -45,7 +46,7 @@ def load(data_dir: str | Path) -> PatchDataset:
     Returns
     -------
     PatchDataset
-        With groups, official parts and masks where the table has them.
+        With groups, official parts, masks and metadata (`meta_site` as `site`) where the table has them.
 
     Raises
     ------
@@ -81,12 +82,17 @@ def load(data_dir: str | Path) -> PatchDataset:
         groups=_column(table, "group", table_path),
         parts=_column(table, "split", table_path, allowed=("train", "val")),
         has_masks=bool(mask_paths),
+        meta={
+            name.removeprefix(META): np.array([cell[:MAX_NAME] for cell in cells], dtype=str)
+            for name, cells in table.columns.items()
+            if name.startswith(META)
+        },
     )
 
 
 def _classes(table: Table, table_path: Path) -> list[str]:
     """Return the columns left over, refusing those that were meant to be others."""
-    classes = [column for column in table.columns if column not in RESERVED_COLUMNS]
+    classes = [name for name in table.columns if name not in RESERVED_COLUMNS and not name.startswith(META)]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:
         raise HistoCLIPError(f"{table_path}: names of reserved columns are lower case:\n{bullet_list(alike)}")

@@ -296,3 +296,11 @@ def test_a_part_other_than_train_and_val_is_refused(root):
     assert "column split: expected train or val" in message
     assert "line 4: 'Train'" in message
     assert "line 5: 'test'" in message
+
+
+def test_meta_columns_are_no_classes_and_are_kept(tmp_path, write_folder):
+    write_folder(tmp_path, {"tumor": [1, 0, 1]}, meta_site=["A", "B", ""], group=["p", "q", "q"])
+    patches = folder.load(tmp_path)
+    assert patches.classes == ["tumor"]
+    assert {name: values.tolist() for name, values in patches.meta.items()} == {"site": ["A", "B", ""]}
+    assert patches.subgroups.keys() == {"site"}
