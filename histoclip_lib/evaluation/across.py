@@ -5,9 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+from histoclip_lib.evaluation.artifacts import ValidationPredictions
+from histoclip_lib.evaluation.methods import label_of
+from histoclip_lib.evaluation.text import number_text, p_text, signed_text
+from histoclip_lib.evaluation.uncertainty import (
+    Difference,
+    draw_units,
+    percentile_interval,
+    resampled_metrics,
+    whole_and_drawn,
+)
+
 LEVEL = 0.95
+OURS = "histoclip_patch"
 
 
 @dataclass(frozen=True)
@@ -104,3 +117,76 @@ def cliques(ranks: Ranks) -> list[tuple[int, int]]:
         if end > start and (not found or end > found[-1][1]):
             found.append((start, end))
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Across:
+    """HistoCLIP with patch keys minus another method in one metric: on each data set, and pooled."""
+
+    names: list[str]
+    gaps: list[Difference]
+    pooled: Pooled
+
+
+def gaps_across(
+    runs: dict[str, ValidationPredictions], method: str, metric: str, resamples: int = 500, seed: int = 0
+) -> Across:
+    """Compare HistoCLIP with patch keys with another method on several data sets.
+
+    Parameters
+    ----------
+    runs : dict of str to ValidationPredictions
+        One run of each data set, by its name; at least two.
+    method : str
+        Such as `linear_probe`.
+    metric : str
+        `mAcc` or `mAP`.
+    resamples, seed : int
+        Of the bootstrap, whose standard deviation is the standard error on a data set.
+    """
+    gaps, variances = [], []
+    for run in runs.values():
+        draws = whole_and_drawn(draw_units(run.units, resamples, seed))
+        ours, other = (resampled_metrics(run.labels, run.methods[name], draws)[metric] for name in (OURS, method))
+        drawn = (ours - other)[1:]
+        gaps.append(Difference(float(ours[0] - other[0]), *percentile_interval(drawn)))
+        variances.append(np.nanvar(drawn))
+    pooled = random_effects(np.array([gap.value for gap in gaps]), np.array(variances))
+    return Across(list(runs), gaps, pooled)
+
+
+def across_table(found: dict[str, Across]) -> pd.DataFrame:
+    """Return differences on each data set and pooled, as text; `found` by the name of the metric."""
+    columns = {}
+    for metric, own in found.items():
+        gap = Difference(own.pooled.value, own.pooled.low, own.pooled.high)
+        columns[metric] = [*map(signed_text, own.gaps), signed_text(gap)]
+    names = next(iter(found.values())).names
+    return pd.DataFrame(columns, [*names, f"mean over {len(names)} data sets"])
+
+
+def across_note(found: dict[str, Across], method: str) -> str:
+    """Say in Markdown what holds over all data sets."""
+    said = []
+    for metric, own in found.items():
+        pooled = own.pooled
+        order = "above" if pooled.low > 0 else "below" if pooled.high < 0 else "not significantly different from"
+        said.append(
+            f"in {metric} HistoCLIP with patch keys is {order} it (mean difference {pooled.value:+.3f}, 95 % "
+            f"{pooled.low:+.3f} to {pooled.high:+.3f}, p = {p_text(pooled.p)})"
+        )
+    n = next(iter(found.values())).pooled.n
+    return (
+        f"**{label_of(method)}, over {n} data sets: {'; '.join(said)}.** Random effects over data sets (DerSimonian "
+        "and Laird), interval and p of Hartung and Knapp: they hold for further data sets like these, if these are a "
+        "sample of such."
+    )
+
+
+def ranks_note(ranks: Ranks) -> str:
+    """Say in Markdown whether ranks differ."""
+    listed = ", ".join(f"{label_of(m)} {number_text(r, 1)}" for m, r in zip(ranks.methods, ranks.mean, strict=True))
+    return (
+        f"Mean ranks in mAP over {ranks.n} data sets: {listed}. Friedman's p = {p_text(ranks.p)}; two methods must be "
+        f"{ranks.critical:.1f} ranks apart to be significantly different (Nemenyi)."
+    )

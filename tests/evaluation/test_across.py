@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from histoclip_lib.evaluation.across import cliques, random_effects, rank_methods
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.evaluation.across import (
+    across_note,
+    across_table,
+    cliques,
+    gaps_across,
+    random_effects,
+    rank_methods,
+)
+from histoclip_lib.evaluation.artifacts import ValidationPredictions
+
+PROBE = "linear_probe"
 
 BCG = np.array(  # 13 trials of BCG vaccine: cases and others, vaccinated and not (Colditz et al. 1994)
     [
@@ -60,3 +71,21 @@ def test_ranks_are_those_of_friedman_s_test_and_cliques_are_within_the_critical_
     assert ranks.mean.sum() == pytest.approx(10)
     assert ranks.p == pytest.approx(stats.friedmanchisquare(*scores.values()).pvalue)
     assert cliques(ranks) == [(0, 1), (2, 3)]
+
+
+def test_the_note_and_the_table_say_what_is_pooled():
+    runs = {}
+    for seed, name in enumerate(("one", "two", "three")):
+        random = np.random.default_rng(seed)
+        labels = random.integers(0, 2, (80, 2)).astype(np.uint8)
+        scores = {m: labels + s * random.normal(size=labels.shape) for m, s in (("histoclip_patch", 0.4), (PROBE, 1.0))}
+        found = {m: Predictions(values, values > 0.5) for m, values in scores.items()}
+        runs[name] = ValidationPredictions(np.arange(80).astype(str), ["a", "b"], labels, None, found)
+    across = {metric: gaps_across(runs, PROBE, metric, 200) for metric in ("mAcc", "mAP")}
+    one = runs["two"]
+    ours, probe = ((one.labels == one.methods[m].decisions).mean() for m in ("histoclip_patch", PROBE))
+    assert across["mAcc"].gaps[1].value == pytest.approx(ours - probe)
+    table = across_table(across)
+    assert list(table.index) == ["one", "two", "three", "mean over 3 data sets"]
+    assert table.loc["two", "mAcc"].startswith(f"{ours - probe:+.3f} (")
+    assert "in mAcc HistoCLIP with patch keys is above it" in across_note(across, PROBE)
