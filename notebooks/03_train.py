@@ -30,9 +30,7 @@ name: str = "interactive"  # name of the run, and of its folder; a parameter fil
 epochs: int = 100  # passes over the training part; the paper's 800 overfit a few hundred patches [at least 1]
 warmup_epochs: int = 5  # of these, with a rising learning rate [at least 0]
 learning_rate: float = 1e-3  # highest learning rate [above 0]
-weight_decay: float = (
-    25.0  # of AdamW, normalised: times the root of batch_size / (training patches * epochs) [at least 0]
-)
+weight_decay: float = 25.0  # of AdamW, times the root of batch_size / (training patches * epochs) [at least 0]
 batch_size: int = 64  # patches in one training step [at least 1]
 heads: int = 8  # attention heads; divides the width of the encoder's joint space [at least 1]
 layers: int = 1  # decoder layers [at least 1]

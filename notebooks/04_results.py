@@ -24,7 +24,9 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
-missed_share: float = 0.1  # of each class's labels, which thresholds with a promise may miss on average over groups
+missed_share: float = (
+    0.1  # of each class's labels, which thresholds with a promise may miss on average over groups [above 0, below 1]
+)
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
@@ -86,6 +88,18 @@ results.per_class("accuracy")
 
 # %%
 results.per_class("ap")
+
+# %% [markdown]
+# ## By subgroup
+#
+# Does it work alike everywhere? Every metric by tissue, and by each `meta_` column. Look for intervals that do not overlap;
+# the test below says whether the largest difference is more than chance.
+
+# %%
+results.by_subgroup()
+
+# %%
+results.subgroup_note()
 
 # %% [markdown]
 # ## Thresholds and calibration

@@ -57,5 +57,20 @@ runs.list()
 # %%
 runs.seeds()
 
+# %% [markdown]
+# With runs of several data sets, what holds over all of them:
+
+# %%
+runs.across()
+
+# %%
+runs.across_table()
+
+# %%
+runs.ranks()
+
+# %%
+runs.ranks_note()
+
 # %%
 runs.links()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -54,6 +54,8 @@ class PatchDataset:
         The official part of each patch: `train`, `val` or `test`.
     tissue : ndarray of shape (B,), str, or None
         Organ, where it is known.
+    meta : dict of str to ndarray of shape (B,), str
+        What else is known of each patch, by name (site, scanner, sex, ...); an empty text is unknown.
     has_masks : bool
         Whether `source.mask` gives masks.
     patch_mpp : ndarray of shape (B,), float, or None
@@ -84,6 +86,7 @@ class PatchDataset:
     tissue: np.ndarray | None = None
     has_masks: bool = False
     patch_mpp: np.ndarray | None = None
+    meta: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what the rest of the library could not work with."""
@@ -94,7 +97,13 @@ class PatchDataset:
             raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
         wrong = np.flatnonzero(~(np.isin(self.labels, (0, 1)) | np.isnan(self.labels)).all(axis=1))
         named = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
-        names = [*self.classes, *self.files, *(name for values in named for name in np.unique(values).tolist())]
+        named += self.meta.values()
+        names = [
+            *self.meta,
+            *self.classes,
+            *self.files,
+            *(name for values in named for name in np.unique(values).tolist()),
+        ]
         times = Counter(self.files)
         for problem, offenders in (
             (
@@ -124,6 +133,11 @@ class PatchDataset:
     def mask(self, index: int) -> np.ndarray | None:
         """Return the class map of patch `index`, shape (H, W), uint8 (0 = none), or None without masks."""
         return self.source.mask(int(index)) if self.has_masks else None
+
+    @property
+    def subgroups(self) -> dict[str, np.ndarray]:
+        """What divides the patches into subgroups, each of shape (B,): `meta`, and the tissue where it is known."""
+        return self.meta | ({} if self.tissue is None else {"tissue": self.tissue})
 
     @property
     def prevalence(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from histoclip_lib.data.registry import LEAST_MPP, MOST_MPP, dataset
 
 RESERVED_COLUMNS = ("file", "group", "split", "mask", "mpp")
 LABELS = {"": np.nan, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
+META = "meta_"  # columns that begin so say what else is known of a patch
 MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 FORMAT = (
@@ -46,7 +47,7 @@ def load(data_dir: str | Path) -> PatchDataset:
     Returns
     -------
     PatchDataset
-        With groups, official parts and masks where the table has them.
+        With groups, official parts, masks and metadata (`meta_site` as `site`) where the table has them.
 
     Raises
     ------
@@ -83,6 +84,11 @@ def load(data_dir: str | Path) -> PatchDataset:
         parts=_column(table, "split", table_path, allowed=("train", "val")),
         has_masks=bool(mask_paths),
         patch_mpp=_mpp(table, table_path),
+        meta={
+            name.removeprefix(META): np.array([cell[:MAX_NAME] for cell in cells], dtype=str)
+            for name, cells in table.columns.items()
+            if name.startswith(META)
+        },
     )
 
 
@@ -109,7 +115,7 @@ def _mpp(table: Table, table_path: Path) -> np.ndarray | None:
 
 def _classes(table: Table, table_path: Path) -> list[str]:
     """Return the columns left over, refusing those that were meant to be others."""
-    others = {*RESERVED_COLUMNS, *(column for column in table.columns if column.startswith("meta_"))}
+    others = {*RESERVED_COLUMNS, *(column for column in table.columns if column.startswith(META))}
     classes = [column for column in table.columns if column not in others]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:

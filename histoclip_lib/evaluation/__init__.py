@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "across",
         "calibration",
         "confusion",
         "leakage",
@@ -13,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "risk_control",
         "segmentation",
         "studies",
+        "subgroups",
     ],
     submod_attrs={
         "artifacts": ["BrokenRun", "RunMetrics", "evaluate_methods", "find_runs", "read_metrics", "read_predictions"],

@@ -18,7 +18,6 @@ from histoclip_lib.evaluation.text import p_text, signed_text
 from histoclip_lib.evaluation.uncertainty import (
     Comparison,
     Difference,
-    Draws,
     accuracy_gap,
     accuracy_shares,
     bootstrap_units,
@@ -29,6 +28,7 @@ from histoclip_lib.evaluation.uncertainty import (
     percentile_interval,
     resampled_metrics,
     smallest_p,
+    whole_and_drawn,
 )
 
 OURS, PROBE = "histoclip_patch", "linear_probe"
@@ -298,9 +298,7 @@ def compare_runs(common: Common, seed: int = 0) -> RunGaps:
     same = {name: _same(first.methods[name], second.methods[name]) for name in names}
     n_ranked = 2 * max(1, sum(not same[name] for name in names))
     resamples = int(np.clip(MOST_CELLS / (first.labels.size * n_ranked), FEWEST_RESAMPLES, RESAMPLES))
-    draws = draw_units(first.units, resamples, seed)
-    whole = np.ones((1, draws.counts.shape[1]), dtype=draws.counts.dtype)
-    draws = Draws(draws.unit, np.concatenate([whole, draws.counts]))  # the first sample is the patches themselves
+    draws = whole_and_drawn(draw_units(first.units, resamples, seed))
     methods, ours = [], []
     for name in names:
         values = [resampled_metrics(first.labels, first.methods[name], draws)]

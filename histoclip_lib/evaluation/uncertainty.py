@@ -74,6 +74,12 @@ def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
     return Draws(unit, counts.astype(np.int32))
 
 
+def whole_and_drawn(draws: Draws) -> Draws:
+    """Return bootstrap samples with the patches themselves, each once, before them."""
+    whole = np.ones((1, draws.counts.shape[1]), dtype=draws.counts.dtype)
+    return Draws(draws.unit, np.concatenate([whole, draws.counts]))
+
+
 def bootstrap_interval(
     values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

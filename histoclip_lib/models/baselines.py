@@ -31,6 +31,7 @@ register_method("all_negative", "All negative", "uninformative")
 register_method("all_positive", "All positive", "uninformative")
 register_method("majority", "Majority of train", "uninformative", "Majority", in_table_one=True, probabilities=True)
 register_method("tissue_prior", "Tissue prior of train", "uninformative", probabilities=True)
+register_method("metadata_only", "Metadata only", "uninformative", probabilities=True)
 
 
 def uninformative(train_labels: np.ndarray, n_patches: int) -> dict[str, Predictions]:
@@ -79,6 +80,33 @@ def tissue_prior_method(patches: PatchDataset, train: np.ndarray, val: np.ndarra
     for name in np.unique(known):
         scores[tissue == name] = labels[known == name].mean(axis=0)
     return {"tissue_prior": from_probabilities(scores)}
+
+
+def metadata_method(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
+    """Return `metadata_only`: a logistic regression for each class on the patches' metadata, one column for each value.
+
+    A model that is no better has learned where a patch comes from. A value that no training patch has counts as none.
+    Nothing is returned where the data set has no metadata.
+
+    Parameters
+    ----------
+    patches : PatchDataset
+        With labels, and metadata or none.
+    train, val : ndarray of int
+        The patches to fit on, and those to predict.
+    """
+    if not patches.meta:
+        return {}
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import OneHotEncoder
+
+    values, labels = np.stack(list(patches.meta.values()), axis=1), patches.labels[train]
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(values[train])
+    known, new = (encoder.transform(values[part]) for part in (train, val))
+    scores = np.tile((labels.sum(axis=0) + 1) / (len(train) + 2), (len(val), 1))
+    for k in np.flatnonzero(labels.min(axis=0) < labels.max(axis=0)):
+        scores[:, k] = LogisticRegression(max_iter=1000).fit(known, labels[:, k]).predict_proba(new)[:, 1]
+    return {"metadata_only": from_probabilities(scores)}
 
 
 class FittedBaseline(Protocol):

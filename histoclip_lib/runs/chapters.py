@@ -423,12 +423,13 @@ class Results(Chapter):
     @classmethod
     def of(cls, run: Run) -> Results:
         """Score every method, and write `predictions.parquet` and `metrics.json`."""
-        from histoclip_lib.models.baselines import ensemble, tissue_prior_method, uninformative
+        from histoclip_lib.models.baselines import ensemble, metadata_method, tissue_prior_method, uninformative
         from histoclip_lib.models.studies import load_studies
         from histoclip_lib.models.training import predict
 
         patches, train, val = run.patches, run.train, run.val
         methods = uninformative(patches.labels[train], len(val)) | tissue_prior_method(patches, train, val)
+        methods |= metadata_method(patches, train, val)
         methods |= _zero_shot_of(run)
         methods |= {name: fitted.predict(run.features, val) for name, fitted in run.baselines.items()}
         finished = load_studies(run.folder / "studies.parquet", patches)
@@ -519,6 +520,33 @@ class Results(Chapter):
         """Draw a metric (`accuracy` or `ap`) of every method and class."""
         label = {"ap": "average precision"}.get(metric, metric)
         return as_image(figures.per_class_map(tables.per_class_table(self.scored, metric), label))
+
+    @property
+    def _subgroups(self) -> dict[str, np.ndarray]:
+        return {name: values[self.run.val] for name, values in self.run.patches.subgroups.items()}
+
+    def by_subgroup(self) -> Table | Markdown:
+        """Return the metrics of HistoCLIP with patch keys in each subgroup, where metadata or tissues are known."""
+        from histoclip_lib.evaluation.subgroups import subgroup_table
+
+        if not self._subgroups:
+            return Markdown("Neither tissues nor metadata (columns `meta_...`) are known.")
+        table = subgroup_table(self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws)
+        return Table(table, "HistoCLIP with patch keys by subgroup of the validation patches, with 95 % intervals.")
+
+    def subgroup_note(self) -> Markdown:
+        """Say whether the largest difference between two subgroups is more than chance."""
+        from histoclip_lib.evaluation.subgroups import gap_note, largest_gap
+
+        decisions, seed = self.methods[OURS].decisions, int(self.run["seed"])
+        return Markdown(
+            gap_note(
+                {
+                    name: largest_gap(self.truth, decisions, values, self.units, seed)
+                    for name, values in self._subgroups.items()
+                }
+            )
+        )
 
     @cached_property
     def fits(self) -> dict[str, object]:

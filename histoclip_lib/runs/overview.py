@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 from pyarrow import compute, parquet
@@ -19,12 +20,12 @@ from pyarrow import compute, parquet
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in, resolve
 from histoclip_lib.common.html import as_typed, element, html, table
-from histoclip_lib.evaluation import artifacts, comparisons
+from histoclip_lib.evaluation import across, artifacts, comparisons
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
-from histoclip_lib.evaluation.methods import label_of
+from histoclip_lib.evaluation.methods import label_of, methods
 from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
-from histoclip_lib.report.figures import patch_grid, short
+from histoclip_lib.report.figures import critical_differences, patch_grid, short
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, overview_navigation
 from histoclip_lib.report.notebooks import COMPARE, TABLE
@@ -112,6 +113,54 @@ class AllRuns:
         for name, values in frame.iterrows():
             lines.append([linked_name(name, self.reports / name), *values])
         return HTML(html(table(["Run", *frame.columns], lines, f"Every {', '.join(self.grid[0].varied)} of the grid.")))
+
+    @cached_property
+    def _of_data_sets(self) -> dict[str, artifacts.ValidationPredictions]:
+        """The first run of each data set that can be compared, by the name of the run."""
+        found, seen = {}, set()
+        for run in self.runs:
+            data = (run.dataset, str((read_record(run.path).get("parameters") or {}).get("data_dir")))
+            if data in seen or not {comparisons.OURS, comparisons.PROBE} <= run.methods.keys():
+                continue
+            try:
+                found[run.folder] = artifacts.read_predictions(run.path / "predictions.parquet")
+            except HistoCLIPError:
+                continue
+            seen.add(data)
+        return found if self.grid is None else {}
+
+    @cached_property
+    def _gaps(self) -> dict[str, across.Across]:
+        runs = self._of_data_sets
+        return {metric: across.gaps_across(runs, comparisons.PROBE, metric) for metric in ("mAcc", "mAP")}
+
+    def across(self) -> Markdown | None:
+        """Say how head and probe compare over all data sets; None with fewer than two."""
+        if len(self._of_data_sets) < 2:
+            return None
+        return Markdown("## Across data sets\n\n" + across.across_note(self._gaps, comparisons.PROBE))
+
+    def across_table(self) -> Table | None:
+        """Return head minus probe on each data set and pooled; None with fewer than two data sets."""
+        if len(self._of_data_sets) < 2:
+            return None
+        caption = "HistoCLIP with patch keys minus the linear probe, on the first run of each data set."
+        return Table(across.across_table(self._gaps), caption)
+
+    @cached_property
+    def _ranks(self) -> across.Ranks:
+        folders = list(self._of_data_sets)
+        scores = [{name: own.value for name, own in run.mean_ap.items()} for run in self.runs if run.folder in folders]
+        shared = [name for name in methods() if all(name in own for own in scores)]
+        return across.rank_methods({name: np.array([own[name] for own in scores]) for name in shared})
+
+    def ranks(self) -> Image | None:
+        """Draw the mean ranks of all methods over the data sets; None with fewer than two."""
+        return None if len(self._of_data_sets) < 2 else as_image(critical_differences(self._ranks))
+
+    def ranks_note(self) -> Markdown | None:
+        """Say whether the ranks differ; None with fewer than two data sets."""
+        return None if len(self._of_data_sets) < 2 else Markdown(across.ranks_note(self._ranks))
 
     def seeds(self) -> Table | None:
         """Return mean and spread over the seeds of the grid; None where it varies no seed."""

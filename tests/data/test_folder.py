@@ -317,3 +317,11 @@ def test_a_resolution_that_cannot_be_is_refused_with_its_line(tmp_path, write_fo
     written = write_folder(tmp_path, {"a": [0, 1]}, mpp=["0.25", cell])
     with pytest.raises(HistoCLIPError, match=rf"column mpp: expected micrometres per pixel .*\n.*line 3: '{cell}'"):
         folder.load(written)
+
+
+def test_meta_columns_are_no_classes_and_are_kept(tmp_path, write_folder):
+    write_folder(tmp_path, {"tumor": [1, 0, 1]}, meta_site=["A", "B", ""], group=["p", "q", "q"])
+    patches = folder.load(tmp_path)
+    assert patches.classes == ["tumor"]
+    assert {name: values.tolist() for name, values in patches.meta.items()} == {"site": ["A", "B", ""]}
+    assert patches.subgroups.keys() == {"site"}

@@ -46,7 +46,7 @@ def test_paper_numbers_are_those_of_table_one():
 def test_evaluation_loads_no_torch():
     modules = (
         "artifacts", "calibration", "comparisons", "confusion", "leakage", "localisation", "methods", "metrics",
-        "risk_control", "segmentation", "studies", "uncertainty",
+        "risk_control", "segmentation", "studies", "subgroups", "uncertainty", "across",
     )  # fmt: skip
     code = "import importlib, sys\n"
     code += "".join(f"importlib.import_module('histoclip_lib.evaluation.{name}')\n" for name in modules)

@@ -28,6 +28,7 @@ from histoclip_lib.models.baselines import (
     fit_gaussian_with_text,
     fit_knn,
     fit_linear_probe,
+    metadata_method,
     tissue_prior_method,
     uninformative,
 )
@@ -87,6 +88,20 @@ def test_tissue_prior_is_the_prevalence_in_the_tissue():
     assert prior.scores.tolist() == [[0, 0.5, 0.5], [1, 0.5, 0], [0.5, 0.5, 0.25]]
     assert prior.decisions.tolist() == [[False, True, True], [True, True, False], [True, True, False]]
     assert tissue_prior_method(make_patches(labels), train, val) == {}
+
+
+def test_metadata_alone_find_what_a_site_says():
+    labels = np.zeros((60, 3), dtype=np.uint8)
+    sites = np.array(["a", "b", "c"])[np.arange(60) % 3]
+    labels[:, 0], labels[:, 1] = sites == "b", 1
+    patches = dataclasses.replace(make_patches(labels), meta={"site": sites, "sex": np.full(60, "f")})
+    patches.meta["site"][45] = "never seen"
+    found = metadata_method(patches, np.arange(40), np.arange(40, 60))["metadata_only"]
+    known = np.arange(40, 60) != 45
+    assert np.array_equal(found.decisions[known, 0], labels[40:][known, 0] == 1)
+    assert found.decisions[:, 1].all()
+    assert not found.decisions[:, 2].any()
+    assert metadata_method(make_patches(labels), np.arange(40), np.arange(40, 60)) == {}
 
 
 def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch):

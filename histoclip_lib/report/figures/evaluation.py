@@ -9,6 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from histoclip_lib.evaluation.across import Ranks, cliques
+from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.methods import methods as registered
 from histoclip_lib.report.figures.base import (
     UNCOLOURED,
@@ -142,4 +144,27 @@ def per_class_map(values: pd.DataFrame, label: str) -> Figure:
         f"Heat map of {label} for each method and class. {said}.",
         f"{label.capitalize()} of {values.shape[0]} methods on each of {values.shape[1]} classes. A class on which all "
         "methods score alike says little about any of them.",
+    )
+
+
+@figure
+def critical_differences(ranks: Ranks) -> Figure:
+    """Draw mean ranks over data sets, and bars over methods that are not significantly different (Demšar 2006)."""
+    heights, joined = np.arange(len(ranks.methods)), cliques(ranks)
+    names = [label_of(method) for method in ranks.methods]
+    drawn, axes = plt.subplots(figsize=(7.5, 0.34 * len(names) + 1.1), layout="constrained")
+    axes.plot(ranks.mean, heights, "o", color="0.2", ms=5)
+    room = 0.12 * max(1.0, np.ptp(ranks.mean))
+    for number, (first, last) in enumerate(joined):
+        axes.plot([ranks.mean[-1] + room * (number + 1)] * 2, [first - 0.2, last + 0.2], color="0.5", lw=3)
+    axes.set_yticks(heights, [wrapped(name) for name in names])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"mean rank in mAP over {ranks.n} data sets, 1 is best")
+    axes.grid(axis="y", visible=False)
+    said = "; ".join(f"{name} {rank:.2f}" for name, rank in zip(names, ranks.mean, strict=True))
+    bars = "; ".join(f"{names[first]} to {names[last]}" for first, last in joined)
+    return described(
+        drawn,
+        f"Mean ranks. {said}. Not significantly different: {bars or 'no two methods'}.",
+        f"Mean ranks of {len(names)} methods over {ranks.n} data sets. A grey bar joins methods whose ranks differ by "
+        f"less than {ranks.critical:.1f}, the critical difference.",
     )

@@ -1,0 +1,120 @@
+"""Scores by subgroup (site, scanner, organ, ...), and whether the largest gap between two is more than chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.evaluation.artifacts import METRICS
+from histoclip_lib.evaluation.text import number_text, p_text, range_text
+from histoclip_lib.evaluation.uncertainty import evaluate, unit_sums
+
+UNKNOWN = "unknown"
+PERMUTATIONS = 9999
+FEWEST_UNITS = 2  # a subgroup of fewer units takes no part in the test
+
+
+@dataclass(frozen=True)
+class SubgroupGap:
+    """The largest difference in mAcc between two subgroups: the better, the worse, how far apart they are, and p."""
+
+    best: str
+    worst: str
+    value: float
+    p: float
+
+
+def subgroup_table(
+    labels: np.ndarray,
+    predictions: Predictions,
+    classes: list[str],
+    columns: dict[str, np.ndarray],
+    units: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return every headline metric of each subgroup with its 95 % interval, as text.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (B, N)
+        0 or 1.
+    predictions : Predictions
+        For the same patches.
+    classes : list of str
+        N names.
+    columns : dict of str to ndarray of shape (B,), str
+        The subgroup of each patch, by what divides them; an empty text is unknown.
+    units, resamples, seed
+        Of the bootstrap, which draws units within the subgroup; see `uncertainty.evaluate`.
+    """
+    lines = {}
+    for column, values in columns.items():
+        for value in sorted(set(values)):
+            part = values == value
+            own = Predictions(predictions.scores[part], predictions.decisions[part])
+            found = evaluate(labels[part], own, classes, units[part], resamples, seed)
+            line = {"patches": int(part.sum()), "groups": len(np.unique(units[part]))}
+            for key, label in METRICS.items():
+                interval = f" ({range_text(found[f'{key}_ci'])})" if found[f"{key}_ci"] else ""
+                line[label] = number_text(found[key]) + interval
+            lines[column, value or UNKNOWN] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def largest_gap(
+    labels: np.ndarray, decisions: np.ndarray, values: np.ndarray, units: np.ndarray, seed: int
+) -> SubgroupGap | None:
+    """Test the largest difference in mAcc between two subgroups; None where fewer than two can be compared.
+
+    Units are dealt to the subgroups at random, as many to each as it has, and p is how often the largest difference is
+    as large as the one found: that it is the largest of several needs no further correction. Where patches of one unit
+    belong to several subgroups, patches are dealt and p is too small.
+
+    Parameters
+    ----------
+    labels, decisions : ndarray of shape (B, N)
+        Truth, and what a method decides.
+    values : ndarray of shape (B,), str
+        The subgroup of each patch; those without one, and of subgroups with fewer than FEWEST_UNITS, are left out.
+    units : ndarray of shape (B,)
+        What is exchangeable.
+    seed : int
+        Of the PERMUTATIONS.
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    if any(len(set(values[unit == number])) > 1 for number in range(unit.max() + 1)):
+        unit = np.arange(len(units))
+    names = [v for v in sorted(set(values) - {""}) if len(np.unique(unit[values == v])) >= FEWEST_UNITS]
+    if len(names) < 2:
+        return None
+    used = np.isin(values, names)
+    _, first, unit = np.unique(unit[used], return_index=True, return_inverse=True)
+    correct = (labels == decisions).mean(axis=1)[used]
+    sums = unit_sums(np.stack([correct, np.ones(len(correct))], axis=1), unit)  # (U, 2)
+    group = np.searchsorted(names, values[used][first])  # of each unit
+    generator = np.random.default_rng(seed)
+    dealt = np.concatenate([group[None], generator.permuted(np.tile(group, (PERMUTATIONS, 1)), axis=1)])
+    totals = np.stack([(dealt == k) @ sums for k in range(len(names))], axis=1)  # (1 + P, K, 2)
+    means = totals[..., 0] / totals[..., 1]
+    gaps = np.ptp(means, axis=1)
+    p = float(np.mean(gaps >= gaps[0] - 1e-12))  # gaps[0]: the 1 + in p
+    return SubgroupGap(names[int(means[0].argmax())], names[int(means[0].argmin())], float(gaps[0]), p)
+
+
+def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:
+    """Say in Markdown between which subgroups the difference is largest, and whether it is more than chance."""
+    lines = []
+    for column, gap in gaps.items():
+        if gap is None:
+            lines.append(f"- {column}: fewer than two subgroups have {FEWEST_UNITS} groups, so none can be compared.")
+            continue
+        said = "more than chance explains" if gap.p < 0.05 else "not significantly different"
+        lines.append(
+            f"- {column}: mAcc is {gap.value:.3f} higher for *{gap.best}* than for *{gap.worst}*, {said} "
+            f"(p = {p_text(gap.p)} for the largest difference)."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""Subgroups: numbers of each part alone, and a test of the largest gap that holds its level."""
+
+import numpy as np
+import pytest
+
+from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.evaluation.metrics import point_metrics
+from histoclip_lib.evaluation.subgroups import gap_note, largest_gap, subgroup_table
+
+
+def made(seed, gap=0.0, n_units=24, per_unit=8):
+    """Labels and decisions, of which those at site b are wrong more often; units differ in how hard they are."""
+    random = np.random.default_rng(seed)
+    units = np.repeat(np.arange(n_units), per_unit)
+    sites = np.array(["a", "b", "c"])[units % 3]
+    labels = random.integers(0, 2, (len(units), 2))
+    hard = np.clip(0.2 + 0.1 * random.normal(size=n_units), 0, 1)[units] + gap * (sites == "b")
+    wrong = random.random(labels.shape) < hard[:, None]
+    return labels, np.where(wrong, 1 - labels, labels) == 1, sites, units
+
+
+def test_each_line_is_the_part_alone():
+    labels, decisions, sites, units = made(0)
+    sites[units == 5] = ""
+    predictions = Predictions(decisions + 0.1, decisions)
+    table = subgroup_table(labels, predictions, ["x", "y"], {"site": sites}, units, 50, 0)
+    assert [line[1] for line in table.index] == ["unknown", "a", "b", "c"]
+    part = sites == "b"
+    expected = point_metrics(labels[part], Predictions(decisions[part] + 0.1, decisions[part]), ["x", "y"])
+    line = table.loc[("site", "b")]
+    assert line["mAcc"].startswith(f"{expected['mAcc']:.3f} (")
+    assert line["macro F1"].startswith(f"{expected['macro_f1']:.3f} (")
+    assert line["patches"] == part.sum()
+
+
+def test_the_largest_gap_is_found_where_it_is_planted():
+    labels, decisions, sites, units = made(1, gap=0.3)
+    gap = largest_gap(labels, decisions, sites, units, 0)
+    correct = (labels == decisions).mean(axis=1)
+    assert gap.worst == "b"
+    assert gap.value == pytest.approx(correct[sites == gap.best].mean() - correct[sites == "b"].mean())
+    assert gap.p < 0.01
+    assert "more than chance" in gap_note({"site": gap})
+
+
+def test_without_a_gap_the_test_holds_its_level():
+    """Units are what is dealt: by patches the same data would reject far more often."""
+    p = np.array([largest_gap(*made(seed), seed).p for seed in range(100, 160)])
+    assert 0 <= (p < 0.1).mean() < 0.2
+    assert 0.4 < p.mean() < 0.6
+
+
+def test_subgroups_of_one_unit_are_not_compared():
+    labels, decisions, _, units = made(2)
+    sites = np.where(units == 0, "rare", "a")
+    assert largest_gap(labels, decisions, sites, units, 0) is None
+    assert "none can be compared" in gap_note({"site": None})
