@@ -24,9 +24,7 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
-missed_share: float = (
-    0.1  # of each class's labels, which thresholds with a promise may miss on average over groups [above 0, below 1]
-)
+missed_share: float = 0.1  # of each class's labels that thresholds with a promise may miss [above 0, below 1]
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
