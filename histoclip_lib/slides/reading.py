@@ -33,7 +33,7 @@ RESOLUTION_UNITS = {2: 25_400.0, 3: 10_000.0}  # micrometres in an inch and in a
 GIVE_MPP = "Give its micrometres per pixel: --mpp, the column `mpp` of slides.csv, or open_slide(path, mpp=0.5)."
 AS_PYRAMID = "Save it as a tiled pyramid: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90"
 SERIES_UID = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]+)", re.DOTALL)  # DICOM's (0020,000E), explicit little endian
-HEADER = 2**16  # bytes of a DICOM file in which that is looked for
+HEADER = 2**21  # bytes of a DICOM file in which that and the first frame are looked for
 INSTALL = "Run: pip install 'histoclip[slides]'"
 
 
