@@ -26,7 +26,7 @@ CORE, HALO = 512, 48  # pixels: what a window gives, and what it paints around i
 CELL = 16  # pixels in a cell of the layout
 MASK_FACTOR = 4  # level-0 pixels on a side of a pixel of the mask
 LEAST_SIDE, QUALITY, STEPS = 1024, 88, 16  # pixels; of the JPEG in the TIFF; positions of a point in a pixel
-PEN = np.array([0.10, 0.42, 0.62], dtype=np.float32)  # what blue ink lets through of red, green and blue
+PEN = np.array([0.06, 0.45, 0.60], dtype=np.float32)  # what blue ink lets through of red, green and blue
 
 
 def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed: int = 0) -> Path:
@@ -179,7 +179,7 @@ def _lay_out(shape: tuple[int, int], seed: int) -> np.ndarray:
         across = (y - place_y) * np.cos(angle) - (x - place_x) * np.sin(angle)
         np.minimum(vessels, np.hypot(along, across) / radius, out=vessels)
     stroke = np.zeros((height, width), dtype=bool)
-    t = np.linspace(0.06, 0.42, 4000)
+    t = np.linspace(0.12, 0.46, 4000)
     at_y = (0.5 + 0.47 * np.sin(2 * np.pi * t - 1.2)) * (height - 1)
     at_x = (0.52 + 0.44 * np.cos(2 * np.pi * t - 1.2) + 0.01 * np.sin(40 * t)) * (width - 1)
     stroke[at_y.astype(int), at_x.astype(int)] = True
