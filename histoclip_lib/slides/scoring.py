@@ -55,7 +55,9 @@ def read_label_mask(path: str | Path, n_classes: int, size: tuple[int, int]) -> 
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise HistoCLIPError(f"{path} cannot be read as an image ({error}). Save it as PNG.") from error
     if mode not in ("P", "L"):
-        raise HistoCLIPError(f"{path}: a label mask must have mode P or L, not {mode}. Save the class numbers, not colours.")
+        raise HistoCLIPError(
+            f"{path}: a label mask must have mode P or L, not {mode}. Save the class numbers, not colours."
+        )
     if mask.max() > n_classes:
         raise HistoCLIPError(f"{path}: has the value {mask.max()}; there are {n_classes} classes, numbered from 1.")
     aspect = mask.shape[1] / mask.shape[0] * size[1] / size[0]
@@ -148,7 +150,9 @@ def score_tiles(
         whole = Draws(np.arange(len(own)), np.ones((1, len(own)), np.int32))
         many = draw_units(blocks[known], resamples, seed) if len(own) else whole
         for measure, of in (("auroc", _areas), ("dice", _dice)):
-            value, sampled = (of(own, scores, decisions, draws) if len(own) else np.full(1, np.nan) for draws in (whole, many))
+            value, sampled = (
+                of(own, scores, decisions, draws) if len(own) else np.full(1, np.nan) for draws in (whole, many)
+            )
             enough = many.counts.shape[1] >= MIN_GROUPS
             low, high = percentile_interval(sampled) if enough else (np.nan, np.nan)
             line |= {measure: float(value[0]), f"{measure}_low": low, f"{measure}_high": high}

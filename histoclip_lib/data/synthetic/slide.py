@@ -7,6 +7,8 @@ its layout (a twentieth of a byte per pixel) and the smaller levels of its pyram
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -99,6 +101,13 @@ def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed:
     with replacing(mask_path) as temporary:
         picture.save(temporary, "png")
     return path
+
+
+def slide_key(seed: int) -> str:
+    """Return a name that changes with the seed and with the source of the painter."""
+    source = [Path(__file__), *(Path(inspect.getfile(module)) for module in (painting, tissue))]
+    digest = hashlib.blake2b(str(seed).encode() + b"\0".join(path.read_bytes() for path in source), digest_size=8)
+    return f"slide-{digest.hexdigest()}"
 
 
 def _halved(image: np.ndarray) -> np.ndarray:
@@ -223,7 +232,10 @@ class _Hashed:
     def _uniform(self, size: int | tuple[int, ...] | None) -> np.ndarray | float:
         if size is None:
             return float(_unit(self.next_key()))
-        lines = [_unit(_mixed(int(self.next_key()), self.identities)) for _ in range(np.atleast_1d(size)[:-1].prod(dtype=int))]
+        lines = [
+            _unit(_mixed(int(self.next_key()), self.identities))
+            for _ in range(np.atleast_1d(size)[:-1].prod(dtype=int))
+        ]
         return np.stack(lines).reshape(size)
 
     def uniform(self, low=0.0, high=1.0, size: int | tuple[int, ...] | None = None) -> np.ndarray | float:

@@ -118,8 +118,8 @@ function heatOf(cells, grid, size, heat) {
   return canvasOf(pixels);
 }
 
-// Draw the border of a class in a mask, along the edges of its pixels, at twice their size.
-function drawBorder(context, mask, k, data) {
+// The border of a class in a mask, along the edges of its pixels, at twice their size.
+function borderOf(mask, k) {
   const path = new Path2D();
   const inside = (x, y) => mask.of[y * mask.width + x] === k + 1;
   for (let y = 0; y < mask.height; y += 1) {
@@ -134,11 +134,14 @@ function drawBorder(context, mask, k, data) {
       }
     }
   }
+  return path;
+}
+function drawBorder(context, path, k, data, width = 2.5) {
   context.globalAlpha = 1;
-  for (const [colour, width] of [["#fff", 5], [data.colours[k], 2.5]]) {
+  for (const [colour, wide] of [["#fff", 2 * width], [data.colours[k], width]]) {
     context.strokeStyle = colour;
-    context.lineWidth = width;
-    context.setLineDash(colour !== "#fff" && striped(k, data) ? [8, 5] : []);
+    context.lineWidth = wide;
+    context.setLineDash(colour !== "#fff" && striped(k, data) ? [3.2 * width, 2 * width] : []);
     context.stroke(path);
   }
 }
@@ -275,7 +278,7 @@ function attention(data, ask) {
     context.globalAlpha = opacity.input.value / 100;
     context.drawImage(heats.get(k), 0, 0, scaled, scaled);
     const drawn = mask && outline.checked && patch.maps[k].area !== null;
-    if (drawn) drawBorder(context, mask, k, data);
+    if (drawn) drawBorder(context, borderOf(mask, k), k, data);
     overlay.setAttribute("aria-label", `Attention of ${classes[k]} over patch ${patch.name}: ${inWords(patch.maps[k])}${
       drawn ? "; with the outline of the mask" : ""}.`);
     maskPanel.hidden = !mask;
@@ -342,7 +345,7 @@ function browser(data, ask) {
     [canvas.width, canvas.height] = [2 * image.naturalWidth, 2 * image.naturalHeight];
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    if (mask && outline.checked) classes.forEach((_, k) => { if (patch.areas[k]) drawBorder(context, mask, k, data); });
+    if (mask && outline.checked) classes.forEach((_, k) => { if (patch.areas[k]) drawBorder(context, borderOf(mask, k), k, data); });
     const present = classes.filter((_, k) => patch.labels[k]).join(", ") || "no label";
     canvas.setAttribute("aria-label", `Patch ${patch.name}: ${present}.`);
     about.replaceChildren(...aboutPatch(patch));
@@ -671,7 +674,15 @@ function slide(data, ask) {
     context.globalAlpha = opacity.input.value / 100;
     if (over) context.drawImage(over, 0, 0, width, height);
     [context.globalAlpha, context.imageSmoothingEnabled] = [1, true];
-    if (outlines && outline.checked) context.drawImage(outlines[Math.min(chooseMap.value(), UNLIKE)], 0, 0, width, height);
+    if (outlines && outline.checked) {
+      context.save();
+      context.scale(width / outlines.width, height / outlines.height);
+      const line = 1.3 * outlines.width / width / view.zoom;
+      outlines.paths.forEach((path, k) => {
+        if (k === chooseMap.value() || chooseMap.value() === NONE) drawBorder(context, path, k, data, line);
+      });
+      context.restore();
+    }
     if (picked >= 0) {
       for (const [stroke, line] of [["#fff", 4], ["#000", 1.5]]) {
         [context.strokeStyle, context.lineWidth] = [stroke, line / view.zoom];
@@ -788,7 +799,7 @@ function slide(data, ask) {
     say(i);
     draw();
     if (i < 0) return;
-    if (stored.has(i) || ask) show(i);
+    if (stored.has(i) || (ask && data.any)) show(i);
     else status.append(" It is not stored on this page at full size: the highest tiles of each class are.");
   }
 
@@ -822,11 +833,7 @@ function slide(data, ask) {
     await base.decode();
     if (data.mask) {
       const mask = await classMap(data.mask, data);
-      outlines = [...classes, null].map((_, chosen) => {
-        const drawn = element("canvas", { width: 2 * mask.width, height: 2 * mask.height });
-        classes.forEach((__, k) => { if (k === chosen || chosen === UNLIKE) drawBorder(drawn.getContext("2d"), mask, k, data); });
-        return drawn;
-      });
+      outlines = { width: 2 * mask.width, height: 2 * mask.height, paths: classes.map((_, k) => borderOf(mask, k)) };
     }
     for (const own of stored.values()) loaded(own.image).then((image) => { own.picture = image; draw(); });
     follow();
