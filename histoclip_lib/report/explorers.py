@@ -364,7 +364,7 @@ def slide_explorer(
     mask : ndarray of shape (H, W), uint8, optional
         Of the whole slide: k for the k-th class; drawn as outlines.
     attention : ndarray of shape (n, N, g, g), optional
-        A finer map inside each tile, drawn as a part of the tile's probability. A page holds it up to MOST_CELLS values.
+        A finer map inside each tile, drawn as a part of the tile's probability. A page holds up to MOST_CELLS values.
     read : callable, optional
         Returns the image of a tile by its index, for JupyterLab.
     """

@@ -103,14 +103,15 @@ class Slides(Chapter):
                 worst = known.loc[known.auroc.idxmin()]
                 where = {"mask": "cover in the mask", "points": "labels at points"}[kind]
                 said = (
-                    f"Over {said}, probabilities rank the classes' {where} with a mean AUROC of {known.auroc.mean():.3f} "
-                    f"(lowest for {as_typed(worst['class'])}, {worst.auroc:.3f}); decisions reach a mean Dice of "
+                    f"Over {said}, probabilities rank the classes' {where} with a mean AUROC of "
+                    f"{known.auroc.mean():.3f} (lowest for {as_typed(worst['class'])}, {worst.auroc:.3f}); decisions reach a mean Dice of "
                     f"{known.dice.mean():.3f}"
                 )
                 break
         else:
             shares = self.slides[[f"share_{name}" for name in self.classes]].mean()
-            said += f" with tissue were predicted; most of it is positive for {as_typed(self.classes[int(shares.argmax())])}"
+            most = as_typed(self.classes[int(shares.argmax())])
+            said += f" with tissue were predicted; most of it is positive for {most}"
         unlike = f"{result.n_ood:,} tiles are unlike the training patches."
         trouble = f" {failed} of {len(self.slides)} slides could not be read to their end." if failed else ""
         return Markdown(f"**{said}.** {unlike}{trouble}")
@@ -175,12 +176,11 @@ class Slides(Chapter):
         root = self.run.folder / FOLDER
         folders = ["", *self.slides.folder]
         lines = [
-            (element("a", "/".join(path.relative_to(root).parts), href=quote(path.relative_to(self.run.folder).as_posix())),
-             size_text(path.stat().st_size), text)
+            (element("a", name, href=quote(f"{FOLDER}/{name}")), size_text((root / name).stat().st_size), text)
             for folder in folders
-            for name, text in FILES.items()
-            if (path := root / folder / name).is_file()
-        ]  # fmt: skip
+            for file, text in FILES.items()
+            if (root / (name := f"{folder}/{file}".lstrip("/"))).is_file()
+        ]
         return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the slides.")))
 
 

@@ -63,8 +63,8 @@ def read_label_mask(path: str | Path, n_classes: int, size: tuple[int, int]) -> 
     aspect = mask.shape[1] / mask.shape[0] * size[1] / size[0]
     if not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT:
         raise HistoCLIPError(
-            f"{path}: is {mask.shape[1]} x {mask.shape[0]} pixels, the slide {size[0]} x {size[1]}: they differ in shape. "
-            "Give a mask of the whole slide."
+            f"{path}: is {mask.shape[1]} x {mask.shape[0]} pixels, the slide {size[0]} x {size[1]}: they differ in "
+            "shape. Give a mask of the whole slide."
         )
     return mask
 
@@ -122,8 +122,8 @@ def score_tiles(
     Returns
     -------
     DataFrame of N lines
-        `class`, `n_tiles` and `n_present` in truth; `auroc` of the probabilities over tiles; `dice` of the decisions, 2 TP
-        / (2 TP + FP + FN) over tiles; each with `_low` and `_high` of the 95 % interval of a bootstrap over blocks of
+        `class`, `n_tiles` and `n_present` in truth; `auroc` of the probabilities over tiles; `dice` of the decisions,
+        2 TP / (2 TP + FP + FN) over tiles; each with `_low` and `_high` of the 95 % interval of a bootstrap over blocks of
         BLOCK_TILES x BLOCK_TILES tiles. NaN where it is not defined, and the intervals also with fewer than
         `uncertainty.MIN_GROUPS` blocks.
 
@@ -188,7 +188,7 @@ def read_points(path: str | Path, classes: list[str]) -> pd.DataFrame:
     Raises
     ------
     HistoCLIPError
-        For what `csv_tables.read_table` refuses, a table without `y` or any of the classes; listing cells that are none.
+        For what `csv_tables.read_table` refuses, and a table without `y` or any class; listing cells that are none.
     """
     import pandas as pd
 

@@ -34,8 +34,8 @@ PEN = np.array([0.06, 0.45, 0.60], dtype=np.float32)  # what blue ink lets throu
 def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed: int = 0) -> Path:
     """Paint a slide of a synthetic patient who is in no patch data set, and its mask.
 
-    The tissue has tumor with glands and necrotic middles, stroma with vessels, infiltrates of lymphocytes, and fat; around
-    it there are glass and a stroke of a blue pen.
+    The tissue has tumor with glands and necrotic middles, stroma with vessels, infiltrates of lymphocytes, and fat;
+    around it there are glass and a stroke of a blue pen.
 
     Parameters
     ----------
@@ -157,8 +157,8 @@ def _draw_look(seed: int) -> Appearance:
 def _lay_out(shape: tuple[int, int], seed: int) -> np.ndarray:
     """Return the slow fields of a slide on a grid of CELL pixels with a margin of HALO, shape (7, h, w), float32.
 
-    They are: how deep in the tissue, the nests of tumor, their necrosis, infiltrates and fat in units of their noise, the
-    distance to the middle of the nearest vessel as a part of its radius, and the distance to the pen's stroke in pixels.
+    They are: how deep in the tissue, the nests of tumor, their necrosis, infiltrates and fat in units of their noise,
+    the distance to the middle of the nearest vessel as a part of its radius, and that to the pen's stroke in pixels.
     """
     rng = np.random.default_rng([seed, 0, 1])
     height, width = ((side + 2 * HALO) // CELL + 1 for side in shape)
@@ -197,7 +197,7 @@ def _lay_out(shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def _regions(fields: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """Return the class map, with the values of `tissue`, of the fields (7, s, s) of `_lay_out` and two ripples (s, s)."""
+    """Return the class map, in values of `tissue`, of the fields (7, s, s) of `_lay_out` and two ripples (s, s)."""
     ripple = 0.04 * fine + 0.1 * coarse
     depth, nests, necrosis, infiltrates, fat, vessels, _ = fields
     class_map = np.full(depth.shape, tissue.STROMA, dtype=np.uint8)
@@ -301,7 +301,7 @@ def _(rng: Plane, value: int) -> Plane:
 
 @painting.of_points.register
 def _(rng: Plane, points: np.ndarray) -> _Hashed:
-    whole = np.rint((points.astype(float) + (rng.y, rng.x)) * STEPS).astype(np.int64).reshape(-1, 2)
+    whole = np.rint((points.astype(float) + np.array([rng.y, rng.x])) * STEPS).astype(np.int64).reshape(-1, 2)
     return _Hashed(int(rng.next_key()), _mixed(rng.key, *whole.T))
 
 
