@@ -102,10 +102,10 @@ class Slides(Chapter):
             if len(known):
                 worst = known.loc[known.auroc.idxmin()]
                 where = {"mask": "cover in the mask", "points": "labels at points"}[kind]
+                lowest = f"lowest for {as_typed(worst['class'])}, {worst.auroc:.3f}"
                 said = (
                     f"Over {said}, probabilities rank the classes' {where} with a mean AUROC of "
-                    f"{known.auroc.mean():.3f} (lowest for {as_typed(worst['class'])}, {worst.auroc:.3f}); decisions reach a mean Dice of "
-                    f"{known.dice.mean():.3f}"
+                    f"{known.auroc.mean():.3f} ({lowest}); decisions reach a mean Dice of {known.dice.mean():.3f}"
                 )
                 break
         else:
