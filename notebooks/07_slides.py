@@ -24,7 +24,7 @@
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 reports_dir: str = "reports"  # folder below which each run has its own
 slides: str = ""  # a slide, a folder of slides or a slides.csv; `painted` paints one; empty: none
-least_cover: float = 0.02  # share of a tile from which a class in a slide's mask counts as present
+least_cover: float = 0.02  # share of a tile from which a class in a slide's mask counts as present [above 0, at most 1]
 
 # %%
 from histoclip_lib import open_run
