@@ -27,7 +27,7 @@ from histoclip_lib.data.synthetic.painting import MPP, Appearance
 CORE, HALO = 512, 48  # pixels: what a window gives, and what it paints around it; multiples of 16, as JPEG has blocks
 CELL = 16  # pixels in a cell of the layout
 MASK_FACTOR = 4  # level-0 pixels on a side of a pixel of the mask
-LEAST_SIDE, QUALITY, STEPS = 1024, 88, 16  # pixels; of the JPEG in the TIFF; positions of a point in a pixel
+LEAST_SIDE, QUALITY, STEPS = 512, 88, 16  # pixels; of the JPEG in the TIFF; positions of a point in a pixel
 PEN = np.array([0.06, 0.45, 0.60], dtype=np.float32)  # what blue ink lets through of red, green and blue
 
 
