@@ -62,12 +62,12 @@ class Slides(Chapter):
         HistoCLIPError
             If there is no slide, or none could be predicted; the message says why.
         """
-        from histoclip_lib.report.slide_views import SlideView
-        from histoclip_lib.runs.slides import SlideOptions, find_slides, predict_slides
-
         given = str(run["slides"])
         if not given:
             return cls(run)
+        from histoclip_lib.report.slide_views import SlideView
+        from histoclip_lib.runs.slides import SlideOptions, find_slides, predict_slides
+
         found, _ = find_slides([paint(int(run["seed"])) if given == PAINTED else Path(given)])
         if found is None:
             raise HistoCLIPError(f"slides: {given} holds no slide. Name a slide, a folder of slides or a slides.csv.")
@@ -102,7 +102,7 @@ class Slides(Chapter):
             if len(known):
                 worst = known.loc[known.auroc.idxmin()]
                 where = {"mask": "cover in the mask", "points": "labels at points"}[kind]
-                lowest = f"lowest for {as_typed(worst['class'])}, {worst.auroc:.3f}"
+                lowest = f"lowest for {worst['class']}, {worst.auroc:.3f}"
                 said = (
                     f"Over {said}, probabilities rank the classes' {where} with a mean AUROC of "
                     f"{known.auroc.mean():.3f} ({lowest}); decisions reach a mean Dice of {known.dice.mean():.3f}"
@@ -110,7 +110,7 @@ class Slides(Chapter):
                 break
         else:
             shares = self.slides[[f"share_{name}" for name in self.classes]].mean()
-            most = as_typed(self.classes[int(shares.argmax())])
+            most = self.classes[int(shares.argmax())]
             said += f" with tissue were predicted; most of it is positive for {most}"
         unlike = f"{result.n_ood:,} tiles are unlike the training patches."
         trouble = f" {failed} of {len(self.slides)} slides could not be read to their end." if failed else ""
