@@ -31,8 +31,10 @@ from histoclip_lib.report.export import EXPLORER_TYPE
 from histoclip_lib.report.figures.attention import where_highest
 from histoclip_lib.report.figures.base import class_colour
 from histoclip_lib.report.figures.calibration import at_or_above
+from histoclip_lib.report.figures.slides import HEAT
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anywidget import AnyWidget
 
     from histoclip_lib.features.store import ImageFeatures
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).with_name("assets")
 MOST_EXPLORED, PATCH_SIDE, PATCH_QUALITY = 24, 224, 75  # patches on a page; longer side in pixels; of WebP
 MOST_IN_GALLERY, THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 200, 112, 50
+SLIDE_QUALITY, MASK_SIDE, MOST_CELLS = 68, 768, 1_000_000  # of WebP; of outlines in pixels; attention cells on a page
+STEPS = 2**16 - 1  # of a probability in the slide's data
 MAX_SAMPLE = 500  # patches on which other words are scored
 FLAT = 1e-5  # a map that varies by less, as a part of its highest value, is uniform: rounding
 UNREADABLE = (OSError, ValueError)  # HistoCLIPError is a ValueError
@@ -54,7 +58,7 @@ class Explorer:
     Attributes
     ----------
     kind : str
-        What `explorers.js` makes of the data: `attention`, `gallery`, `patches`, `thresholds` or `prompts`.
+        What `explorers.js` makes of the data: `attention`, `gallery`, `patches`, `thresholds`, `prompts` or `slide`.
     data : dict
         As JSON holds it; without a `page` only JupyterLab gets it.
     static : Figure
@@ -320,6 +324,97 @@ def threshold_explorer(labels: np.ndarray, scores: np.ndarray, classes: list[str
         )
     data = _shared(classes) | {"counts": at_or_above(labels, scores).tolist()}
     return Explorer("thresholds", data, figures.threshold_curves(labels, scores, classes))
+
+
+def slide_explorer(
+    tiles: pd.DataFrame,
+    classes: list[str],
+    overview: np.ndarray,
+    size: tuple[int, int],
+    mpp: float,
+    thresholds: np.ndarray,
+    ood_threshold: float,
+    top: Mapping[str, list[tuple[int, np.ndarray]]],
+    mask: np.ndarray | None = None,
+    attention: np.ndarray | None = None,
+    read: Callable[[int], np.ndarray] | None = None,
+) -> Explorer:
+    """Return a viewer of a slide, with pan and zoom, the map of each class, and tiles that can be read and opened.
+
+    Its figure is `figures.slide_maps`. In JupyterLab any tile can be opened, on a page those of `top`.
+
+    Parameters
+    ----------
+    tiles : DataFrame of n lines
+        `x, y, width, height` in level-0 pixels, `prob_<class>`, `present_<class>` and `ood`.
+    classes : list of str
+        N names.
+    overview : ndarray of shape (h, w, 3), uint8
+        The whole slide; about 2,000 pixels on its longer side keep a page small.
+    size : tuple of int
+        Width and height of the slide at level 0.
+    mpp : float
+        Micrometres per pixel of level 0.
+    thresholds : ndarray of shape (N,)
+        At or above which a class is present.
+    ood_threshold : float
+        Above which a tile is unlike the training patches.
+    top : mapping of str to list of (int, ndarray (S, S, 3))
+        By class, the indices and the images of tiles that a page holds at full size.
+    mask : ndarray of shape (H, W), uint8, optional
+        Of the whole slide: k for the k-th class; drawn as outlines.
+    attention : ndarray of shape (n, N, g, g), optional
+        A finer map inside each tile, drawn as a part of the tile's probability. A page holds up to MOST_CELLS values.
+    read : callable, optional
+        Returns the image of a tile by its index, for JupyterLab.
+    """
+    cuts = np.floor(np.asarray(thresholds, dtype=np.float64) * STEPS)
+    chances = np.floor(tiles[[f"prob_{name}" for name in classes]].to_numpy(np.float64) * STEPS)
+    present = tiles[[f"present_{name}" for name in classes]].to_numpy(bool)
+    chances = np.where(present, chances, np.minimum(chances, cuts - 1).clip(0))  # rounding changes no decision
+    cells = None
+    if attention is not None and attention.size <= MOST_CELLS:
+        own = np.asarray(attention, dtype=np.float32)
+        cells = np.round(255 * own / np.maximum(own.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny))
+    heat = np.round(matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255)
+    data = _shared(classes) | {
+        "width": size[0],
+        "height": size[1],
+        "mpp": mpp,
+        "image": _picture(overview, "webp", quality=SLIDE_QUALITY),
+        "xs": _packed(tiles.x, "<i4"),
+        "ys": _packed(tiles.y, "<i4"),
+        "sides": _packed(tiles.width, "<f4"),
+        "ood": _packed(tiles.ood, "<f4"),
+        "chances": _packed(chances, "<u2"),
+        "thresholds": (cuts / STEPS).tolist(),
+        "oodThreshold": float(ood_threshold),
+        "heat": _packed(heat, "u1"),
+        "grid": 1 if cells is None else cells.shape[-1],
+        "cells": None if cells is None else _packed(cells, "u1"),
+        "mask": None if mask is None else _outlined(mask, len(classes)),
+        "top": [
+            [{"i": int(i), "image": _picture(image, "webp", quality=PATCH_QUALITY)} for i, image in top.get(name, [])]
+            for name in classes
+        ],
+    }
+    static = figures.slide_maps(overview, tiles, classes, size, mpp)
+    answers = {} if read is None else {"tile": lambda i: _picture(read(int(i)), "webp", quality=PATCH_QUALITY)}
+    return Explorer("slide", data | {"any": read is not None}, static, answers)
+
+
+def _packed(values: np.ndarray | pd.Series, kind: str) -> str:
+    """Return numbers as base64 of their bytes, little-endian."""
+    return _base64(np.asarray(values).astype(kind).tobytes())
+
+
+def _outlined(mask: np.ndarray, n_classes: int) -> str:
+    """Return a mask (H, W), made smaller, as a data address."""
+    small = Image.fromarray(mask)
+    scale = min(1, MASK_SIDE / max(mask.shape))
+    side = [max(1, round(scale * length)) for length in small.size]
+    scaled = np.asarray(small.resize(side, Image.Resampling.NEAREST))
+    return _picture(scaled * np.uint8(255 // n_classes), "png", optimize=True)
 
 
 def prompt_explorer(

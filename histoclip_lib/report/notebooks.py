@@ -81,3 +81,8 @@ register_notebook(
     "Where each class finds its evidence, scored against the masks where there are any.",
     ("thumbnail.png",),
 )
+register_notebook(
+    "07_slides",
+    "07 Slides",
+    "Whole slides: a viewer with the map of each class, scored against masks where there are any.",
+)

@@ -36,6 +36,7 @@ from histoclip_lib.runs.record import (
 )
 
 PACKAGES = ("histoclip", "torch", "open_clip_torch", "timm", "scikit-learn", "numpy", "papermill")
+SLIDES = "slides"  # names files on which the notebook depends that declares it
 DATA_PARAMETERS = ("data_dir", "prompts_file", "pretrained", "backbone")  # may name files on which a step depends
 
 
@@ -181,6 +182,7 @@ class _Steps:
     ) -> None:
         self.folder, self.params, self.schema, self.paths = folder, params, schema, paths
         packages = repr([sys.version, *(version(package) for package in PACKAGES)])
+        self.slides = _data_digest(params, workplace, (SLIDES,))
         self.common = f"{packages}{plugin_digest()}{_data_digest(params, workplace)}"
 
     def is_current(self, step: str) -> bool:
@@ -233,6 +235,8 @@ class _Steps:
             "source": source_digest(modules),
             "earlier": {name: entry.get("products") for name, entry in entries.items() if name < step},
         }
+        if SLIDES in declared:
+            about["slides"] = self.slides
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         digest.update(self.paths[step].read_bytes())
         return digest.hexdigest()
@@ -294,10 +298,10 @@ def _commit() -> str:
     return described.stdout.strip()
 
 
-def _data_digest(params: dict[str, object], workplace: Path) -> str:
+def _data_digest(params: dict[str, object], workplace: Path, parameters: tuple[str, ...] = DATA_PARAMETERS) -> str:
     """Digest the names, sizes and times of the files that parameters name: data, prompts and local weights."""
     digest = hashlib.sha256()
-    named = [params.get(key) for key in DATA_PARAMETERS]
+    named = [params.get(key) for key in parameters]
     for root in [workplace / str(name).removeprefix("local-dir:") for name in named if name]:
         for path in sorted([root, *root.rglob("*")]):
             if path.is_file():

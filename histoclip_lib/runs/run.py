@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from histoclip_lib.features.store import ImageFeatures
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
-    from histoclip_lib.runs import chapters
+    from histoclip_lib.runs import chapters, slides_chapter
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
 HEAD_OPTIONS = ("heads", "layers", "hidden", "dropout")
@@ -420,6 +420,12 @@ class Run:
         from histoclip_lib.runs.chapters import Attention
 
         return Attention.of(self)
+
+    def predict_slides(self) -> slides_chapter.Slides:
+        """Predict the slides of the run with its model, and return what the notebook 07_slides shows."""
+        from histoclip_lib.runs.slides_chapter import Slides
+
+        return Slides.of(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from drawing import HOSTILE as HOSTILE_NAMES
@@ -35,6 +36,7 @@ from histoclip_lib.report.explorers import (
     patch_browser,
     patch_gallery,
     prompt_explorer,
+    slide_explorer,
     threshold_explorer,
 )
 from histoclip_lib.report.export import EXPLORER_TYPE, WIDGET, export_page
@@ -948,3 +950,181 @@ def test_the_other_explorers_are_the_same_in_jupyterlab(lab, case, kind):
     opened = lab(getattr(case, kind)())
     box = gallery_of(opened) if kind == "gallery" else thresholds_of(opened)
     assert box.is_visible()
+
+
+# Slides
+
+SLIDE, TILE, TOP = (4000, 3000), 200, 3  # pixels of level 0; tiles of each class on the page
+
+
+def slide_case(classes=("tumor", "stroma"), read=None):
+    """A slide whose tiles cover its middle, and an explorer of it."""
+    rng = np.random.default_rng(4)
+    y, x = (axis.ravel() * TILE for axis in np.mgrid[3:12, 4:16])
+    tiles = pd.DataFrame({"x": x, "y": y, "width": TILE, "height": TILE, "ood": rng.gamma(2, 1, len(x))})
+    thresholds = np.linspace(0.4, 0.6, len(classes))
+    for name, threshold in zip(classes, thresholds, strict=True):
+        tiles[f"prob_{name}"] = rng.random(len(x))
+        tiles[f"present_{name}"] = tiles[f"prob_{name}"] >= threshold
+    image = rng.integers(150, 255, (TILE, TILE, 3), dtype=np.uint8)
+    top = {name: [(int(i), image) for i in np.argsort(-tiles[f"prob_{name}"])[:TOP]] for name in classes}
+    mask = np.zeros((300, 400), np.uint8)
+    mask[60:240, 80:200], mask[60:240, 200:320] = 1, 2
+    overview = np.full((600, 800, 3), 240, np.uint8)
+    attention = rng.random((len(x), len(classes), 4, 4))
+    return tiles, slide_explorer(
+        tiles, list(classes), overview, SLIDE, 0.5, thresholds, 4.0, top, mask, attention, read
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slide_page(tmp_path_factory):
+    return page_of(tmp_path_factory.mktemp("slide"), slide_case()[1])
+
+
+def viewer_of(opened):
+    box = opened.get_by_role("group", name="Slide with maps")
+    box.locator("canvas[data-ready]").wait_for()
+    return box, box.locator("canvas")
+
+
+def point(canvas, x, y):
+    """Return where a place of the slide lies on the screen while all of it is shown."""
+    box = canvas.bounding_box()
+    zoom = min(box["width"] / SLIDE[0], box["height"] / SLIDE[1])
+    return box["x"] + (box["width"] - SLIDE[0] * zoom) / 2 + x * zoom, box["y"] + (
+        box["height"] - SLIDE[1] * zoom
+    ) / 2 + y * zoom
+
+
+def said_of(tiles, i, classes=("tumor", "stroma")):
+    tile = tiles.loc[i]
+    marks = [f"{c} {tile[f'prob_{c}']:.2f}{' ✓' if tile[f'present_{c}'] else ''}" for c in classes]
+    return f"Tile at x {tile.x:,.0f}, y {tile.y:,.0f}: {', '.join(marks)}; out of distribution {tile.ood:.2f}"
+
+
+def test_the_slides_data_change_no_decision():
+    tiles = slide_case()[0]
+    tiles["prob_tumor"], tiles["present_tumor"] = np.nextafter(0.5, 0), False
+    tiles.loc[:9, ["prob_tumor", "present_tumor"]] = [0.5, True]
+    data = slide_explorer(tiles, ["tumor"], np.zeros((3, 4, 3), np.uint8), SLIDE, 0.5, np.array([0.5]), 1.0, {}).data
+    chances = np.frombuffer(base64.b64decode(data["chances"]), "<u2") / 65535
+    assert (chances >= data["thresholds"][0]).tolist() == tiles.present_tumor.tolist()
+    np.testing.assert_allclose(chances, 0.5, atol=1e-4)
+    assert data["mask"] is data["cells"] is None
+
+
+def test_pointing_at_a_tile_reads_it(visit, slide_page):
+    tiles, _ = slide_case()
+    box, canvas = viewer_of(visit(slide_page))
+    canvas.scroll_into_view_if_needed()
+    for i in (0, 31, 100):
+        box.page.mouse.move(*point(canvas, tiles.x[i] + 120, tiles.y[i] + 80))
+        assert box.get_by_role("status").inner_text().startswith(said_of(tiles, i))
+    box.page.mouse.move(*point(canvas, 100, 100))
+    assert box.get_by_role("status").inner_text() == "No tile here: no tissue."
+
+
+def test_a_class_is_chosen_by_keyboard_and_map_legend_and_tiles_follow(visit, slide_page):
+    box, canvas = viewer_of(visit(slide_page))
+    before = drawn(canvas)
+    box.get_by_role("radio").first.focus()
+    box.page.keyboard.press("ArrowRight")
+    assert drawn(canvas) != before
+    assert "probability of stroma, present from 0.60" in box.locator(".legend").inner_text()
+    assert box.get_by_text("Highest probability of stroma").is_visible()
+    assert box.locator("li").count() == TOP
+    box.page.keyboard.press("ArrowRight")
+    assert "out-of-distribution score" in box.locator(".legend").inner_text()
+    assert box.locator("li").count() == 0
+
+
+def test_zoom_keeps_the_point_under_the_cursor_and_ends_with_the_whole_slide(visit, slide_page):
+    tiles, _ = slide_case()
+    opened = visit(slide_page)
+    box, canvas = viewer_of(opened)
+    canvas.scroll_into_view_if_needed()
+    whole = drawn(canvas)
+    place = point(canvas, tiles.x[40] + 15, tiles.y[40] + 190)  # near a corner: a shift would leave the tile
+    opened.mouse.move(*place)
+    text = box.get_by_role("status").inner_text()
+    assert text.startswith(said_of(tiles, 40))
+    for _ in range(6):
+        opened.mouse.wheel(0, -200)
+    opened.wait_for_function(
+        "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), whole]
+    )
+    opened.mouse.move(place[0] + 1, place[1])
+    assert box.get_by_role("status").inner_text() == text
+    opened.mouse.move(place[0] + 40, place[1])  # six steps are 16 times: this is another tile only without the zoom
+    assert box.get_by_role("status").inner_text() == text
+    opened.mouse.move(*point(canvas, 100, 100))
+    canvas.focus()
+    opened.keyboard.press("0")
+    opened.mouse.move(*place)
+    assert box.get_by_role("status").inner_text() == text
+    assert drawn(canvas) != ""
+
+
+def test_a_drag_moves_the_slide_and_opens_nothing(visit, slide_page):
+    opened = visit(slide_page)
+    box, canvas = viewer_of(opened)
+    canvas.scroll_into_view_if_needed()
+    for _ in range(3):
+        box.get_by_role("button", name="Zoom in").click()
+    before, (x, y) = drawn(canvas), point(canvas, 2000, 1500)
+    opened.mouse.move(x, y)
+    opened.mouse.down()
+    opened.mouse.move(x + 80, y + 50, steps=3)
+    opened.mouse.up()
+    assert drawn(canvas) != before
+    assert opened.get_by_role("dialog").count() == 0
+
+
+def test_stored_tiles_open_at_full_size_and_others_say_that_they_are_not_there(visit, slide_page):
+    tiles, explorer = slide_case()
+    opened = visit(slide_page)
+    box, canvas = viewer_of(opened)
+    highest = [entry["i"] for entry in explorer.data["top"][0]]
+    box.locator("li button").first.click()
+    dialog = opened.get_by_role("dialog")
+    assert dialog.locator("img").evaluate("img => img.naturalWidth") == TILE
+    assert lines_of(dialog)[0][:2] == ["tumor", f"{tiles.prob_tumor[highest[0]]:.2f}"]
+    opened.keyboard.press("Escape")
+    box.get_by_role("button", name="Whole slide").click()
+    canvas.scroll_into_view_if_needed()
+    stored = {entry["i"] for own in explorer.data["top"] for entry in own}
+    other = next(i for i in range(len(tiles)) if i not in stored)
+    opened.mouse.click(*point(canvas, tiles.x[other] + 100, tiles.y[other] + 100))
+    assert "not stored on this page" in box.get_by_role("status").inner_text()
+    opened.mouse.click(*point(canvas, tiles.x[highest[1]] + 100, tiles.y[highest[1]] + 100))
+    assert dialog.is_visible()
+
+
+def test_without_script_the_slide_is_a_figure(visit, slide_page):
+    opened = visit(slide_page, java_script_enabled=False)
+    assert opened.locator("figure.explorer > .figure-scroll img").is_visible()
+    assert opened.locator(".explorer-live").count() == 0
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_slides_page_never_scrolls_sideways(visit, slide_page, width):
+    opened = visit(slide_page, width=width)
+    viewer_of(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_slides_page(accessible, slide_page, scheme):
+    assert accessible(slide_page, color_scheme=scheme).locator("canvas.slide").count() == 1
+
+
+def test_in_jupyterlab_every_tile_opens(lab):
+    tiles, explorer = slide_case(read=lambda i: np.full((TILE, TILE, 3), i, np.uint8))
+    opened = lab(explorer)
+    _, canvas = viewer_of(opened)
+    canvas.scroll_into_view_if_needed()
+    stored = {entry["i"] for own in explorer.data["top"] for entry in own}
+    other = next(i for i in range(len(tiles)) if i not in stored)
+    opened.mouse.click(*point(canvas, tiles.x[other] + 100, tiles.y[other] + 100))
+    opened.get_by_role("dialog").wait_for()

@@ -626,3 +626,53 @@ def test_thumbnail_shows_the_first_chosen_patch_else_the_first(tmp_path, chosen,
     right = pixels[:, -HALF:].sum(axis=(1, 2))
     assert (right[: HEIGHT // 2].sum() > right[HEIGHT // 2 :].sum()) == (not chosen)  # of its most probable class
     assert len(list(tmp_path.iterdir())) == 1
+
+
+# Slides
+
+
+def slide_tiles(classes):
+    y, x = (axis.ravel() * 100 for axis in np.mgrid[1:5, 2:8])
+    tiles = pd.DataFrame({"x": x, "y": y, "width": 100, "height": 100})
+    return tiles.assign(**{f"prob_{name}": np.linspace(0, 1, len(x)) for name in classes})
+
+
+@pytest.mark.parametrize("n_classes", [1, 4, 11])
+def test_slide_maps_show_every_class_beside_its_mask(n_classes):
+    classes = hostile(n_classes)
+    overview, mask = np.full((60, 100, 3), 230, np.uint8), np.ones((30, 50), np.uint8)
+    drawn = figures.slide_maps(overview, slide_tiles(classes), classes, (1000, 600), 0.5, mask)
+    draw(drawn)
+    assert drawn.get_figwidth() <= WIDEST
+    assert len([axes for axes in drawn.axes if axes.images]) == 2 * n_classes
+    assert "the class covers 100.0% of the slide in the mask" in drawn.alternative
+    [bar] = drawn.axes[0].lines
+    assert np.ptp(bar.get_xdata()) == pytest.approx(100 / 500 * 100)  # 100 of 500 micrometres, on 100 pixels
+    assert texts(drawn.axes[0]) == ["100 µm"]
+
+
+def test_tiles_are_painted_where_they_lie():
+    from histoclip_lib.report.figures.slides import painted
+
+    tiles = slide_tiles(["a"])
+    picture = painted(tiles, tiles.prob_a.to_numpy(), (60, 100), (1000, 600))
+    assert np.isnan(picture[:10]).all() and np.isnan(picture[:, 80:]).all()
+    assert picture[15, 25] == 0 and picture[45, 75] == 1
+    assert (~np.isnan(picture)).sum() == 40 * 60
+
+
+@pytest.mark.parametrize("n_slides", [1, 3, 200])
+def test_slide_burdens_are_drawn_with_intervals(n_slides):
+    classes, shares = hostile(5), np.linspace(0, 1, n_slides)
+    slides = pd.DataFrame({"slide": [f"{i}$.tif" for i in range(n_slides)]})
+    for name in classes:
+        slides[f"share_{name}"], slides[f"share_low_{name}"], slides[f"share_high_{name}"] = (
+            shares,
+            shares - 0.1,
+            np.nan,
+        )
+    drawn = figures.slide_burdens(slides, classes)
+    draw(drawn)
+    assert drawn.get_figwidth() <= WIDEST
+    assert drawn.alternative.startswith(f"Share of the tissue that is positive, {n_slides} slides.")
+    assert ("median 0.50" in drawn.alternative) == (n_slides > 30)

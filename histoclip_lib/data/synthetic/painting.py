@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import singledispatch
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from scipy.spatial import cKDTree
 # al. (ISBI 2009). Laboratories lie between them.
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.10, 0.65, 0.75]])
 _MACENKO = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581], [0.10, 0.65, 0.75]])
+MPP = 0.8  # micrometres per pixel, by the size of the nuclei
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,28 @@ def develop(section: Section, appearance: Appearance, rng: np.random.Generator) 
     return np.asarray(Image.open(buffer))
 
 
+# The functions that follow have a second source of chance: `slide.Plane`, which is fixed to the plane.
+
+
+@singledispatch
+def of_tissue(rng: np.random.Generator, value: int) -> np.random.Generator:
+    """Return the source of what is drawn of the tissue `value`."""
+    return rng
+
+
+@singledispatch
+def of_points(rng: np.random.Generator, points: np.ndarray) -> np.random.Generator:
+    """Return the source of what belongs to each of the points (n, 2)."""
+    return rng
+
+
+@singledispatch
+def coordinates(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return y and x of each pixel along which collagen runs, shape (2, size, size), float32."""
+    return np.mgrid[:size, :size].astype(np.float32)
+
+
+@singledispatch
 def smooth_noise(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
     """Return Gaussian noise smoothed over `sigma` pixels, of unit variance, shape (size, size), float32."""
     step = max(1, int(sigma / 1.7))  # a wide filter is run on a coarse grid
@@ -152,6 +176,7 @@ def enlarge(coarse: np.ndarray, step: int, size: int) -> np.ndarray:
     return wide[..., node, :] + weight[:, None] * np.diff(wide, axis=-2)[..., node, :]
 
 
+@singledispatch
 def scatter(rng: np.random.Generator, allowed: np.ndarray, distance: float, share: float = 1.0) -> np.ndarray:
     """Return points (n, 2) in `allowed` at least `distance` apart, as dense as chance lets, or a `share` of them."""
     inside = np.argwhere(allowed)
@@ -159,17 +184,22 @@ def scatter(rng: np.random.Generator, allowed: np.ndarray, distance: float, shar
     if not len(inside) or not n_candidates:
         return np.empty((0, 2), dtype=np.float32)
     points = inside[rng.integers(len(inside), size=n_candidates)] + rng.uniform(-0.5, 0.5, (n_candidates, 2))
+    return thin(points, distance).astype(np.float32)
+
+
+def thin(points: np.ndarray, distance: float) -> np.ndarray:
+    """Return those of some points (n, 2) that are at least `distance` from every earlier one that is kept."""
     pairs = cKDTree(points).query_pairs(distance, output_type="ndarray")
-    keep = np.ones(n_candidates, dtype=bool)
+    keep = np.ones(len(points), dtype=bool)
     for first, second in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]:
         if keep[first]:
             keep[second] = False
-    return points[keep].astype(np.float32)
+    return points[keep]
 
 
 def vary_nuclei(rng, centres, radius, spread, elongation, angle, darkness, rim=0.0, nucleolus=0.0) -> Nuclei:
     """Give each centre a nucleus that varies about the given values."""
-    n = len(centres)
+    n, rng = len(centres), of_points(rng, centres)
     return Nuclei(
         centres=centres,
         radius=(radius * rng.lognormal(0, spread, n)).astype(np.float32),

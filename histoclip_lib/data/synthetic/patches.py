@@ -29,7 +29,7 @@ MIN_COVERAGE = 0.02  # a class is present where it covers at least this fraction
 # How often a class is present in the median patient, and how much patients differ, in logits.
 _FREQUENCY = np.array([0.62, 0.80, 0.36, 0.21])
 _SPREAD_BETWEEN_PATIENTS = 1.1
-_MASK_COLOURS = np.array([[255, 255, 255], [128, 64, 160], [240, 160, 190], [50, 60, 160], [220, 110, 60]])
+MASK_COLOURS = np.array([[255, 255, 255], [128, 64, 160], [240, 160, 190], [50, 60, 160], [220, 110, 60]])
 _GRID = 4  # pixels in one cell of the grid on which regions are laid out
 
 
@@ -224,7 +224,7 @@ def _write_patch(root: Path, index: int, seed: int, n_patients: int, size: int) 
     name = f"{group}_{index:05d}.png"
     Image.fromarray(image).save(root / "images" / name, compress_level=1)
     mask = Image.fromarray(class_map)
-    mask.putpalette(_MASK_COLOURS.astype(np.uint8).tobytes())
+    mask.putpalette(MASK_COLOURS.astype(np.uint8).tobytes())
     mask.save(root / "masks" / name)
     return [f"images/{name}", f"masks/{name}", group, *labels_of(class_map).tolist()]
 

@@ -6,16 +6,20 @@ cells that resemble lymphocytes, scattered lymphocytes, glassy stroma that resem
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+from scipy.spatial import cKDTree
 
 from histoclip_lib.data.synthetic.painting import (
     Appearance,
     Section,
+    coordinates,
     develop,
     nearest_centres,
+    of_points,
+    of_tissue,
     scatter,
     smooth_noise,
     stain_nuclei,
@@ -23,13 +27,14 @@ from histoclip_lib.data.synthetic.painting import (
 )
 
 OTHER, TUMOR, STROMA, LYMPHOCYTE, NECROSIS = range(5)
+GLASS, FAT, BLOOD, WALL = range(5, 9)  # what a slide has besides: the wall is that of vessels
 
 
 @dataclass
 class Scene:
     """One patch while it is painted; all arrays are (size, size).
 
-    `soft` holds the five regions with soft borders, shape (5, size, size); `fibres` is the collagen's texture
+    `soft` holds the nine regions with soft borders, shape (9, size, size); `fibres` is the collagen's texture
     and `direction` its direction in radians; `grain` and `wobble` are the texture of chromatin and of outlines.
     """
 
@@ -61,34 +66,42 @@ def paint(class_map: np.ndarray, look: Appearance, rng: np.random.Generator) -> 
     ndarray of shape (size, size, 3), uint8
         RGB.
     """
+    return develop(stain(class_map, look, rng), look, rng)
+
+
+def stain(class_map: np.ndarray, look: Appearance, rng: np.random.Generator) -> Section:
+    """Return the section that `paint` develops; `class_map` may also hold GLASS, FAT, BLOOD and WALL."""
     size = len(class_map)
     section = Section(*(np.zeros((size, size), dtype=np.float32) for _ in range(3)))
-    soft = np.zeros((5, size, size), dtype=np.float32)
+    soft = np.zeros((WALL + 1, size, size), dtype=np.float32)
     for value in np.unique(class_map):
         soft[value] = gaussian_filter((class_map == value).astype(np.float32), 1.3)
-    fibres, direction = _fibres(soft[TUMOR], rng)
+    fibres, direction = _fibres(soft[TUMOR] + soft[BLOOD], rng)
     grain, wobble = smooth_noise(rng, size, 0.8), smooth_noise(rng, size, 2)
     scene = Scene(class_map, section, look, rng, soft, fibres, direction, grain, wobble)
-    painters = {OTHER: _rest, STROMA: _stroma, NECROSIS: _necrosis, TUMOR: _tumor, LYMPHOCYTE: _infiltrate}
+    painters = {
+        OTHER: _rest, FAT: _fat, BLOOD: _blood, STROMA: _stroma, WALL: _wall, NECROSIS: _necrosis, TUMOR: _tumor,
+        LYMPHOCYTE: _infiltrate,
+    }  # fmt: skip
     for value, painter in painters.items():  # from the back to the front
         if (class_map == value).any():
-            painter(scene, class_map == value)
-    _clefts(scene)
+            painter(replace(scene, rng=of_tissue(rng, value)), class_map == value)
+    _clefts(replace(scene, rng=of_tissue(rng, OTHER)))
     thickness = np.exp(rng.normal(0, 0.13) + 0.06 * smooth_noise(rng, size, 40))
     section.hematoxylin *= thickness * look.hematoxylin * rng.lognormal(0, 0.08)
     section.eosin *= thickness * look.eosin * rng.lognormal(0, 0.1)
-    return develop(section, look, rng)
+    return section
 
 
-def _fibres(tumor: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the texture of wavy collagen that flows around tumor nests, and its direction in radians."""
-    size = len(tumor)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+def _fibres(obstacle: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the texture of wavy collagen that flows around nests and vessels, and its direction in radians."""
+    size = len(obstacle)
+    y, x = coordinates(rng, size)
     angle = rng.uniform(0, np.pi)
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     waves = 2 * np.pi * along / rng.uniform(18, 45) + smooth_noise(rng, size, 20)
     across += rng.uniform(5, 22) * smooth_noise(rng, size, 26) + rng.uniform(0.3, 2.0) * np.sin(waves)
-    across += rng.uniform(0.5, 2.0) * smooth_noise(rng, size, 7) + 45 * gaussian_filter(tumor, 7)
+    across += rng.uniform(0.5, 2.0) * smooth_noise(rng, size, 7) + 45 * gaussian_filter(obstacle, 7)
     threads = gaussian_filter(rng.standard_normal((512, 64), dtype=np.float32), (0.9, 1.2), mode="wrap")
     bundles = gaussian_filter(rng.standard_normal((512, 64), dtype=np.float32), (2.8, 1.5), mode="wrap")
     texture = 0.6 * threads / threads.std() + 0.8 * bundles / bundles.std()
@@ -113,14 +126,15 @@ def _stroma(scene: Scene, region: np.ndarray) -> None:
         [scatter(rng, busy, 8, min(density, 0.8)), scatter(rng, region & ~busy, 12, 0.3 * density)]
     )
     y, x = centres.astype(int).T
-    plump = rng.uniform(size=len(centres)) < look.plumpness
+    each = of_points(rng, centres)
+    plump = each.uniform(size=len(centres)) < look.plumpness
     nuclei = vary_nuclei(
         rng,
         centres,
         radius=np.where(plump, 4.2, 3.2),
         spread=0.15,
         elongation=np.where(plump, 2.2, 4.5),
-        angle=scene.direction[y, x] + rng.normal(0, 0.15, len(centres)),
+        angle=scene.direction[y, x] + each.normal(0, 0.15, len(centres)),
         darkness=np.where(plump, 1.0, 1.4),
         rim=np.where(plump, 0.35, 0.1),
     )
@@ -141,7 +155,8 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
         centres = np.argwhere(region)[:1].astype(np.float32)
     owner, distance = nearest_centres(centres, size)
     blue, pink = look.cytoplasm
-    cells = rng.normal(0, 0.18, (2, len(centres))).astype(np.float32)  # each cell's own cytoplasm shows its border
+    each = of_points(rng, centres)
+    cells = each.normal(0, 0.18, (2, len(centres))).astype(np.float32)  # each cell's own cytoplasm shows its border
     cells = gaussian_filter(cells[:, owner], (0, 0.8, 0.8))
     texture = 1 + 0.12 * smooth_noise(rng, size, 1.5)
     gap = np.clip(distance / look.radius - 1.7, 0, 1.2)  # paler far from nuclei
@@ -161,8 +176,8 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
         radius=look.radius,
         spread=look.pleomorphism,
         elongation=np.where(is_upright, 1.9, look.elongation),
-        angle=np.where(is_upright, outward, rng.normal(scene.direction[y, x], 0.7)),
-        darkness=look.hyperchromasia * rng.lognormal(0, 0.6 * look.pleomorphism, len(centres)),
+        angle=np.where(is_upright, outward, each.normal(scene.direction[y, x], 0.7)),
+        darkness=look.hyperchromasia * each.lognormal(0, 0.6 * look.pleomorphism, len(centres)),
         rim=look.vesicular,
         nucleolus=look.nucleoli,
     )
@@ -191,13 +206,15 @@ def _distance_to_lumina(scene: Scene, region: np.ndarray) -> np.ndarray:
     places = scatter(rng, depth > 3.6 * look.radius, 8 * look.radius, look.glands * rng.uniform(0.2, 1.5))
     distance = np.full((size, size), 1e3, dtype=np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    for place_y, place_x in places:
+    drawn = of_points(rng, places).uniform([0.5, 0, 1], [3.2, np.pi, 1.7], (len(places), 3))
+    for (place_y, place_x), (width, angle, stretch) in zip(places, drawn, strict=True):
         room = depth[int(np.clip(place_y, 0, size - 1)), int(np.clip(place_x, 0, size - 1))] - 3.0 * look.radius
-        radius = min(room, look.radius * rng.uniform(0.5, 3.2))
-        angle, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.7)
-        along = ((x - place_x) * np.cos(angle) + (y - place_y) * np.sin(angle)) / stretch
-        across = ((y - place_y) * np.cos(angle) - (x - place_x) * np.sin(angle)) * stretch
-        np.minimum(distance, np.hypot(along, across) - radius, out=distance)
+        radius = min(room, look.radius * width)
+        reach = int(2 * max(radius, 0)) + 25  # farther off there is no lumen, whatever the noise
+        near = tuple(slice(max(int(at) - reach, 0), int(at) + reach) for at in (place_y, place_x))
+        along = ((x[near] - place_x) * np.cos(angle) + (y[near] - place_y) * np.sin(angle)) / stretch
+        across = ((y[near] - place_y) * np.cos(angle) - (x[near] - place_x) * np.sin(angle)) * stretch
+        distance[near] = np.minimum(distance[near], np.hypot(along, across) - radius)
     lumen = region & (distance + 1.6 * smooth_noise(rng, size, 5) < 0)
     if not lumen.any():
         return np.full((size, size), 1e3, dtype=np.float32)
@@ -230,7 +247,7 @@ def _lymphocytes(scene: Scene, centres: np.ndarray) -> None:
         radius=scene.look.lymphocyte_radius,
         spread=0.09,
         elongation=1.12,
-        angle=scene.rng.uniform(0, np.pi, len(centres)),
+        angle=of_points(scene.rng, centres).uniform(0, np.pi, len(centres)),
         darkness=1.7,
         rim=0.12,
     )
@@ -250,7 +267,7 @@ def _necrosis(scene: Scene, region: np.ndarray) -> None:
         eosin += rng.uniform(0, 0.3) * outline * (coarse > -0.3)
         eosin -= 0.25 * np.clip(distance / look.radius - 1.5, 0, 1)  # cells have come apart
     scene.section.cover(np.s_[:], scene.soft[NECROSIS], np.clip(blue, 0.0, None), np.clip(eosin, 0.03, None))
-    pyknotic = ghosts[rng.uniform(size=len(ghosts)) < rng.uniform(0, 0.35)]
+    pyknotic = ghosts[of_points(rng, ghosts).uniform(size=len(ghosts)) < rng.uniform(0, 0.35)]
     stain_nuclei(scene.section, vary_nuclei(rng, pyknotic, 2.2, 0.3, 1.3, 0.0, 1.5), scene.grain, 0.2 * scene.wobble)
     dust = scatter(rng, region & (coarse + 0.5 * fine > 0.4), 3.2, rng.uniform(0.05, 0.25) + 0.25 * look.dust)
     stain_nuclei(scene.section, vary_nuclei(rng, dust, 0.85, 0.5, 1.4, 0.8, 1.2), scene.grain, 0.3 * scene.wobble)
@@ -258,25 +275,48 @@ def _necrosis(scene: Scene, region: np.ndarray) -> None:
 
 def _rest(scene: Scene, region: np.ndarray) -> None:
     """Glass, fat, blood or mucus: what belongs to no class."""
-    rng, size = scene.rng, len(region)
-    kind = rng.choice(["glass", "fat", "blood", "mucus"], p=[0.35, 0.25, 0.25, 0.15])
+    kind = scene.rng.choice(["glass", "fat", "blood", "mucus"], p=[0.35, 0.25, 0.25, 0.15])
     if kind == "fat":
-        cells = scatter(rng, np.ones_like(region), rng.uniform(34, 50))
-        y, x = np.mgrid[:size, :size].astype(np.float32)
-        bend = 3 * np.stack([smooth_noise(rng, size, 12), smooth_noise(rng, size, 12)])
-        away = np.hypot(y + bend[0] - cells[:, :1, None], x + bend[1] - cells[:, 1:, None])
-        nearest, second = np.partition(away, 1, axis=0)[:2]
-        membrane = np.exp(-(((second - nearest) / 2.2) ** 2))
-        scene.section.cover(np.s_[:], membrane * scene.soft[OTHER], 0.05, 0.5)
+        _fat(scene, region, OTHER)
     elif kind == "blood":
-        discs = scatter(rng, region, rng.uniform(5.0, 6.0))
-        if len(discs):
-            _, distance = nearest_centres(discs, size)
-            disc = np.clip(3.6 + 0.7 * scene.wobble - distance, 0, 1) * scene.soft[OTHER]
-            scene.section.cover(np.s_[:], disc, 0.0, 0.12, 0.75 + 0.1 * np.minimum(distance, 3))
+        _blood(scene, region, OTHER)
     elif kind == "mucus":
-        wisps = np.clip(0.1 + 0.05 * smooth_noise(rng, size, 14) + 0.015 * scene.fibres, 0, None)
-        scene.section.cover(np.s_[:], scene.soft[OTHER], wisps, rng.uniform(0.2, 1.0) * wisps)
+        wisps = np.clip(0.1 + 0.05 * smooth_noise(scene.rng, len(region), 14) + 0.015 * scene.fibres, 0, None)
+        scene.section.cover(np.s_[:], scene.soft[OTHER], wisps, scene.rng.uniform(0.2, 1.0) * wisps)
+
+
+def _fat(scene: Scene, region: np.ndarray, value: int = FAT) -> None:
+    """Large empty cells between thin membranes."""
+    rng, size = scene.rng, len(region)
+    cells = scatter(rng, np.ones_like(region), rng.uniform(34, 50))
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    bend = 3 * np.stack([smooth_noise(rng, size, 12), smooth_noise(rng, size, 12)])
+    places = np.stack([y + bend[0], x + bend[1]], axis=-1)
+    near = cells[cKDTree(cells).query(places, k=min(3, len(cells)))[1]]
+    away = np.hypot(places[..., 0] - near[..., 0].transpose(2, 0, 1), places[..., 1] - near[..., 1].transpose(2, 0, 1))
+    nearest, second = np.partition(away, 1, axis=0)[:2]
+    membrane = np.exp(-(((second - nearest) / 2.2) ** 2))
+    scene.section.cover(np.s_[:], membrane * scene.soft[value], 0.05, 0.5)
+
+
+def _blood(scene: Scene, region: np.ndarray, value: int = BLOOD) -> None:
+    """Red cells."""
+    discs = scatter(scene.rng, region, scene.rng.uniform(5.0, 6.0))
+    if len(discs):
+        _, distance = nearest_centres(discs, len(region))
+        disc = np.clip(3.6 + 0.7 * scene.wobble - distance, 0, 1) * scene.soft[value]
+        scene.section.cover(np.s_[:], disc, 0.0, 0.12, 0.75 + 0.1 * np.minimum(distance, 3))
+
+
+def _wall(scene: Scene, region: np.ndarray) -> None:
+    """Smooth muscle around the lumen of a vessel, lined by flat nuclei."""
+    rng = scene.rng
+    scene.section.cover(np.s_[:], scene.soft[WALL], 0.16, np.clip(0.8 + 0.08 * scene.fibres, 0.1, None))
+    lining = region & (gaussian_filter(scene.soft[BLOOD], 2) > 0.2)
+    centres = np.concatenate([scatter(rng, lining, 9), scatter(rng, region & ~lining, 9, 0.5)])
+    y, x = centres.astype(int).T
+    nuclei = vary_nuclei(rng, centres, 3.4, 0.15, 5.0, scene.direction[y, x], 1.3, 0.1)
+    stain_nuclei(scene.section, nuclei, scene.grain, 0.06 * scene.wobble)
 
 
 def _clefts(scene: Scene) -> None:

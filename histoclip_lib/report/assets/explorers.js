@@ -118,8 +118,8 @@ function heatOf(cells, grid, size, heat) {
   return canvasOf(pixels);
 }
 
-// Draw the border of a class in a mask, along the edges of its pixels, at twice their size.
-function drawBorder(context, mask, k, data) {
+// The border of a class in a mask, along the edges of its pixels, at twice their size.
+function borderOf(mask, k) {
   const path = new Path2D();
   const inside = (x, y) => mask.of[y * mask.width + x] === k + 1;
   for (let y = 0; y < mask.height; y += 1) {
@@ -134,11 +134,14 @@ function drawBorder(context, mask, k, data) {
       }
     }
   }
+  return path;
+}
+function drawBorder(context, path, k, data, width = 2.5) {
   context.globalAlpha = 1;
-  for (const [colour, width] of [["#fff", 5], [data.colours[k], 2.5]]) {
+  for (const [colour, wide] of [["#fff", 2 * width], [data.colours[k], width]]) {
     context.strokeStyle = colour;
-    context.lineWidth = width;
-    context.setLineDash(colour !== "#fff" && striped(k, data) ? [8, 5] : []);
+    context.lineWidth = wide;
+    context.setLineDash(colour !== "#fff" && striped(k, data) ? [3.2 * width, 2 * width] : []);
     context.stroke(path);
   }
 }
@@ -275,7 +278,7 @@ function attention(data, ask) {
     context.globalAlpha = opacity.input.value / 100;
     context.drawImage(heats.get(k), 0, 0, scaled, scaled);
     const drawn = mask && outline.checked && patch.maps[k].area !== null;
-    if (drawn) drawBorder(context, mask, k, data);
+    if (drawn) drawBorder(context, borderOf(mask, k), k, data);
     overlay.setAttribute("aria-label", `Attention of ${classes[k]} over patch ${patch.name}: ${inWords(patch.maps[k])}${
       drawn ? "; with the outline of the mask" : ""}.`);
     maskPanel.hidden = !mask;
@@ -342,7 +345,7 @@ function browser(data, ask) {
     [canvas.width, canvas.height] = [2 * image.naturalWidth, 2 * image.naturalHeight];
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    if (mask && outline.checked) classes.forEach((_, k) => { if (patch.areas[k]) drawBorder(context, mask, k, data); });
+    if (mask && outline.checked) classes.forEach((_, k) => { if (patch.areas[k]) drawBorder(context, borderOf(mask, k), k, data); });
     const present = classes.filter((_, k) => patch.labels[k]).join(", ") || "no label";
     canvas.setAttribute("aria-label", `Patch ${patch.name}: ${present}.`);
     about.replaceChildren(...aboutPatch(patch));
@@ -579,7 +582,275 @@ function prompts(data, ask) {
     turn.box, element("div", { class: "patch" }, picture, cosines));
 }
 
-const makers = { attention, patches: browser, gallery, thresholds, prompts };
+// A whole slide with the map of a class over it: moved by drag, wheel, two fingers and keys. Lengths are level-0 pixels,
+// `view` maps them to CSS pixels of the canvas. In JupyterLab a kernel reads any tile, a page stores the highest ones.
+function slide(data, ask) {
+  const { classes, width, height, grid } = data;
+  const [xs, ys] = ["xs", "ys"].map((name) => new Int32Array(bytes(data[name]).buffer));
+  const [sides, ood] = ["sides", "ood"].map((name) => new Float32Array(bytes(data[name]).buffer));
+  const [chances, heat] = [new Uint16Array(bytes(data.chances).buffer), bytes(data.heat)];
+  const cells = data.cells && bytes(data.cells);
+  const p = (i, k) => chances[i * classes.length + k] / 65535;
+  const [UNLIKE, NONE] = [classes.length, classes.length + 1];
+
+  const chooseMap = radios("Map", [...classes.map((_, k) => [classNode(k, data)]), ["unlike the training patches"], ["none"]],
+    "choose-map");
+  const opacity = slider("Opacity", 60);
+  const [outline, fine] = [true, false].map((checked) => element("input", { type: "checkbox", checked }));
+  const [zoomIn, zoomOut, fit] = ["Zoom in", "Zoom out", "Whole slide"].map(button);
+  const canvas = element("canvas", { class: "slide", role: "application", tabindex: 0,
+    "aria-label": "Slide. Arrow keys move it, plus and minus zoom, 0 shows all of it, Enter opens the tile in the middle." });
+  const status = element("p", { class: "state", role: "status" });
+  const scale = element("span", { class: "heat", "aria-hidden": "true" });
+  const legend = element("p", { class: "legend" });
+  const list = element("ul", { class: "thumbnails" });
+  const listTitle = element("p", { class: "panel-title" });
+  const stored = new Map(data.top.flat().map(({ i, image }) => [i, { image, picture: null }]));
+  const base = element("img", { alt: "" });
+  const view = { zoom: 1, x: 0, y: 0 };
+  let [least, outlines, over, picked] = [1, null, null, -1];
+
+  // The colour of a value from 0 to 1: the lowest are nearly clear, so that tissue stays visible.
+  const colour = (value) => {
+    const at = Math.round(255 * value);
+    return `rgb(${heat.slice(3 * at, 3 * at + 3).join(" ")} / ${(0.12 + 0.88 * value).toFixed(2)})`;
+  };
+  scale.style.backgroundImage = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(colour).join(", ")})`;
+
+  function heatMap() {
+    const chosen = chooseMap.value();
+    const map = element("canvas", { width: base.naturalWidth, height: base.naturalHeight });
+    const context = map.getContext("2d");
+    const factor = map.width / width;
+    const box = (x, y, side, value) => {
+      const [left, top, right, bottom] = [x, y, x + side, y + side].map((edge) => Math.round(edge * factor));
+      context.clearRect(left, top, right - left, bottom - top);
+      context.fillStyle = colour(value);
+      context.fillRect(left, top, right - left, bottom - top);
+    };
+    if (chosen === NONE) return map;
+    const size = cells && fine.checked && chosen < UNLIKE ? grid : 1;
+    xs.forEach((x, i) => {
+      const value = chosen === UNLIKE ? Math.min(ood[i] / (2 * data.oodThreshold), 1) : p(i, chosen);
+      for (let cell = 0; cell < size * size; cell += 1) {
+        const part = size > 1 ? cells[(i * classes.length + chosen) * size * size + cell] / 255 : 1;
+        const side = sides[i] / size;
+        box(x + side * (cell % size), ys[i] + side * Math.floor(cell / size), side, value * part);
+      }
+    });
+    return map;
+  }
+
+  // Where a point of the canvas lies on the slide, and the tile that holds it whose centre is nearest.
+  const place = (x, y) => [(x - view.x) / view.zoom, (y - view.y) / view.zoom];
+  function tileAt(x, y) {
+    let [found, nearest] = [-1, Infinity];
+    xs.forEach((left, i) => {
+      const [dx, dy, half] = [x - left - sides[i] / 2, y - ys[i] - sides[i] / 2, sides[i] / 2];
+      const far = Math.max(Math.abs(dx), Math.abs(dy));
+      if (far <= half && far < nearest) [found, nearest] = [i, far];
+    });
+    return found;
+  }
+  const middle = () => tileAt(...place(canvas.clientWidth / 2, canvas.clientHeight / 2));
+  const unlike = (i) => (ood[i] > data.oodThreshold ? ", unlike the training patches" : "");
+  function say(i) {
+    picked = i;
+    status.textContent = i < 0 ? "No tile here: no tissue."
+      : `Tile at x ${count(xs[i])}, y ${count(ys[i])}: ${classes.map((name, k) => (
+        `${name} ${p(i, k).toFixed(2)}${p(i, k) >= data.thresholds[k] ? " ✓" : ""}`)).join(", ")}; out of distribution ${
+        ood[i].toFixed(2)}${unlike(i)}.`;
+  }
+
+  function draw() {
+    const [w, h, ratio] = [canvas.clientWidth, canvas.clientHeight, window.devicePixelRatio || 1];
+    [canvas.width, canvas.height] = [Math.round(w * ratio), Math.round(h * ratio)];
+    const context = canvas.getContext("2d");
+    context.setTransform(ratio * view.zoom, 0, 0, ratio * view.zoom, ratio * view.x, ratio * view.y);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(base, 0, 0, width, height);
+    for (const [i, { picture }] of stored) if (picture) context.drawImage(picture, xs[i], ys[i], sides[i], sides[i]);
+    context.imageSmoothingEnabled = false;
+    context.globalAlpha = opacity.input.value / 100;
+    if (over) context.drawImage(over, 0, 0, width, height);
+    [context.globalAlpha, context.imageSmoothingEnabled] = [1, true];
+    if (outlines && outline.checked) {
+      context.save();
+      context.scale(width / outlines.width, height / outlines.height);
+      const line = 1.3 * outlines.width / width / view.zoom;
+      outlines.paths.forEach((path, k) => {
+        if (k === chooseMap.value() || chooseMap.value() === NONE) drawBorder(context, path, k, data, line);
+      });
+      context.restore();
+    }
+    if (picked >= 0) {
+      for (const [stroke, line] of [["#fff", 4], ["#000", 1.5]]) {
+        [context.strokeStyle, context.lineWidth] = [stroke, line / view.zoom];
+        context.strokeRect(xs[picked], ys[picked], sides[picked], sides[picked]);
+      }
+    }
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    const wanted = 0.25 * w / view.zoom * data.mpp; // of the bar, in micrometres
+    const ten = 10 ** Math.floor(Math.log10(wanted));
+    const length = [5, 2, 1].find((step) => step * ten <= wanted) * ten;
+    const bar = length / data.mpp * view.zoom;
+    context.fillStyle = "#fffd";
+    context.fillRect(10, h - 40, bar + 16, 30);
+    context.fillStyle = "#000";
+    context.fillRect(18, h - 18, bar, 3);
+    context.font = "12px sans-serif";
+    context.fillText(length >= 1000 ? `${length / 1000} mm` : `${length} µm`, 18, h - 24);
+  }
+  function keepInside() {
+    for (const [axis, shown, whole] of [["x", canvas.clientWidth, width], ["y", canvas.clientHeight, height]]) {
+      const rest = shown - whole * view.zoom;
+      view[axis] = rest > 0 ? rest / 2 : Math.min(Math.max(view[axis], rest), 0);
+    }
+    draw();
+  }
+  // Zoom so that the point (x, y) of the canvas stays where it is; say whether anything changed.
+  function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
+    const next = Math.min(Math.max(view.zoom * factor, least), Math.max(4, least));
+    if (next === view.zoom) return false;
+    const [at, to] = place(x, y);
+    Object.assign(view, { zoom: next, x: x - at * next, y: y - to * next });
+    keepInside();
+    return true;
+  }
+  function whole() {
+    const before = least;
+    least = Math.min(canvas.clientWidth / width, canvas.clientHeight / height);
+    if (!least) return;
+    if (view.zoom === before || view.zoom < least) view.zoom = least;
+    keepInside();
+  }
+  const move = (x, y) => { view.x += x; view.y += y; keepInside(); };
+
+  const pointers = new Map();
+  let dragged = 0;
+  const at = (event) => {
+    const { left, top } = canvas.getBoundingClientRect();
+    return [event.clientX - left, event.clientY - top];
+  };
+  const spread = () => {
+    const [[x, y], [u, v]] = [...pointers.values()];
+    return { far: Math.hypot(x - u, y - v), x: (x + u) / 2, y: (y + v) / 2 };
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    pointers.set(event.pointerId, at(event));
+    dragged = pointers.size > 1 ? Infinity : 0;
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const [x, y] = at(event);
+    if (pointers.has(event.pointerId)) {
+      const before = pointers.size > 1 ? spread() : null;
+      const [from, fromY] = pointers.get(event.pointerId);
+      pointers.set(event.pointerId, [x, y]);
+      if (before) {
+        const after = spread();
+        zoom(after.far / before.far, after.x, after.y);
+        move(after.x - before.x, after.y - before.y);
+      } else {
+        dragged += Math.hypot(x - from, y - fromY);
+        move(x - from, y - fromY);
+      }
+    }
+    const tile = tileAt(...place(x, y));
+    if (tile !== picked) { say(tile); draw(); }
+  });
+  for (const kind of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(kind, (event) => {
+      if (pointers.delete(event.pointerId) && kind === "pointerup" && dragged < 4) open(tileAt(...place(...at(event))));
+    });
+  }
+  canvas.addEventListener("wheel", (event) => {
+    if (zoom(2 ** (-event.deltaY / 300), ...at(event))) event.preventDefault(); // at its ends the page scrolls
+  }, { passive: false });
+  canvas.addEventListener("keydown", (event) => {
+    const step = 60;
+    const keys = {
+      ArrowLeft: () => move(step, 0), ArrowRight: () => move(-step, 0), ArrowUp: () => move(0, step),
+      ArrowDown: () => move(0, -step), "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5),
+      0: () => zoom(0), Enter: () => open(middle()),
+    };
+    if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    say(middle());
+    keys[event.key]();
+  });
+  for (const [node, factor] of [[zoomIn, 1.5], [zoomOut, 1 / 1.5], [fit, 0]]) node.addEventListener("click", () => zoom(factor));
+
+  const picture = element("img", { alt: "" });
+  const id = uniqueName();
+  const [title, numbers, close] = [element("p", { id, class: "panel-title" }), element("div"), button("Close")];
+  const dialog = element("dialog", { class: "explorer-patch", "aria-labelledby": id }, title,
+    element("div", { class: "patch" }, picture, numbers), element("p", { class: "turn-patch" }, close));
+  close.addEventListener("click", () => dialog.close());
+  const show = latest(async (i) => [i, stored.has(i) ? stored.get(i).image : await ask("tile", i)], ([i, image]) => {
+    picture.src = image;
+    picture.alt = `Tile at x ${xs[i]}, y ${ys[i]}`;
+    title.textContent = `x ${count(xs[i])}, y ${count(ys[i])}, ${count(Math.round(sides[i] * data.mpp))} µm wide${unlike(i)}`;
+    numbers.replaceChildren(table("Probabilities of the tile", ["Class", "p", "Threshold", "Decision"], classes.map((_, k) => (
+      [classNode(k, data), p(i, k).toFixed(2), data.thresholds[k].toFixed(2), state(p(i, k) >= data.thresholds[k])]))));
+    if (!dialog.open) dialog.showModal();
+  }, (message) => { status.textContent = message; });
+  function open(i) {
+    say(i);
+    draw();
+    if (i < 0) return;
+    if (stored.has(i) || (ask && data.any)) show(i);
+    else status.append(" It is not stored on this page at full size: the highest tiles of each class are.");
+  }
+
+  function follow() {
+    const k = chooseMap.value();
+    over = heatMap();
+    legend.hidden = k === NONE;
+    legend.replaceChildren("0 ", scale, k < UNLIKE ? ` 1: probability of ${classes[k]}, present from ${data.thresholds[k].toFixed(2)}`
+      : ` ${(2 * data.oodThreshold).toFixed(1)}: out-of-distribution score, unlike the training patches above ${
+        data.oodThreshold.toFixed(1)}`);
+    listTitle.hidden = k >= UNLIKE;
+    listTitle.replaceChildren("Highest probability of ", named(classes[k] ?? ""));
+    list.replaceChildren(...(data.top[k] ?? []).map(({ i, image }) => {
+      const opener = element("button", { type: "button" }, element("img", { src: image, alt: `Tile at x ${xs[i]}, y ${ys[i]}: ` }),
+        element("span", {}, `${p(i, k).toFixed(2)}`));
+      opener.addEventListener("click", () => {
+        zoom(Math.min(canvas.clientWidth, canvas.clientHeight) / (3 * sides[i] * view.zoom));
+        const [x, y] = place(canvas.clientWidth / 2, canvas.clientHeight / 2);
+        move((x - xs[i] - sides[i] / 2) * view.zoom, (y - ys[i] - sides[i] / 2) * view.zoom);
+        open(i);
+      });
+      return element("li", {}, opener);
+    }));
+    draw();
+  }
+  for (const node of [chooseMap.box, fine]) node.addEventListener("change", follow);
+  for (const input of [opacity.input, outline]) input.addEventListener("input", draw);
+
+  async function begin() {
+    base.src = data.image;
+    await base.decode();
+    if (data.mask) {
+      const mask = await classMap(data.mask, data);
+      outlines = { width: 2 * mask.width, height: 2 * mask.height, paths: classes.map((_, k) => borderOf(mask, k)) };
+    }
+    for (const own of stored.values()) loaded(own.image).then((image) => { own.picture = image; draw(); });
+    follow();
+    new ResizeObserver(whole).observe(canvas);
+    canvas.dataset.ready = "";
+  }
+  begin();
+  status.textContent = "Point at a tile to read it; a click opens it.";
+  return explorer("Slide with maps",
+    element("div", { class: "filters" }, chooseMap.box),
+    element("div", { class: "filters" }, opacity.box,
+      element("label", { hidden: !data.mask }, outline, " Outline of the mask"),
+      element("label", { hidden: !cells }, fine, " Attention inside the tiles")),
+    canvas, element("div", { class: "filters" }, zoomIn, zoomOut, fit, legend), status, listTitle, list, dialog);
+}
+
+const makers = { attention, patches: browser, gallery, thresholds, prompts, slide };
 
 // Return a function that asks the kernel a question and returns its answer.
 function asker(model) {

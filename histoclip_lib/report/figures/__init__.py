@@ -22,6 +22,7 @@ _MODULES = {
     "evaluation": ("comparison_map", "critical_differences", "forest_plot", "per_class_map"),
     "leakage": ("similarity_histogram",),
     "patches": ("confident_errors", "find_confident_errors", "near_duplicate_pairs", "patch_grid", "sample_patches"),
+    "slides": ("slide_burdens", "slide_maps", "top_tiles"),
     "training": ("label_efficiency", "training_curves"),
     "zero_shot": ("patch_cosines", "prompt_spread", "score_distributions", "similarity_map"),
 }  # fmt: skip
