@@ -138,8 +138,7 @@ def _labels(table: Table, classes: list[str], table_path: Path) -> np.ndarray:
     if offenders:
         raise HistoCLIPError(
             f"{table_path}: class columns hold 0 or 1, and all columns but {', '.join(RESERVED_COLUMNS)} are class "
-            "columns. Where a label is not known, leave its cell empty. Not labels:\n"
-            + bullet_list(offenders)
+            "columns. Where a label is not known, leave its cell empty. Not labels:\n" + bullet_list(offenders)
         )
     labels = np.array(columns, dtype=np.float32).T.copy()
     return labels if np.isnan(labels).any() else labels.astype(np.uint8)

@@ -63,7 +63,8 @@ class ValidationPredictions:
         Sorted.
     classes : list of str
         In the order of the data set.
-    labels : ndarray of shape (B, N), uint8
+    labels : ndarray of shape (B, N)
+        uint8, or float32 with NaN where some are not known.
     groups : ndarray of shape (B,), str, or None
         Patient or source image, where known.
     methods : dict of str to Predictions
@@ -153,12 +154,15 @@ def read_predictions(path: Path) -> ValidationPredictions:
         raise HistoCLIPError(f"{path} does not hold each method, patch and class once. {AGAIN}")
     labels, scores, decisions = (table[c].to_numpy()[order].reshape(shape) for c in ("label", "score", "predicted"))
     group = group[order].reshape(shape)
-    if (labels != labels[:1]).any() or (group != group[:1, :, :1]).any():
+    same = (labels == labels[:1]) | (np.isnan(labels) & np.isnan(labels[:1]))
+    if not same.all() or (group != group[:1, :, :1]).any():
         raise HistoCLIPError(f"{path} gives a patch two labels of one class, or two groups. {AGAIN}")
     by_patch = groups[group[0, :, 0]]
     found = {name: Predictions(scores[k].astype(float), decisions[k].astype(bool)) for k, name in enumerate(methods)}
     known = by_patch if (by_patch != "").any() else None
-    everything = ValidationPredictions(files, list(classes), labels[0].astype(np.uint8), known, found)
+    everything = ValidationPredictions(
+        files, list(classes), labels[0].astype(np.float32 if np.isnan(labels[0]).any() else np.uint8), known, found
+    )
     return everything.take(np.argsort(files))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import (
     THRESHOLD,
@@ -79,7 +80,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1. A class that is always or never present says nothing about confidence and is left out.
+        0, 1, or NaN where not known, which is left out, here and below. A class that is always or never present says nothing about confidence and is left out.
     probabilities : ndarray of shape (B, N)
         Sigmoid outputs; 0 and 1 are taken as FINEST away from it.
 
@@ -92,11 +93,11 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     ----------
     Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, ICML 2017, section 4.2.
     """
-    usable = labels.any(axis=0) & ~labels.all(axis=0)
+    usable = ~np.isnan(labels) & (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
     if not usable.any():
         return 1.0
-    logits = logits_of(probabilities[:, usable])
-    margins = np.where(labels[:, usable] == 1, logits, -logits)
+    logits = logits_of(probabilities[usable])
+    margins = np.where(labels[usable] == 1, logits, -logits)
 
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0, -margins / np.exp(log_temperature)).mean())  # convex in 1 / T: one minimum
@@ -129,7 +130,10 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str
         From 0 to 1, and just above 1 where it is best never to predict a class whose probability reaches 1. A class
         that is never present has no F1 and keeps 0.5 for it.
     """
-    return np.array([_best_threshold(labels[:, k], p, objective) for k, p in enumerate(probabilities.T)])
+    known = ~np.isnan(labels)
+    return np.array(
+        [_best_threshold(labels[own, k], probabilities[own, k], objective) for k, own in enumerate(known.T)]
+    )
 
 
 def _best_threshold(labels: np.ndarray, probabilities: np.ndarray, objective: str) -> float:
@@ -172,10 +176,11 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
     """Bin labels and probabilities (B, N) by probability; a bin holds its upper edge, the first also 0."""
     n_classes = labels.shape[1]
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)  # the edges of calibration_curve
-    cell = (bin_of + bins * np.arange(n_classes)).ravel()
+    known = ~np.isnan(labels)
+    cell = (bin_of + bins * np.arange(n_classes))[known]
     counts, predicted, observed = (
         np.bincount(cell, weights, n_classes * bins).reshape(n_classes, bins)
-        for weights in (None, probabilities.ravel(), labels.ravel())
+        for weights in (None, probabilities[known], labels[known])
     )
     with np.errstate(invalid="ignore"):
         return Reliability(counts, predicted / counts, observed / counts)
@@ -190,7 +195,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     """
     binned = reliability(labels, probabilities, bins)
     gaps = np.nan_to_num(np.abs(binned.predicted - binned.observed))
-    return (binned.counts * gaps).sum(axis=1) / len(labels)
+    return (binned.counts * gaps).sum(axis=1) / binned.counts.sum(axis=1)
 
 
 def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: int = 0) -> np.ndarray:
@@ -206,7 +211,7 @@ def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the mean squared error of the probabilities of each class, shape (N,) (Brier 1950)."""
-    return ((probabilities - labels) ** 2).mean(axis=0)
+    return nan_mean((probabilities - labels) ** 2, axis=0)
 
 
 def threshold_table(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from histoclip_lib.common.arrays import agreement, nan_mean
+from histoclip_lib.common.arrays import agreement, all_right, nan_mean
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.metrics import all_right, auroc, average_precision, cut_counts, point_metrics
+from histoclip_lib.evaluation.metrics import auroc, average_precision, cut_counts, point_metrics
 
 LEVEL = 0.95  # coverage that the intervals aim at
 HEADLINES = ("mAcc", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match")

@@ -86,7 +86,7 @@ def score_variants(
         Encodes each distinct prompt once. A variant that needs more than MAX_NEW_PROMPTS prompts which are not encoded
         yet is left out: the power-set has 2^N of them, and Top-k one for each beginning of a ranking that occurs.
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known.
     draws : int
         Maximum number of distinct choices of one name per class. There are none if no class has a synonym.
     seed : int
@@ -95,7 +95,6 @@ def score_variants(
     from sklearn.metrics import average_precision_score
 
     images = unit(np.asarray(pooled, dtype=np.float32))
-    present = labels.any(axis=0)
     lines, left_out = [], Counter()
     for kind, prompt, words in _wordings(vocabulary, draws, seed):
         for strategy in STRATEGIES.load().values():
@@ -105,10 +104,13 @@ def score_variants(
             except TooManyPromptsError:
                 left_out[strategy.label] += 1
                 continue
-            precision = np.nan
-            if present.any():
-                precision = average_precision_score(labels[:, present], predictions.scores[:, present])
-            lines.append([strategy.label, kind, prompt, mean_accuracy(labels, predictions.decisions), precision])
+            precisions = [
+                average_precision_score(labels[own, k], predictions.scores[own, k])
+                for k, own in enumerate((~np.isnan(labels)).T)
+                if (labels[own, k] == 1).any()
+            ]
+            accuracy, precision = mean_accuracy(labels, predictions.decisions), np.mean(precisions or np.nan)
+            lines.append([strategy.label, kind, prompt, accuracy, precision])
     return Variants(pd.DataFrame(lines, columns=["strategy", "kind", "prompt", *METRICS]), dict(left_out))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
@@ -111,17 +112,22 @@ def whole_set_table(methods: dict[str, Predictions], patches: PatchDataset, val:
 
 
 def _frequencies(labels: np.ndarray, classes: list[str]) -> dict[str, str]:
-    fractions = {name: f"{fraction:.2f}" for name, fraction in zip(classes, labels.mean(axis=0), strict=True)}
-    return fractions | {"labels per patch": f"{labels.sum(axis=1).mean():.2f}"}
+    fractions = {name: f"{fraction:.2f}" for name, fraction in zip(classes, nan_mean(labels, axis=0), strict=True)}
+    return fractions | {"labels per patch": f"{np.nansum(labels, axis=1).mean():.2f}"}
 
 
 def dataset_table(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> pd.DataFrame:
-    """Return the size of each part, its labels per patch, its groups, and how many groups are in both parts."""
+    """Return the size of each part, its labels per patch, its groups, and how many groups are in both parts.
+
+    Where labels are not known, also how many of each class are.
+    """
     lines = {}
     for part, index in {"train": train, "validation": val}.items():
-        labels = patches.labels[index]
+        labels, known = patches.labels[index] == 1, patches.known[index]
         line = {"patches": len(index), "labels per patch": f"{labels.sum(axis=1).mean():.2f}"}
         line |= {f"with {name}": int(n) for name, n in zip(patches.classes, labels.sum(axis=0), strict=True)}
+        if not patches.known.all():
+            line |= {f"known, {name}": int(n) for name, n in zip(patches.classes, known.sum(axis=0), strict=True)}
         line["without any label"] = int((labels.sum(axis=1) == 0).sum())
         if patches.groups is not None:
             line["groups"] = len(np.unique(patches.groups[index]))

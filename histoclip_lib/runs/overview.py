@@ -22,7 +22,7 @@ from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.evaluation import artifacts, comparisons
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import label_of
-from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text
+from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, state_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
 from histoclip_lib.report.figures import patch_grid, short
 from histoclip_lib.report.figures.base import as_image
@@ -286,7 +286,7 @@ class TwoRuns:
         return Table(frame, caption) if lines else None
 
     def _truth(self, case: comparisons.Disagreement) -> str:
-        return "present" if self.common.first.labels[case.place, case.class_number] else "absent"
+        return state_text(self.common.first.labels[case.place, case.class_number])
 
     def _title(self, case: comparisons.Disagreement) -> str:
         correct = "A" if case.first_is_right else "B"

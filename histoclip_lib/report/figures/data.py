@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.report.figures.base import described, figure, heat_map, listed, wrapped
 
 
@@ -24,7 +25,7 @@ def prevalence_bars(labels: np.ndarray, train: np.ndarray, val: np.ndarray, clas
     classes : list of str
         N names.
     """
-    parts = {"train": labels[train].mean(axis=0), "validation": labels[val].mean(axis=0)}
+    parts = {"train": nan_mean(labels[train], axis=0), "validation": nan_mean(labels[val], axis=0)}
     frame = pd.DataFrame(
         [(wrapped(c), part, value[k]) for part, value in parts.items() for k, c in enumerate(classes)],
         columns=["class", "part", "prevalence"],
@@ -46,10 +47,10 @@ def prevalence_bars(labels: np.ndarray, train: np.ndarray, val: np.ndarray, clas
 
 @figure
 def co_occurrence_map(labels: np.ndarray, classes: list[str]) -> Figure:
-    """Draw P(column class | row class); `labels` of shape (B, N)."""
-    counts = labels.astype(int).T @ labels.astype(int)
+    """Draw P(column class | row class); `labels` (B, N) as in `PatchDataset`, where both are known."""
+    present, known = (labels == 1).astype(int), (~np.isnan(labels)).astype(int)
     with np.errstate(invalid="ignore", divide="ignore"):
-        conditional = counts / np.diag(counts)[:, None]
+        conditional = (present.T @ present) / (present.T @ known)
     drawn, axes = plt.subplots(figsize=(1.1 * len(classes) + 2.2, 0.8 * len(classes) + 1.4))
     heat_map(axes, conditional, classes, classes, "fraction", 0, 1)
     axes.set(xlabel="... this one is present too", ylabel="where this class is present ...")
