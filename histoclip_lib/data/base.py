@@ -60,8 +60,8 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If there are no patches, `labels` has the wrong shape or values other than 0, 1 and NaN, a file is listed twice, or
-        a name is not valid Unicode.
+        If there are no patches, `labels` has the wrong shape or values other than 0, 1 and NaN, a file is listed twice,
+        or a name is not valid Unicode.
 
     Examples
     --------

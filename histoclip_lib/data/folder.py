@@ -19,8 +19,8 @@ LABELS = {"": np.nan, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "
 MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 FORMAT = (
-    "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or source image), "
-    "`split` (train or val) and `mask` are optional."
+    "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or "
+    "source image), `split` (train or val) and `mask` are optional."
 )
 
 

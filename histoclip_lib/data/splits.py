@@ -170,7 +170,7 @@ def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val
 def _stratified_folds(
     dataset: PatchDataset, order: np.ndarray, seed: int, n_folds: int, wanted: str
 ) -> list[np.ndarray]:
-    """Return the folds of scikit-learn's StratifiedGroupKFold, label sets as strata; `wanted` names them in an error."""
+    """Return scikit-learn's StratifiedGroupKFold with label sets as strata; `wanted` names the folds in an error."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if dataset.groups is None:

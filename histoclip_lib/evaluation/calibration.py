@@ -80,7 +80,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0, 1, or NaN where not known, which is left out, here and below. A class that is always or never present says nothing about confidence and is left out.
+        0, 1, or NaN where not known, which is left out, here and below. A class that is always or never present says
+        nothing about confidence and is left out.
     probabilities : ndarray of shape (B, N)
         Sigmoid outputs; 0 and 1 are taken as FINEST away from it.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from scipy.special import expit, logit
 
-from histoclip_lib.common.arrays import unit
+from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
 from histoclip_lib.common.registry import Registry, register_method
 from histoclip_lib.data.base import PatchDataset
@@ -50,7 +50,8 @@ def uninformative(train_labels: np.ndarray, n_patches: int) -> dict[str, Predict
     >>> uninformative(np.array([[1, 0], [1, 0], [0, 1]]), n_patches=1)["majority"].decisions
     array([[ True, False]])
     """
-    prevalence = np.broadcast_to(train_labels.mean(axis=0), (n_patches, train_labels.shape[1]))
+    prior = np.nan_to_num(nan_mean(train_labels, axis=0))
+    prevalence = np.broadcast_to(prior, (n_patches, len(prior)))
     constant = np.zeros_like(prevalence)
     return {
         "all_negative": Predictions(constant, np.zeros(prevalence.shape, dtype=bool)),
@@ -75,9 +76,11 @@ def tissue_prior_method(patches: PatchDataset, train: np.ndarray, val: np.ndarra
     if patches.tissue is None:
         return {}
     labels, known, tissue = patches.labels[train], patches.tissue[train], patches.tissue[val]
-    scores = np.tile(labels.mean(axis=0), (len(val), 1))
+    prior = np.nan_to_num(nan_mean(labels, axis=0))
+    scores = np.tile(prior, (len(val), 1))
     for name in np.unique(known):
-        scores[tissue == name] = labels[known == name].mean(axis=0)
+        own = nan_mean(labels[known == name], axis=0)
+        scores[tissue == name] = np.where(np.isnan(own), prior, own)
     return {"tissue_prior": from_probabilities(scores)}
 
 
@@ -230,14 +233,15 @@ def _fit_regressions(
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    n_patches, n_views, width = views.shape
+    _, n_views, width = views.shape
     scaler = StandardScaler().fit(views.reshape(-1, width))
     examples, labels = scaler.transform(views.reshape(-1, width)), np.repeat(labels, n_views, axis=0)
-    positives = labels.sum(axis=0) / n_views
-    weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (n_patches + 2))
-    for k in np.flatnonzero((positives > 0) & (positives < n_patches)):
+    positives, known = ((values.sum(axis=0) / n_views) for values in (labels == 1, ~np.isnan(labels)))
+    weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (known + 2))
+    for k in np.flatnonzero((positives > 0) & (positives < known)):
+        own = slice(None) if known[k] == len(views) else ~np.isnan(labels[:, k])
         with threadpool_limits(1):  # L-BFGS takes many small products: two threads were 30 times slower than one
-            model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples, labels[:, k])
+            model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples[own], labels[own, k])
         weights[:, k], intercepts[k] = model.coef_[0], model.intercept_[0]
     mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
     return LinearProbe(mean, scale, weights, intercepts, strength, losses or {}, out_of_fold)
@@ -254,7 +258,7 @@ class KNearest:
     examples : ndarray of shape (T, V, d)
         Training patches, centred, of unit length.
     labels : ndarray of shape (T, N)
-        0 or 1.
+        0, 1, or NaN where not known; such a neighbour has no vote.
     k : int
         Number of neighbours that vote.
     losses : dict of int to float
@@ -336,16 +340,17 @@ def _votes(queries: np.ndarray, examples: np.ndarray, labels: np.ndarray, ks: tu
             cosines = (queries[chunk, view] @ flat.T).reshape(-1, len(examples), n_views).max(axis=2)
             nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
             order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), axis=1, kind="stable")
-            positives = labels[np.take_along_axis(nearest, order, axis=1)].cumsum(axis=1, dtype=np.int64)
+            votes = labels[np.take_along_axis(nearest, order, axis=1)]
+            positives, known = (np.cumsum(part, axis=1, dtype=np.int64) for part in (votes == 1, ~np.isnan(votes)))
             for number, k in enumerate(ks):
-                result[number, chunk] += (positives[:, k - 1] + 1) / (k + 2)
+                result[number, chunk] += (positives[:, k - 1] + 1) / (known[:, k - 1] + 2)
     return result / queries.shape[1]
 
 
 def _folds(patches: PatchDataset, train: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return positions inside and outside of each fold's training part; none where nothing could be chosen by them."""
     parts, labels = grouped_folds(patches, train, FOLDS, seed), patches.labels[train]
-    teaches = any((labels[inside].min(axis=0) < labels[inside].max(axis=0)).any() for inside, _ in parts)
+    teaches = any(((labels[inside] == 0).any(axis=0) & (labels[inside] == 1).any(axis=0)).any() for inside, _ in parts)
     return parts if teaches else []
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.predictions import Predictions, from_probabilities, mean_accuracy
+from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
@@ -197,8 +197,10 @@ class TrainingStep:
             on_cuda = next(head.parameters()).device.type == "cuda"
             self.loss = torch.compile(bce_loss, mode="reduce-overhead" if on_cuda else None, dynamic=False)
 
-    def __call__(self, tokens: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, truth: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
         """Update the head on tokens (B, L, d) and labels (B, N) from 0 to 1; return the loss, a scalar.
+
+        `known` (B, N) weighs each label, 0 for one that is not known; by default all count alike.
 
         When the device's memory does not suffice, this batch and all later ones are taken in two halves whose gradients
         are added: the update is that of the whole batch, dropout aside, which is drawn for each half.
@@ -209,7 +211,7 @@ class TrainingStep:
             If the memory does not suffice for half a batch either; the head has not been changed.
         """
         try:
-            loss = self._gradient(tokens, truth)
+            loss = self._gradient(tokens, truth, known)
         except torch.OutOfMemoryError as error:
             if self.parts > 1 or len(tokens) == 1:
                 raise HistoCLIPError(
@@ -225,26 +227,37 @@ class TrainingStep:
                 stacklevel=2,
             )
             torch.cuda.empty_cache()
-            return self(tokens, truth)
+            return self(tokens, truth, known)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss
 
-    def _gradient(self, tokens: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def _gradient(self, tokens: torch.Tensor, truth: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
+        if known is not None:
+            known = known / known.mean().clamp_min(
+                torch.finfo(known.dtype).tiny
+            )  # so that the loss is a mean over these
         total = 0
-        for part, labels in zip(tokens.chunk(self.parts), truth.chunk(self.parts), strict=True):
-            loss = self.loss(self.head, part, labels, self.amp_dtype) * (len(part) / len(tokens))
+        weights = [None] * self.parts if known is None else known.chunk(self.parts)
+        for part, labels, weight in zip(tokens.chunk(self.parts), truth.chunk(self.parts), weights, strict=True):
+            loss = self.loss(self.head, part, labels, self.amp_dtype, weight) * (len(part) / len(tokens))
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
 
-def bce_loss(head: nn.Module, tokens: torch.Tensor, truth: torch.Tensor, amp_dtype: torch.dtype | None) -> torch.Tensor:
-    """Return eq. (5), the binary cross-entropy of sigma(logit), as a scalar."""
+def bce_loss(
+    head: nn.Module,
+    tokens: torch.Tensor,
+    truth: torch.Tensor,
+    amp_dtype: torch.dtype | None,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return eq. (5), the binary cross-entropy of sigma(logit), as a scalar; `weight` (B, N) is that of each label."""
     with torch.autocast(tokens.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         logits, _ = head(tokens)
-    return functional.binary_cross_entropy_with_logits(logits.float(), truth)
+    return functional.binary_cross_entropy_with_logits(logits.float(), truth, weight)
 
 
 def some_tokens(tokens: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -287,7 +300,7 @@ def train_head(
     reader : FeatureReader
         Features of the B patches.
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known: these do not count in the loss.
     train, val : ndarray of int
         Indices of the patches of the two parts; `val` may be empty.
     options : TrainingOptions
@@ -332,7 +345,9 @@ def train_head(
     head.to(device).train()
     optimizer = _optimizer(head, options, len(train))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
-    targets = torch.from_numpy(labels.astype(np.float32)).to(device)
+    targets = torch.from_numpy(np.nan_to_num(labels.astype(np.float32))).to(device)
+    incomplete = bool(np.isnan(labels[train]).any())
+    all_known = torch.from_numpy((~np.isnan(labels)).astype(np.float32)).to(device)
     identity = training_identity(head, reader.features, reader.n_views, labels, train, options)
     history = load_checkpoint(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
@@ -351,11 +366,16 @@ def train_head(
         for number, ((index, _), tokens) in enumerate(zip(batches, reader.batches(batches), strict=True), 1):
             for group in optimizer.param_groups:
                 group["lr"] = options.rate(epoch + number / batches_per_epoch)
-            tokens, truth = some_tokens(tokens, options.token_dropout), targets[index]
+            tokens, truth, known = some_tokens(tokens, options.token_dropout), targets[index], all_known[index]
             if options.mixup:
                 weight, partner = draw.beta(options.mixup, options.mixup), draw.permutation(len(index))
-                tokens, truth = (values.float().lerp(values[partner].float(), weight) for values in (tokens, truth))
-            losses.append(step(tokens, truth))
+                tokens, truth, known = (
+                    values.float().lerp(values[partner].float(), weight) for values in (tokens, truth, known)
+                )
+            if incomplete:  # a mixed label of which a half is not known is the other half, with the weight of that
+                losses.append(step(tokens, truth / known.clamp_min(1e-6), known))
+            else:
+                losses.append(step(tokens, truth))
         losses = torch.stack(losses).cpu().numpy()
         _require_finite(head, losses, epoch, options.learning_rate, checkpoint)
         mean_loss = float(np.average(losses, weights=[len(index) for index, _ in batches]))
@@ -533,11 +553,8 @@ def predict(head: CMM, features: ImageFeatures, kind: str, index: np.ndarray, de
 
 def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
     probabilities = predict_probabilities(head, reader, val)
-    loss = functional.binary_cross_entropy(
-        torch.from_numpy(probabilities), torch.from_numpy(labels[val].astype(np.float32))
-    )
     return {
-        "val_loss": loss.item(),
+        "val_loss": cross_entropy(labels[val], probabilities),
         "val_mAcc": mean_accuracy(labels[val], from_probabilities(probabilities).decisions),
     }
 
