@@ -16,7 +16,8 @@
 # %% [markdown]
 # # The data
 #
-# What is classified, how often each class occurs, and how the patches are divided into a training and a validation part.
+# What is classified, how often each class occurs, and how the patches are divided into those that models are fitted on
+# and those that they are tried on.
 # Every patch can carry several labels at once.
 
 # %% tags=["parameters"]
@@ -26,8 +27,12 @@ data_dir: str = ""  # folder of the data; synthetic needs none
 n_patches: int = 600  # synthetic: patches to paint
 mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask
 min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei
-split: str = "grouped"  # random (the paper's), grouped (no patient in both parts) or given
-val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped
+protocol: str = (
+    "cv"  # cv (cross-validation: each patch is held out once) or split (the paper's 8:2; so with split: given)
+)
+folds: int = 5  # of the cross-validation, at least 3
+split: str = "grouped"  # random (the paper's), grouped (no patient in two parts) or given
+val_fraction: float = 0.2  # fraction of patches to validate on, for protocol: split and for the other split in 04
 seed: int = 0  # of the split, the training and the bootstrap
 examples: int = 8  # patches in each gallery
 reports_dir: str = "reports"  # folder below which each run has its own
@@ -46,11 +51,12 @@ data.about()
 run.patches
 
 # %% [markdown]
-# ## The two parts
+# ## The parts
 #
-# Patches of one patient or source image look alike. Where such a group is in both parts, a model can score by recognising
-# it; the last line of the table counts these groups. `split: random` is what the paper does, `split: grouped` keeps each
-# group in one part.
+# In a cross-validation each fold is predicted once by models that were fitted on the others; a single split has a training
+# and a validation part. Patches of one patient or source image look alike. Where such a group is in two parts, a model can
+# score by recognising it; the last line of the table counts these groups. `split: random` is what the paper does,
+# `split: grouped` keeps each group in one part.
 
 # %%
 data.parts()
@@ -58,7 +64,7 @@ data.parts()
 # %% [markdown]
 # ## Prevalence
 #
-# Look for classes that are rare, or more common in one part than in the other.
+# Look for classes that are rare, or more common in one part than in another.
 
 # %%
 data.prevalence()
@@ -74,7 +80,7 @@ data.co_occurrence()
 # %% [markdown]
 # ## Patches
 #
-# Drawn at random from the training part, with their labels and, where there are masks, the outlines of the classes.
+# Drawn at random from the patches to train on, with their labels and, where there are masks, the outlines of the classes.
 
 # %%
 data.explorer()

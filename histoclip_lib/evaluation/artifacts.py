@@ -32,12 +32,19 @@ AGAIN = "Run it again with --force."
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> None:
-    """Write `split.csv`: the file, group and part (train, val, or empty for unused) of every patch."""
-    part = np.full(len(patches), "", dtype=object)
-    part[train], part[val] = "train", "val"
+def save_split(path: Path, patches: PatchDataset, folds: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write `split.csv`: the file, group, part and fold of every patch.
+
+    The part is `train` or `val`, empty for an unused patch, and in a cross-validation `cv`; the fold, from 1, is that
+    which holds the patch out.
+    """
+    part, fold = (np.full(len(patches), "", dtype=object) for _ in range(2))
+    for number, (train, val) in enumerate(folds, 1):
+        part[train], part[val], fold[val] = "train", "val", number
+    if len(folds) > 1:
+        part[fold != ""] = "cv"
     groups = patches.groups if patches.groups is not None else ""
-    _write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part}))
+    _write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part, "fold": fold}))
 
 
 def save_history(path: Path, history: pd.DataFrame) -> None:
@@ -217,7 +224,9 @@ class RunMetrics:
     methods : dict of str to dict of str to Score
         By method, then by metric of METRICS; a metric that is not defined is absent.
     n_train, n_val : int or None
-        Patches of the two parts.
+        Patches to fit on, in a cross-validation those of the first fold, and patches to score.
+    folds : int
+        Of the cross-validation; 1 for a single split.
     """
 
     path: Path
@@ -229,6 +238,7 @@ class RunMetrics:
     methods: dict[str, dict[str, Score]]
     n_train: int | None = None
     n_val: int | None = None
+    folds: int = 1
 
     @property
     def folder(self) -> str:
@@ -286,7 +296,7 @@ class BrokenRun:
 
 
 def evaluate_methods(
-    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int
+    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> dict[str, dict]:
     """Return the `methods` of `metrics.json` for predictions of the validation part, in the order of the table.
 
@@ -297,7 +307,7 @@ def evaluate_methods(
     """
     units = bootstrap_units(patches, val)
     return {
-        name: evaluate(patches.labels[val], methods[name], patches.classes, units, resamples, seed)
+        name: evaluate(patches.labels[val], methods[name], patches.classes, units, resamples, seed, folds)
         for name in in_table_order(methods)
     }
 
@@ -360,6 +370,7 @@ def read_metrics(path: Path) -> RunMetrics:
         methods={name: _scores(values) for name, values in methods.items()},
         n_train=_count(metrics.get("n_train")),
         n_val=_count(metrics.get("n_val")),
+        folds=max(_count(metrics.get("folds")) or 1, 1),
     )
 
 

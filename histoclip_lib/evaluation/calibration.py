@@ -48,6 +48,43 @@ class Calibration:
         return Predictions(calibrated, calibrated >= self.thresholds[objective])
 
 
+@dataclass(frozen=True, eq=False)
+class FoldCalibrations:
+    """What was fitted inside each fold of a cross-validation, used like one `Calibration` on the patches of all folds.
+
+    Attributes
+    ----------
+    fits : list of Calibration
+        One for each fold.
+    fold : ndarray of shape (B,), int
+        Which of them applies to each patch.
+    """
+
+    fits: list[Calibration]
+    fold: np.ndarray
+
+    @property
+    def temperature(self) -> float:
+        """The geometric mean over the folds."""
+        return float(np.exp(np.mean([np.log(fit.temperature) for fit in self.fits])))
+
+    @property
+    def thresholds(self) -> dict[str, np.ndarray]:
+        """The mean over the folds."""
+        return {name: np.mean([fit.thresholds[name] for fit in self.fits], axis=0) for name in OBJECTIVES}
+
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N), each at the temperature of its fold."""
+        stages = np.stack([fit.calibrate(probabilities) for fit in self.fits])
+        return stages[self.fold, np.arange(len(probabilities))]
+
+    def predict(self, probabilities: np.ndarray, objective: str = "accuracy") -> Predictions:
+        """Calibrate probabilities (B, N) and decide, each at the thresholds of its fold."""
+        calibrated = self.calibrate(probabilities)
+        cuts = np.stack([fit.thresholds[objective] for fit in self.fits])
+        return Predictions(calibrated, calibrated >= cuts[self.fold])
+
+
 def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     """Fit the temperature, then the thresholds on the probabilities at that temperature.
 
@@ -278,6 +315,7 @@ def temperature_note(calibrations: dict[str, Calibration]) -> str:
     listed = "; ".join(f"{label_of(method)}: T = {fit.temperature:.2f}" for method, fit in calibrations.items())
     return (
         "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training part, one for all "
-        f"classes. {listed}. T above 1 means that the method is overconfident, T below 1 that it is underconfident. "
+        f"classes; in a cross-validation in each fold, of which this is the mean. {listed}. T above 1 means that the "
+        "method is overconfident, T below 1 that it is underconfident. "
         "A temperature changes neither the order of the patches nor any decision at 0.5."
     )

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, unit_sums
+from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, stretch, unit_sums
 
 MIN_UNITS = 5  # fewer patients on either side of a comparison show no spread between patients
 
@@ -154,7 +154,7 @@ class CoOccurrenceBias:
 
 
 def co_occurrence_bias(
-    labels: np.ndarray, decisions: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
+    labels: np.ndarray, decisions: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0, folds: int = 1
 ) -> CoOccurrenceBias:
     """Test for every ordered pair of classes whether the presence of a changes how often b is predicted.
 
@@ -170,8 +170,8 @@ def co_occurrence_bias(
     ----------
     labels, decisions : ndarray of shape (B, N)
         0 or 1.
-    units, resamples, seed
-        Of the bootstrap; see `uncertainty.draw_units`.
+    units, resamples, seed, folds
+        Of the bootstrap; see `uncertainty.evaluate`.
 
     References
     ----------
@@ -200,12 +200,12 @@ def co_occurrence_bias(
     gaps = rates[:, 1] - rates[:, 0]
     tested = (n_units >= MIN_UNITS).all(axis=1) & ~np.isnan(gaps)
     low, high = np.full(gaps.shape, np.nan), np.full(gaps.shape, np.nan)
-    low[tested], high[tested] = _simultaneous(hits, counts, resampled, tested)
+    low[tested], high[tested] = _simultaneous(hits, counts, resampled, tested, stretch(folds))
     return CoOccurrenceBias(gaps, low, high, rates, counts.astype(int))
 
 
 def _simultaneous(
-    hits: np.ndarray, counts: np.ndarray, resampled: np.ndarray, tested: np.ndarray
+    hits: np.ndarray, counts: np.ndarray, resampled: np.ndarray, tested: np.ndarray, factor_of_folds: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the intervals, of shape (K,), of the K gaps to test."""
     rates = (hits + 1) / (counts + 2)
@@ -213,7 +213,7 @@ def _simultaneous(
     deviation, spread = np.abs(resampled[:, tested] - middle), resampled[:, tested].std(axis=0)
     in_spreads = deviation / np.where(spread > 0, spread, np.inf)  # a gap that never varies does not count
     factor = max(np.quantile(in_spreads.max(axis=1, initial=0), LEVEL), ndtri((1 + LEVEL) / 2))
-    half = factor * np.maximum(spread, np.sqrt(least))
+    half = factor_of_folds * factor * np.maximum(spread, np.sqrt(least))
     return middle - half, middle + half
 
 

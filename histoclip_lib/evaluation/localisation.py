@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
 from histoclip_lib.models.attention import MAP_LABELS, TRAINED, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -128,7 +128,7 @@ def agreement_by_class(scores: MapScores, classes: list[str], measure: str) -> p
     return table
 
 
-def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
+def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> pd.DataFrame:
     """Return the MEASURES of each set of maps, and how far trained attention is above it, as text.
 
     Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `units` (n,) is
@@ -139,14 +139,14 @@ def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: 
         line = {}
         for measure, label in MEASURES.items():
             line[label, "mean"] = number_text(nan_mean(class_means(getattr(scores, measure)[number])))
-            gap = trained_minus(scores, name, measure, units, resamples, seed)
+            gap = trained_minus(scores, name, measure, units, resamples, seed, folds)
             line[label, "trained minus this"] = "" if name == TRAINED else signed_text(gap)
         lines[MAP_LABELS[name]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def trained_minus(
-    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int
+    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> Difference:
     """Return by how much trained attention is above another set of maps in one of the MEASURES.
 
@@ -159,10 +159,11 @@ def trained_minus(
     sums, counted = (unit_sums(part, draws.unit) for part in (np.nan_to_num(gaps), ~np.isnan(gaps)))
     with np.errstate(invalid="ignore"):
         means = nan_mean((draws.counts @ sums) / (draws.counts @ counted))
-    return Difference(float(nan_mean(class_means(gaps))), *percentile_interval(means))
+    value = float(nan_mean(class_means(gaps)))
+    return Difference(value, *widened(percentile_interval(means), value, folds))
 
 
-def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> str:
+def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> str:
     """Say in Markdown whether trained attention agrees with the masks better than each reference.
 
     `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
@@ -179,7 +180,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     for name in scores.maps:
         if name == TRAINED:
             continue
-        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed) for measure in MEASURES}
+        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed, folds) for measure in MEASURES}
         ap, pointing, mass = (signed_text(gaps[measure]) for measure in ("ap", "pointing", "mass"))
         lines.append(
             f"- It **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}*: AP differs by {ap}, the pointing game by "

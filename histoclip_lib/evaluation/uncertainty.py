@@ -5,8 +5,10 @@ on each other, and no unbiased estimate of the variance exists (Bengio and Grand
 variance of k-fold cross-validation, JMLR 5, 2004). Nadeau and Bengio (Inference for the generalization error, Machine
 Learning 52, 2003, section 3) multiply the naive variance by 1 + K n_test / n_train, which is 1 + K / (K - 1) here:
 intervals are stretched about the value by its root, 1.5 for five folds, and a test compares with differences that are
-as much larger. `benchmarks/coverage.py` simulates it: with 10, 20 and 40 groups COVERAGE_PLAIN of plain intervals
-and COVERAGE_WIDE of stretched ones held the truth.
+as much larger. The correction was derived for repeated splits and is an approximation here. In the simulation of
+`benchmarks/coverage.py`, with five folds and 10, 20 and 40 groups, 78 to 88 % of the plain 95 % intervals held the
+truth and 92 to 98 % of the stretched ones; two encoders that are equally good were told apart at p < 0.05 in 10 to 13 %
+of data sets without the correction and in at most 1 % with it.
 """
 
 from __future__ import annotations

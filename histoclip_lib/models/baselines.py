@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -128,11 +129,51 @@ def baseline(
     return register
 
 
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What a baseline that was fitted on one part says of another.
+
+    Attributes
+    ----------
+    predictions : Predictions
+        For the patches that were held out.
+    about : str
+        What was chosen in fitting, in Markdown.
+    inside : ndarray of shape (T, N) or None
+        Probabilities of the T patches that it was fitted on, by models that had not seen them; None where it has none.
+    """
+
+    predictions: Predictions
+    about: str
+    inside: np.ndarray | None
+
+
 def fit_baselines(
-    features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int
-) -> dict[str, FittedBaseline]:
-    """Fit every registered baseline on the patches `train` (T,); `seed` is that of its cross-validation."""
-    return {name: fit(features, patches, train, seed) for name, fit in BASELINES.load().items()}
+    features: ImageFeatures,
+    patches: PatchDataset,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    seed: int,
+    workers: int | None = None,
+) -> dict[str, list[HeldOut]]:
+    """Fit every registered baseline in each fold, and predict the patches that it holds out.
+
+    `seed` is that of the cross-validation inside the training part, `workers` the number of processes that share the
+    folds, by default one for each core.
+    """
+    import joblib
+
+    fits, patches = BASELINES.load(), replace(patches, source=None)  # labels and groups are all that is needed of them
+    workers = (os.cpu_count() or 1) if workers is None and len(folds) > 1 else workers or 1
+    tasks = [joblib.delayed(_held_out)(fit, features, patches, *fold, seed) for fold in folds for fit in fits.values()]
+    done = joblib.Parallel(n_jobs=workers)(tasks)
+    return {name: done[number :: len(fits)] for number, name in enumerate(fits)}
+
+
+def _held_out(
+    fit: FitBaseline, features: ImageFeatures, patches: PatchDataset, train: np.ndarray, val: np.ndarray, seed: int
+) -> HeldOut:
+    fitted = fit(features, patches, train, seed)
+    return HeldOut(fitted.predict(features, val), fitted.about(), getattr(fitted, "out_of_fold", None))
 
 
 @dataclass(frozen=True, eq=False)

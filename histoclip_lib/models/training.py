@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -434,17 +436,22 @@ def new_head(
     return head
 
 
+def head_path(folder: Path, kind: str, fold: int | None = None) -> Path:
+    """Return where a run keeps the head on `global` or `patch` features: that of a fold, by default the final one."""
+    return folder / (f"cmm_{kind}.safetensors" if fold is None else f"folds/{kind}_{fold + 1}.safetensors")
+
+
 def train_heads(
     class_embeddings: np.ndarray,
     head_options: dict[str, object],
     features: ImageFeatures,
     patches: PatchDataset,
-    train: np.ndarray,
-    val: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
     options: TrainingOptions,
     clip: CLIP,
     folder: Path,
-) -> tuple[dict[str, CMM], pd.DataFrame]:
+    workers: int | None = None,
+) -> tuple[dict[str, list[CMM]], pd.DataFrame]:
     """Fit the head on the global embedding and on the patch tokens, or load those that the same training left.
 
     Parameters
@@ -453,56 +460,102 @@ def train_heads(
         As in `new_head`.
     features, patches
         Features, labels and classes of B patches.
-    train, val, options
+    folds : list of (ndarray, ndarray)
+        For each fold the patches to fit on and those to hold out, as `splits.make_folds` returns. With several, a final
+        head of each kind is fitted on the patches of all of them.
+    options
         As in `train_head`.
     clip : CLIP
         Gives backbone, device and precision, and whether steps are compiled.
     folder : Path
-        Of the run. `cmm_global.safetensors` and `cmm_patch.safetensors` are written there as soon as each is trained,
-        with the history and with what determined the training: a head for which all of that is the same is loaded.
+        Of the run. Heads are written to `head_path` as soon as each is trained, with the history and with what
+        determined the training: a head for which all of that is the same is loaded.
+    workers : int, optional
+        Processes that share the heads of several folds out among them. By default one for each core, each on one
+        thread; on CUDA one.
 
     Returns
     -------
-    heads : dict of str to CMM
-        `global` and `patch`.
+    heads : dict of str to list of CMM
+        `global` and `patch`, of each fold.
     history : DataFrame
-        Of both, with a column `head`.
+        Of both in the first fold, with a column `head`.
     """
-    heads, histories = {}, []
-    for kind in KINDS:
-        path, shards = folder / f"cmm_{kind}.safetensors", features.of_kind(kind)
-        head = new_head(class_embeddings, head_options, shards, train, options.seed)
-        identity = json.dumps(
-            [
-                training_identity(head, shards, features.n_views, patches.labels, train, options),
-                hashlib.sha256(val.tobytes() + patches.labels[val].tobytes()).hexdigest(),
-                *(clip.device.type, str(clip.amp_dtype), clip.compiled),
-            ]
-        )
-        found = _finished_head(path, identity, patches.classes, clip.backbone)
-        if found is None:
-            history = train_head(
-                *(head, FeatureReader(shards, clip.device), patches.labels, train, val, options),
-                checkpoint=folder / f".cmm_{kind}.checkpoint.safetensors",
-                amp_dtype=clip.amp_dtype,
-                compiled=clip.compiled,
-            )
-            kept = json.dumps(history.to_dict("records"))
-            save_cmm(head, path, patches.classes, clip.backbone, identity, kept)
-        else:
-            head, history = found
-        heads[kind] = head.to(clip.device)
-        histories.append(history.assign(head=kind))
-    return heads, pd.concat(histories, ignore_index=True)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if len(folds) > 1 and clip.device.type == "cpu" else 1
+    everything = np.unique(np.concatenate([val for _, val in folds]))
+    nothing = everything[:0]
+    parts = [(0, *folds[0]), *((k, train, nothing) for k, (train, _) in enumerate(folds[1:], 1))]  # one with a curve
+    parts = [(None, *folds[0])] if len(folds) == 1 else [*parts, (None, everything, nothing)]
+    (folder / "folds").mkdir(exist_ok=True)
+    compute = (clip.backbone, clip.device, clip.amp_dtype, clip.compiled)
+    shared = (class_embeddings, head_options, features, patches.labels, patches.classes, options, compute, 3 * workers)
+    trainings = {head_path(folder, kind, k): (kind, train, val) for kind in KINDS for k, train, val in parts}
+    for old in set((folder / "folds").glob("*.safetensors")) - trainings.keys():
+        old.unlink()
+    tasks = [joblib.delayed(_train_or_find)(path, *part, *shared, workers == 1) for path, part in trainings.items()]
+    done = joblib.Parallel(n_jobs=workers, return_as="generator")(tasks)
+    bar = tqdm(done, total=len(tasks), desc="heads", disable=workers == 1)
+    histories = dict(zip(trainings, bar, strict=True))
+
+    first = None if len(folds) == 1 else 0
+    history = pd.concat([histories[head_path(folder, kind, first)].assign(head=kind) for kind in KINDS])
+    numbers = [first] if len(folds) == 1 else range(len(folds))
+    heads = {
+        kind: [load_cmm(head_path(folder, kind, k), patches.classes, clip.backbone).to(clip.device) for k in numbers]
+        for kind in KINDS
+    }
+    return heads, history.reset_index(drop=True)
 
 
-def _finished_head(path: Path, identity: str, classes: list[str], backbone: str) -> tuple[CMM, pd.DataFrame] | None:
-    """Return the head in a file and its history, or None where it is of another training or damaged."""
+def _train_or_find(
+    path: Path,
+    kind: str,
+    train: np.ndarray,
+    val: np.ndarray,
+    class_embeddings: np.ndarray,
+    head_options: dict[str, object],
+    features: ImageFeatures,
+    labels: np.ndarray,
+    classes: list[str],
+    options: TrainingOptions,
+    compute: tuple[str, torch.device, torch.dtype | None, bool],
+    share: int,
+    progress: bool,
+) -> pd.DataFrame:
+    """Write one head, unless the file holds it already, and return its history."""
+    backbone, device, amp_dtype, compiled = compute
+    shards = features.of_kind(kind)
+    head = new_head(class_embeddings, head_options, shards, train, options.seed)
+    identity = json.dumps(
+        [
+            training_identity(head, shards, features.n_views, labels, train, options),
+            hashlib.sha256(val.tobytes() + labels[val].tobytes()).hexdigest(),
+            *(device.type, str(amp_dtype), compiled),
+        ]
+    )
+    found = _finished_head(path, identity, classes, backbone)
+    if found is not None:
+        return found
+    history = train_head(
+        *(head, FeatureReader(shards, device, share=share), labels, train, val, options),
+        checkpoint=path.with_name(f".{path.stem}.checkpoint.safetensors"),
+        amp_dtype=amp_dtype,
+        progress=progress,
+        compiled=compiled,
+    )
+    save_cmm(head, path, classes, backbone, identity, json.dumps(history.to_dict("records")))
+    return history
+
+
+def _finished_head(path: Path, identity: str, classes: list[str], backbone: str) -> pd.DataFrame | None:
+    """Return the history of the head in a file, or None where it is of another training or damaged."""
     about = read_metadata(path)
     if about.get("identity") != identity:
         return None
     try:
-        return load_cmm(path, classes, backbone), pd.DataFrame(json.loads(about["history"]), columns=HISTORY)
+        load_cmm(path, classes, backbone)
+        return pd.DataFrame(json.loads(about["history"]), columns=HISTORY)
     except (HistoCLIPError, LookupError, TypeError, ValueError, RuntimeError):
         return None
 

@@ -13,34 +13,37 @@ from histoclip_lib.report.figures.base import described, figure, heat_map, liste
 
 
 @figure
-def prevalence_bars(labels: np.ndarray, train: np.ndarray, val: np.ndarray, classes: list[str]) -> Figure:
+def prevalence_bars(labels: np.ndarray, parts: dict[str, np.ndarray], classes: list[str]) -> Figure:
     """Draw how often each class is present in the training and the validation part.
 
     Parameters
     ----------
     labels : ndarray of shape (B, N)
         0 or 1.
-    train, val : ndarray of int
-        Indices of the patches of the two parts.
+    parts : dict of str to ndarray of int
+        Indices of the patches of each part, such as `train` and `validation`.
     classes : list of str
         N names.
     """
-    parts = {"train": nan_mean(labels[train], axis=0), "validation": nan_mean(labels[val], axis=0)}
+    sizes = ", ".join(f"{part} {len(index):,}" for part, index in parts.items())
+    parts = {part: nan_mean(labels[index], axis=0) for part, index in parts.items()}
     frame = pd.DataFrame(
         [(wrapped(c), part, value[k]) for part, value in parts.items() for k, c in enumerate(classes)],
         columns=["class", "part", "prevalence"],
     )
-    drawn, axes = plt.subplots(figsize=(7, 0.55 * len(classes) + 1.2))
+    drawn, axes = plt.subplots(figsize=(7, (0.15 + 0.2 * len(parts)) * len(classes) + 1.2))
     sns.barplot(frame, y="class", x="prevalence", hue="part", ax=axes)
     axes.set(xlim=(0, 1), ylabel="", xlabel="fraction of patches in which the class is present")
     for bars in axes.containers:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title="", frameon=False)
-    said = "; ".join(f"{c} {parts['train'][k]:.2f} and {parts['validation'][k]:.2f}" for k, c in enumerate(classes))
+    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(parts), 5), title="", frameon=False)
+    said = "; ".join(
+        f"{c} {' and '.join(f'{value[k]:.2f}' for value in parts.values())}" for k, c in enumerate(classes)
+    )
     return described(
         drawn,
-        f"Bar chart of class prevalence in train and validation. {said}.",
-        f"Fraction of the {len(train):,} training and {len(val):,} validation patches in which each class is present. "
+        f"Bar chart of class prevalence in {' and '.join(parts)}. {said}.",
+        f"Fraction of the patches of each part ({sizes}) in which each class is present. "
         "Bars of different length show a class that the split has spread unevenly.",
     )
 
