@@ -27,12 +27,10 @@ data_dir: str = ""  # folder of the data; synthetic needs none
 n_patches: int = 600  # synthetic: patches to paint
 mask_coverage: float = 0.01  # BCSS and LUAD, val and test: a class is present where it covers this fraction of the mask
 min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei
-protocol: str = (
-    "cv"  # cv (cross-validation: each patch is held out once) or split (the paper's 8:2; so with split: given)
-)
+protocol: str = "cv"  # cv (cross-validation: each patch is held out once) or split (one division, the paper's 8:2)
 folds: int = 5  # of the cross-validation, at least 3
 split: str = "grouped"  # random (the paper's), grouped (no patient in two parts) or given
-val_fraction: float = 0.2  # fraction of patches to validate on, for protocol: split and for the other split in 04
+val_fraction: float = 0.2  # fraction of patches to validate on in one division, for random and grouped
 seed: int = 0  # of the split, the training and the bootstrap
 examples: int = 8  # patches in each gallery
 reports_dir: str = "reports"  # folder below which each run has its own
