@@ -10,6 +10,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import cross_entropy, from_probabilities
 from histoclip_lib.evaluation.calibration import (
     Calibration,
+    FoldCalibrations,
     apply_temperature,
     brier_score,
     calibration_table,
@@ -264,3 +265,20 @@ def test_tables_hold_constant_scores_and_classes_that_are_never_present():
     calibrations = {"knn": fit_calibration(labels, methods["knn"].scores)}
     assert threshold_table(labels, methods, calibrations, ["a", "b"]).loc["mAcc"].iloc[1] == "0.8750"
     assert not calibration_table(labels, methods, calibrations, ["a", "b"]).isin(["nan"]).any(axis=None)
+
+
+def test_each_patch_is_calibrated_by_what_was_fitted_for_its_fold():
+    fits = [
+        Calibration(temperature, {name: np.full(2, cut) for name in ("accuracy", "f1")})
+        for temperature, cut in ((0.5, 0.3), (2.0, 0.6))
+    ]
+    fold, probabilities = np.array([0, 1, 1, 0]), np.array([[0.4, 0.9], [0.4, 0.9], [0.7, 0.2], [0.7, 0.2]])
+    joined = FoldCalibrations(fits, fold)
+    for objective in ("accuracy", "f1"):
+        found = joined.predict(probabilities, objective)
+        for k, row in enumerate(probabilities):
+            alone = fits[fold[k]].predict(row[None], objective)
+            np.testing.assert_allclose(found.scores[k], alone.scores[0])
+            assert np.array_equal(found.decisions[k], alone.decisions[0])
+    assert joined.temperature == pytest.approx(1.0)
+    np.testing.assert_allclose(joined.thresholds["f1"], 0.45)

@@ -38,7 +38,7 @@ def scored(patches, names=None):
 
 
 def card(patches, methods, **changed):
-    return model_card(methods, patches, TRAIN, VAL, **(ABOUT | changed))
+    return model_card(methods, patches, [(TRAIN, VAL)], **(ABOUT | changed))
 
 
 def page(text):
@@ -126,8 +126,8 @@ def test_undefined_metrics_are_dashes():
 def test_card_is_written_with_metadata_that_model_hubs_read(tmp_path, name):
     patches = make()
     methods, about = scored(patches), ABOUT | {"name": name}
-    text = write_model_card(tmp_path / "model_card.md", methods, patches, TRAIN, VAL, **about)
-    assert text == model_card(methods, patches, TRAIN, VAL, **about)
+    text = write_model_card(tmp_path / "model_card.md", methods, patches, [(TRAIN, VAL)], **about)
+    assert text == model_card(methods, patches, [(TRAIN, VAL)], **about)
     loaded = ModelCard.load(tmp_path / "model_card.md")
     assert loaded.text.strip() == text.strip()
     assert loaded.data.license == "other"
@@ -140,5 +140,5 @@ def test_card_is_written_with_metadata_that_model_hubs_read(tmp_path, name):
 
 def test_card_of_a_run_without_the_head_has_no_results_in_its_metadata(tmp_path):
     patches = make()
-    write_model_card(tmp_path / "card.md", scored(patches, ["majority"]), patches, TRAIN, VAL, **ABOUT)
+    write_model_card(tmp_path / "card.md", scored(patches, ["majority"]), patches, [(TRAIN, VAL)], **ABOUT)
     assert ModelCard.load(tmp_path / "card.md").data.eval_results is None
