@@ -86,7 +86,7 @@ def make_folds(
         As for `split_dataset`; `val_fraction` is that of the single division.
     n_folds : int
         Of the cross-validation, at least 3. With `grouped`, each group is in one fold, and label sets are spread over
-        the folds as evenly as groups allow.
+        the folds as evenly as groups allow; there the seed decides only between groups that are alike.
 
     Returns
     -------
