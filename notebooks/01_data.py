@@ -16,7 +16,8 @@
 # %% [markdown]
 # # The data
 #
-# What is classified, how often each class occurs, and how the patches are divided into a training and a validation part.
+# What is classified, how often each class occurs, and how the patches are divided into those that models are fitted on
+# and those that they are tried on.
 # Every patch can carry several labels at once.
 
 # %% tags=["parameters"]
@@ -27,8 +28,12 @@ n_patches: int = 600  # synthetic: patches to paint [at least 1]
 mask_coverage: float = 0.01  # BCSS, LUAD: part of the mask from which a class is present [above 0, at most 1]
 min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei [at least 1]
 mpp: float = 0.0  # micrometres per pixel of the patches; 0: as the data set or its column mpp says [at least 0]
-split: str = "grouped"  # random (the paper's), grouped (no patient in both parts) or given [random | grouped | given]
-val_fraction: float = 0.2  # fraction of patches to validate on, for random and grouped [above 0, below 1]
+protocol: str = "cv"  # cv: each patch is held out once; split: one division, the paper's 8:2 [cv | split]
+folds: int = 5  # of the cross-validation [at least 3]
+split: str = "grouped"  # random (the paper's), grouped (no patient in two parts) or given [random | grouped | given]
+val_fraction: float = (
+    0.2  # fraction of patches to validate on in one division, for random and grouped [above 0, below 1]
+)
 seed: int = 0  # of the split, the training and the bootstrap [at least 0]
 examples: int = 8  # patches in each gallery [at least 1]
 reports_dir: str = "reports"  # folder below which each run has its own
@@ -47,11 +52,12 @@ data.about()
 run.patches
 
 # %% [markdown]
-# ## The two parts
+# ## The parts
 #
-# Patches of one patient or source image look alike. Where such a group is in both parts, a model can score by recognising
-# it; the last line of the table counts these groups. `split: random` is what the paper does, `split: grouped` keeps each
-# group in one part.
+# In a cross-validation each fold is predicted once by models that were fitted on the others; a single split has a training
+# and a validation part. Patches of one patient or source image look alike. Where such a group is in two parts, a model can
+# score by recognising it; the last line of the table counts these groups. `split: random` is what the paper does,
+# `split: grouped` keeps each group in one part.
 
 # %%
 data.parts()
@@ -59,7 +65,7 @@ data.parts()
 # %% [markdown]
 # ## Prevalence
 #
-# Look for classes that are rare, or more common in one part than in the other.
+# Look for classes that are rare, or more common in one part than in another.
 
 # %%
 data.prevalence()
@@ -75,7 +81,7 @@ data.co_occurrence()
 # %% [markdown]
 # ## Patches
 #
-# Drawn at random from the training part, with their labels and, where there are masks, the outlines of the classes.
+# Drawn at random from the patches to train on, with their labels and, where there are masks, the outlines of the classes.
 
 # %%
 data.explorer()

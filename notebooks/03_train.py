@@ -39,7 +39,7 @@ dropout: float = 0.3  # dropout in the head [at least 0, below 1]
 token_dropout: float = 0.75  # fraction of the patch tokens left out in each training step [at least 0, below 1]
 mixup: float = 0.3  # Beta parameter by which patches are mixed in training; 0 for none [at least 0]
 studies: bool = True  # fit the models that show what the result depends on: seeds, splits, designs, numbers of patches
-seeds: list[int] = [0, 1, 2]  # of the training, for its spread; the split stays that of seed [at least 0]
+seeds: list[int] = [0, 1, 2]  # of the training, for its spread on a single split [at least 0]
 draws: int = 3  # subsets of the training part for each number of patches [at least 1]
 resamples: int = 1000  # bootstrap samples behind each interval [at least 10]
 reports_dir: str = "reports"  # folder below which each run has its own
@@ -57,7 +57,7 @@ training.features_note()
 # %% [markdown]
 # ## The course of the training
 #
-# The last epoch is reported. Look at whether the validation loss rises while the training loss falls: there the head
+# One split, or the first fold. The last epoch is reported. Look at whether the validation loss rises while the training loss falls: there the head
 # overfits. The best epoch on the validation part is an oracle, since it is chosen with the labels that it is scored on.
 
 # %%
@@ -93,10 +93,10 @@ training.head_study()
 # %% [markdown]
 # ## Further models
 #
-# The same training is repeated with other seeds, in cross-validation inside the training part (for thresholds and
-# calibration), under the other way to split, with fewer patches, and with each choice of the design made differently; a
-# two-layer perceptron of the head's size and a head whose queries are random vectors are trained too. `studies: false` fits
-# only what the evaluation needs.
+# A two-layer perceptron of the head's size and a head whose queries are random vectors are trained on the same parts, and
+# the head on patch tokens inside the training part (for thresholds and calibration). The training is repeated under the
+# other way to split, with fewer patches and with some of the labels hidden; on a single split also with other seeds and
+# with each choice of the design made differently. `studies: false` fits only what the evaluation needs.
 
 # %%
 training.fit_studies()
@@ -104,7 +104,8 @@ training.fit_studies()
 # %% [markdown]
 # ## Design
 #
-# The head as reported, and with one choice made differently. Look for intervals of the change that exclude 0; the other
+# The head as reported, and with one choice made differently; in a cross-validation those that are fitted in every fold.
+# Look for intervals of the change that exclude 0; the other
 # differences are within chance.
 
 # %%
@@ -116,7 +117,7 @@ training.design_table()
 # %% [markdown]
 # ## Label efficiency
 #
-# Each dot is a model fitted on a random part of the training patches, the last on all of them; lines are means. Beside head
+# Each dot is a model fitted on a random part of the training patches (of the first fold), the last on all of them; lines are means. Beside head
 # and probe are two methods for few labels that start from the words: a Gaussian discriminant with text (Wang et al. 2024),
 # and a probe blended with text (LP++, Huang et al. 2024). Look at where the lines cross the horizontal ones, which need no
 # label.
@@ -125,9 +126,18 @@ training.design_table()
 training.label_efficiency()
 
 # %% [markdown]
-# ## Seeds
+# ## Labels that are not known
 #
-# The same split and the same patches; other initial weights, order of patches, views and dropout.
+# The same training patches, with some of their labels hidden at random; unknown labels count in no loss and no metric.
+
+# %%
+training.hidden_labels()
+
+# %% [markdown]
+# ## Spread
+#
+# On a single split the same patches, with other initial weights, order of patches, views and dropout; in a
+# cross-validation, from fold to fold.
 
 # %%
 training.seeds()

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Results
 #
-# Every method is scored on the same validation patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
+# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
 # $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
 # are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
 # discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
@@ -103,8 +103,8 @@ results.subgroup_note()
 # ## Thresholds and calibration
 #
 # Everything above decides at 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for each
-# class) and a threshold for each class are fitted on the training part, on out-of-fold predictions (cross-validation by
-# group), and applied to the validation part. A fitted threshold is not a gain by itself: on few patches it can cost.
+# class) and a threshold for each class are fitted on predictions inside each training part, by models that had not seen the
+# patch, and applied to what is held out. A fitted threshold is not a gain by itself: on few patches it can cost.
 
 # %%
 results.thresholds()
@@ -157,7 +157,7 @@ results.precision_recall()
 # %% [markdown]
 # ## Leakage
 #
-# Does a validation patch have a copy, or nearly one, in the training part? The frozen features find the nearest training
+# Does a patch that is scored have a copy, or nearly one, among those that its models were fitted on? The frozen features find the nearest training
 # patch, the pixels decide.
 
 # %%

@@ -60,7 +60,7 @@ def test_every_product_is_there(run_folder):
 def test_metrics_hold_every_method(run_folder):
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert set(metrics["methods"]) == METHODS
-    assert metrics["n_train"] + metrics["n_val"] == SMALL["n_patches"]
+    assert (metrics["protocol"], metrics["folds"], metrics["n_val"]) == ("cv", SMALL["folds"], SMALL["n_patches"])
     for method in metrics["methods"].values():
         assert method["mAcc_ci"][0] <= method["mAcc"] <= method["mAcc_ci"][1]
         assert set(method["per_class"]) == set(metrics["classes"])
@@ -87,12 +87,12 @@ def test_every_headline_has_its_interval(run_folder):
 
 def test_studies_hold_every_question_and_each_predicts_whole_patches(run_folder):
     studies = pd.read_parquet(run_folder / "studies.parquet")
-    assert set(studies["purpose"]) == {"method", "seed", "fold", "split", "design", "size"}
+    assert set(studies["purpose"]) == {"method", "fold", "split", "size", "hidden"}
     assert studies["score"].between(0, 1).all()
-    split = pd.read_csv(run_folder / "split.csv", index_col="file")["split"]
+    fold = pd.read_csv(run_folder / "split.csv", index_col="file")["fold"]
     by_purpose = {purpose: set(part["file"]) for purpose, part in studies.groupby("purpose", observed=True)}
-    assert by_purpose["fold"] == set(split.index[split == "train"])
-    assert by_purpose["method"] == by_purpose["design"] == by_purpose["size"] == set(split.index[split == "val"])
+    assert by_purpose["fold"] == by_purpose["method"] == set(fold.index)
+    assert by_purpose["hidden"] == by_purpose["size"] == set(fold.index[fold == 1])
 
 
 def test_model_card_says_what_a_user_must_know(run_folder):
@@ -110,10 +110,10 @@ def test_pages_answer_whether_it_is_better_and_leave_no_warning(run_folder):
         assert (run_folder / f"{step}.html").stat().st_size < 4_000_000
 
 
-def test_no_patient_is_in_both_parts(run_folder):
+def test_no_patient_is_in_two_folds(run_folder):
     split = pd.read_csv(run_folder / "split.csv")
-    assert (split.groupby("group")["split"].nunique() == 1).all()
-    assert split["split"].value_counts(normalize=True)["val"] == pytest.approx(0.2, abs=0.06)
+    assert (split.groupby("group")["fold"].nunique() == 1).all()
+    assert split["fold"].value_counts(normalize=True)[1] == pytest.approx(1 / SMALL["folds"], abs=0.08)
 
 
 def test_head_learns_more_than_the_majority(run_folder):

@@ -167,6 +167,7 @@ def test_the_paper_s_data_sets_are_run_by_the_paper_s_protocol(name):
     values = read_params(ROOT / "params" / f"{name}.yaml", read_schema(RUN_NOTEBOOKS))
     expected = {
         "dataset": name,
+        "protocol": "split",
         "split": "random",
         "val_fraction": 0.2,
         "backbone": "ViT-L-14-quickgelu",

@@ -200,7 +200,7 @@ patches = load_dataset("folder", "data")
 train, val = split_dataset(patches, "grouped", 0, 0.5)
 check_images(patches, progress=False)
 folder = run_folder("mine", "reports")
-save_split(folder / "split.csv", patches, train, val)
+save_split(folder / "split.csv", patches, [(train, val)])
 """
 OURS = ("work/reports", "cache", "home/.cache", "home/.config")  # the last two are Matplotlib's
 

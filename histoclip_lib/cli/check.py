@@ -42,16 +42,19 @@ def _check_run(path: Path, values: dict[str, object], schema: Schema, reports: P
     from histoclip_lib.clip.availability import forecast
     from histoclip_lib.data.checks import check_images
     from histoclip_lib.data.registry import load_dataset_from
-    from histoclip_lib.data.splits import split_dataset
+    from histoclip_lib.data.splits import make_folds
     from histoclip_lib.runs.pipeline import finished_steps
 
     quiet = is_plain(messages())
     with redirect_stderr(io.StringIO()) if quiet else nullcontext():  # bars are for terminals
         patches = load_dataset_from(values)
-    train, val = split_dataset(patches, values["split"], values["seed"], values["val_fraction"])
+    parts = ("protocol", "split", "seed", "val_fraction", "folds")
+    folds = make_folds(patches, *(values[name] for name in parts))
     check_images(patches, not quiet)
     classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))
-    sizes = f"{len(patches)} patches ({len(train)} train, {len(val)} validation)"
+    sizes = f"{len(patches)} patches in {len(folds)} folds"
+    if len(folds) == 1:
+        sizes = f"{len(patches)} patches ({len(folds[0][0])} train, {len(folds[0][1])} validation)"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lines = forecast(values, len(patches), cache_dir(), reports / str(values["name"]))

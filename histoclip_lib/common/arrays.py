@@ -27,3 +27,8 @@ def agreement(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
         0 or 1.
     """
     return np.where(np.isnan(labels), np.nan, labels == decisions)
+
+
+def all_right(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
+    """Return whether all known labels of a patch are right, bool (B,); the arguments have the shape (B, N)."""
+    return (np.isnan(labels) | (labels == decisions)).all(axis=1)

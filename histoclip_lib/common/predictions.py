@@ -29,6 +29,10 @@ class Predictions:
     scores: np.ndarray
     decisions: np.ndarray
 
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Return the predictions for the patches at `rows` (n,), positions or bool."""
+        return Predictions(self.scores[rows], self.decisions[rows])
+
     def _repr_html_(self) -> str:
         """Show in a notebook how often each class is chosen and how its scores lie."""
         n_patches, n_classes = self.scores.shape
@@ -44,6 +48,21 @@ class Predictions:
 def from_probabilities(probabilities: np.ndarray) -> Predictions:
     """Decide by sigma >= 0.5, eq. (6); the scores are the probabilities (B, N)."""
     return Predictions(probabilities, probabilities >= THRESHOLD)
+
+
+def join_folds(held_out: list[np.ndarray], parts: list[Predictions]) -> Predictions:
+    """Return the predictions of all folds as one, in ascending order of the patches.
+
+    Parameters
+    ----------
+    held_out : list of ndarray of int
+        The patches that each fold holds out; no patch twice.
+    parts : list of Predictions
+        For these.
+    """
+    order = np.argsort(np.concatenate(held_out))
+    scores, decisions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "decisions"))
+    return Predictions(scores[order], decisions[order])
 
 
 def mean_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float:

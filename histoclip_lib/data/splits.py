@@ -85,8 +85,8 @@ def make_folds(
     split, seed, val_fraction
         As for `split_dataset`; `val_fraction` is that of the single division.
     n_folds : int
-        Of the cross-validation. With `grouped`, each group is in one fold, and label sets are spread over the folds as
-        evenly as groups allow.
+        Of the cross-validation, at least 3. With `grouped`, each group is in one fold, and label sets are spread over
+        the folds as evenly as groups allow; there the seed decides only between groups that are alike.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def make_folds(
     Raises
     ------
     HistoCLIPError
-        For an unknown protocol, fewer than 2 folds, fewer groups or patches than folds, a class that no patch shows,
+        For an unknown protocol, fewer than 3 folds, fewer groups or patches than folds, a class that no patch shows,
         and what `split_dataset` refuses.
 
     Examples
@@ -112,8 +112,8 @@ def make_folds(
     if protocol == "split" or split == "given" or split not in SPLITS:
         return [split_dataset(dataset, split, seed, val_fraction)]
     order = np.argsort(np.asarray(dataset.files, dtype=object))
-    if n_folds < 2 or n_folds > len(order):
-        raise HistoCLIPError(f"folds: {n_folds} must be at least 2 and at most the number of patches, {len(order)}.")
+    if not 3 <= n_folds <= len(order):
+        raise HistoCLIPError(f"folds: {n_folds} must be at least 3 and at most the number of patches, {len(order)}.")
     if split == "random":
         held_out = np.array_split(np.random.default_rng(seed).permutation(order), n_folds)
     else:
@@ -170,7 +170,7 @@ def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val
 def _stratified_folds(
     dataset: PatchDataset, order: np.ndarray, seed: int, n_folds: int, wanted: str
 ) -> list[np.ndarray]:
-    """Return the folds of scikit-learn's StratifiedGroupKFold, strata of label sets; `wanted` names them in errors."""
+    """Return scikit-learn's StratifiedGroupKFold with label sets as strata; `wanted` names the folds in an error."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if dataset.groups is None:

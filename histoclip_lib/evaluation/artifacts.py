@@ -34,12 +34,19 @@ AGAIN = "Run it again with --force."
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def save_split(path: Path, patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> None:
-    """Write `split.csv`: the file, group and part (train, val, or empty for unused) of every patch."""
-    part = np.full(len(patches), "", dtype=object)
-    part[train], part[val] = "train", "val"
+def save_split(path: Path, patches: PatchDataset, folds: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write `split.csv`: the file, group, part and fold of every patch.
+
+    The part is `train` or `val`, empty for an unused patch, and in a cross-validation `cv`; the fold, from 1, is that
+    which holds the patch out.
+    """
+    part, fold = (np.full(len(patches), "", dtype=object) for _ in range(2))
+    for number, (train, val) in enumerate(folds, 1):
+        part[train], part[val], fold[val] = "train", "val", number
+    if len(folds) > 1:
+        part[fold != ""] = "cv"
     groups = patches.groups if patches.groups is not None else ""
-    _write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part}))
+    _write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part, "fold": fold}))
 
 
 def save_history(path: Path, history: pd.DataFrame) -> None:
@@ -65,7 +72,8 @@ class ValidationPredictions:
         Sorted.
     classes : list of str
         In the order of the data set.
-    labels : ndarray of shape (B, N), uint8
+    labels : ndarray of shape (B, N)
+        uint8, or float32 with NaN where some are not known.
     groups : ndarray of shape (B,), str, or None
         Patient or source image, where known.
     methods : dict of str to Predictions
@@ -156,12 +164,15 @@ def read_predictions(path: Path) -> ValidationPredictions:
         raise HistoCLIPError(f"{path} does not hold each method, patch and class once. {AGAIN}")
     labels, scores, decisions = (table[c].to_numpy()[order].reshape(shape) for c in ("label", "score", "predicted"))
     group = group[order].reshape(shape)
-    if (labels != labels[:1]).any() or (group != group[:1, :, :1]).any():
+    same = (labels == labels[:1]) | (np.isnan(labels) & np.isnan(labels[:1]))
+    if not same.all() or (group != group[:1, :, :1]).any():
         raise HistoCLIPError(f"{path} gives a patch two labels of one class, or two groups. {AGAIN}")
     by_patch = groups[group[0, :, 0]]
     found = {name: Predictions(scores[k].astype(float), decisions[k].astype(bool)) for k, name in enumerate(methods)}
     known = by_patch if (by_patch != "").any() else None
-    everything = ValidationPredictions(files, list(classes), labels[0].astype(np.uint8), known, found)
+    everything = ValidationPredictions(
+        files, list(classes), labels[0].astype(np.float32 if np.isnan(labels[0]).any() else np.uint8), known, found
+    )
     return everything.take(np.argsort(files))
 
 
@@ -216,7 +227,9 @@ class RunMetrics:
     methods : dict of str to dict of str to Score
         By method, then by metric of METRICS; a metric that is not defined is absent.
     n_train, n_val : int or None
-        Patches of the two parts.
+        Patches to fit on, in a cross-validation those of the first fold, and patches to score.
+    folds : int
+        Of the cross-validation; 1 for a single split.
     """
 
     path: Path
@@ -228,6 +241,7 @@ class RunMetrics:
     methods: dict[str, dict[str, Score]]
     n_train: int | None = None
     n_val: int | None = None
+    folds: int = 1
 
     @property
     def folder(self) -> str:
@@ -285,7 +299,7 @@ class BrokenRun:
 
 
 def evaluate_methods(
-    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int
+    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> dict[str, dict]:
     """Return the `methods` of `metrics.json` for predictions of the validation part, in the order of the table.
 
@@ -296,10 +310,10 @@ def evaluate_methods(
     """
     units, labels, found = bootstrap_units(patches, val), patches.labels[val], {}
     for name in in_table_order(methods):
-        found[name] = evaluate(labels, methods[name], patches.classes, units, resamples, seed)
+        found[name] = evaluate(labels, methods[name], patches.classes, units, resamples, seed, folds)
         scores = methods[name].scores
         if METHODS[name].probabilities and scores.min() >= 0 and scores.max() <= 1:  # a plugin's may not be
-            found[name] |= proper_scores(labels, scores, units, resamples, seed)
+            found[name] |= proper_scores(labels, scores, units, resamples, seed, folds)
     return found
 
 
@@ -361,6 +375,7 @@ def read_metrics(path: Path) -> RunMetrics:
         methods={name: _scores(values) for name, values in methods.items()},
         n_train=_count(metrics.get("n_train")),
         n_val=_count(metrics.get("n_val")),
+        folds=max(_count(metrics.get("folds")) or 1, 1),
     )
 
 

@@ -22,7 +22,7 @@ from histoclip_lib.common.predictions import (
 )
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.metrics import cut_counts, point_metrics
-from histoclip_lib.evaluation.uncertainty import bootstrap_interval
+from histoclip_lib.evaluation.uncertainty import bootstrap_interval, widened
 
 BINS = 15  # as Guo et al. 2017
 TEMPERATURES = (0.2, 20.0)  # without bounds, a few separable patches would ask for no temperature at all
@@ -64,6 +64,48 @@ class Calibration:
         return Predictions(calibrated, calibrated >= self.thresholds[objective])
 
 
+@dataclass(frozen=True, eq=False)
+class FoldCalibrations:
+    """What was fitted inside each fold of a cross-validation, used like one `Calibration` on the patches of all folds.
+
+    Attributes
+    ----------
+    fits : list of Calibration
+        One for each fold.
+    fold : ndarray of shape (B,), int
+        Which of them applies to each patch.
+    """
+
+    fits: list[Calibration]
+    fold: np.ndarray
+
+    @property
+    def temperature(self) -> float:
+        """The geometric mean over the folds."""
+        return float(np.exp(np.mean([np.log(fit.temperature) for fit in self.fits])))
+
+    def platt_scaled(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N), each with the slope and intercept of its fold."""
+        scaled = np.stack([fit.platt_scaled(probabilities) for fit in self.fits])
+        return scaled[self.fold, np.arange(len(probabilities))]
+
+    @property
+    def thresholds(self) -> dict[str, np.ndarray]:
+        """The mean over the folds."""
+        return {name: np.mean([fit.thresholds[name] for fit in self.fits], axis=0) for name in OBJECTIVES}
+
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N), each at the temperature of its fold."""
+        stages = np.stack([fit.calibrate(probabilities) for fit in self.fits])
+        return stages[self.fold, np.arange(len(probabilities))]
+
+    def predict(self, probabilities: np.ndarray, objective: str = "accuracy") -> Predictions:
+        """Calibrate probabilities (B, N) and decide, each at the thresholds of its fold."""
+        calibrated = self.calibrate(probabilities)
+        cuts = np.stack([fit.thresholds[objective] for fit in self.fits])
+        return Predictions(calibrated, calibrated >= cuts[self.fold])
+
+
 def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     """Fit temperature and Platt scaling, then the thresholds on the probabilities at that temperature.
 
@@ -96,7 +138,8 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1. A class that is always or never present says nothing about confidence and is left out.
+        0, 1, or NaN where not known, which is left out, here and below. A class that is always or never present says
+        nothing about confidence and is left out.
     probabilities : ndarray of shape (B, N)
         Sigmoid outputs; 0 and 1 are taken as FINEST away from it.
 
@@ -109,11 +152,11 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     ----------
     Guo, Pleiss, Sun and Weinberger, On calibration of modern neural networks, ICML 2017, section 4.2.
     """
-    usable = labels.any(axis=0) & ~labels.all(axis=0)
+    usable = ~np.isnan(labels) & (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
     if not usable.any():
         return 1.0
-    logits = logits_of(probabilities[:, usable])
-    margins = np.where(labels[:, usable] == 1, logits, -logits)
+    logits = logits_of(probabilities[usable])
+    margins = np.where(labels[usable] == 1, logits, -logits)
 
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0, -margins / np.exp(log_temperature)).mean())  # convex in 1 / T: one minimum
@@ -173,7 +216,10 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str
         From 0 to 1, and just above 1 where it is best never to predict a class whose probability reaches 1. A class
         that is never present has no F1 and keeps 0.5 for it.
     """
-    return np.array([_best_threshold(labels[:, k], p, objective) for k, p in enumerate(probabilities.T)])
+    known = ~np.isnan(labels)
+    return np.array(
+        [_best_threshold(labels[own, k], probabilities[own, k], objective) for k, own in enumerate(known.T)]
+    )
 
 
 def _best_threshold(labels: np.ndarray, probabilities: np.ndarray, objective: str) -> float:
@@ -216,10 +262,11 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
     """Bin labels and probabilities (B, N) by probability; a bin holds its upper edge, the first also 0."""
     n_classes = labels.shape[1]
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)  # the edges of calibration_curve
-    cell = (bin_of + bins * np.arange(n_classes)).ravel()
+    known = ~np.isnan(labels)
+    cell = (bin_of + bins * np.arange(n_classes))[known]
     counts, predicted, observed = (
         np.bincount(cell, weights, n_classes * bins).reshape(n_classes, bins)
-        for weights in (None, probabilities.ravel(), labels.ravel())
+        for weights in (None, probabilities[known], labels[known])
     )
     with np.errstate(invalid="ignore"):
         return Reliability(counts, predicted / counts, observed / counts)
@@ -234,7 +281,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     """
     binned = reliability(labels, probabilities, bins)
     gaps = np.nan_to_num(np.abs(binned.predicted - binned.observed))
-    return (binned.counts * gaps).sum(axis=1) / len(labels)
+    return (binned.counts * gaps).sum(axis=1) / binned.counts.sum(axis=1)
 
 
 def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: int = 0) -> np.ndarray:
@@ -319,14 +366,15 @@ def temperature_note(calibrations: dict[str, Calibration]) -> str:
     listed = "; ".join(f"{label_of(method)}: T = {fit.temperature:.2f}" for method, fit in calibrations.items())
     return (
         "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training part, one for all "
-        f"classes. {listed}. T above 1 means that the method is overconfident, T below 1 that it is underconfident. "
+        f"classes; in a cross-validation in each fold, of which this is the mean. {listed}. T above 1 means that the "
+        "method is overconfident, T below 1 that it is underconfident. "
         "A temperature changes neither the order of the patches nor any decision at 0.5; Platt scaling, a slope and an "
         "intercept for each class, can change decisions."
     )
 
 
 def ensemble_note(
-    labels: np.ndarray, methods: dict[str, Predictions], units: np.ndarray, resamples: int, seed: int
+    labels: np.ndarray, methods: dict[str, Predictions], units: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> str:
     """Say in Markdown whether the mean of head and probe has a lower cross-entropy than each of the two.
 
@@ -345,7 +393,7 @@ def ensemble_note(
     said = []
     for name in MEMBERS:
         gaps = losses[ENSEMBLE] - losses[name]
-        low, high = bootstrap_interval(gaps, units, resamples, seed)
+        low, high = widened(bootstrap_interval(gaps, units, resamples, seed), float(gaps.mean()), folds)
         order = "lower than" if high < 0 else "higher than" if low > 0 else "not significantly different from"
         said.append(f"{order} that of *{label_of(name)}* ({gaps.mean():+.3f}, {low:+.3f} to {high:+.3f})")
     return (

@@ -29,6 +29,7 @@ from histoclip_lib.evaluation.uncertainty import (
     resampled_metrics,
     smallest_p,
     whole_and_drawn,
+    widened,
 )
 
 OURS, PROBE = "histoclip_patch", "linear_probe"
@@ -54,7 +55,7 @@ def finding(gap: Difference) -> str:
 
 
 def against_every_method(
-    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int
+    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> dict[str, Comparison]:
     """Compare HistoCLIP with patch keys with each other method, in the order of the table.
 
@@ -66,12 +67,12 @@ def against_every_method(
         The data set.
     val : ndarray of int
         Its validation part.
-    resamples, seed : int
+    resamples, seed, folds : int
         See `uncertainty.compare`.
     """
     units = bootstrap_units(patches, val)
     return {
-        name: compare(patches.labels[val], methods[OURS], methods[name], units, resamples, seed)
+        name: compare(patches.labels[val], methods[OURS], methods[name], units, resamples, seed, folds)
         for name in in_table_order(methods)
         if name != OURS
     }
@@ -107,7 +108,7 @@ def correction_note(comparisons: dict[str, Comparison], units: np.ndarray) -> st
 
 
 def all_pairs(
-    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, seed: int
+    methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, seed: int, folds: int = 1
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare every method with every other in mAcc.
 
@@ -117,6 +118,8 @@ def all_pairs(
         As for `against_every_method`.
     seed : int
         Of the permutations; see `uncertainty.mean_gap_p`.
+    folds : int
+        See `uncertainty.compare`.
 
     Returns
     -------
@@ -132,7 +135,7 @@ def all_pairs(
         first, second = np.array(pairs).T
         gaps = np.stack([correct[i] - correct[j] for i, j in pairs], axis=1)
         differences[first, second], differences[second, first] = gaps.mean(axis=0), -gaps.mean(axis=0)
-        p[first, second] = p[second, first] = holm(mean_gap_p(gaps, bootstrap_units(patches, val), seed))
+        p[first, second] = p[second, first] = holm(mean_gap_p(gaps, bootstrap_units(patches, val), seed, folds))
     labels = [label_of(name) for name in names]
     return pd.DataFrame(differences, labels, labels), pd.DataFrame(p, labels, labels)
 
@@ -163,7 +166,7 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
 
     def found(one: str, other: str) -> str:
         pair = (predictions.methods[name] for name in (one, other))
-        return finding(accuracy_gap(predictions.labels, *pair, predictions.units, RESAMPLES, 0))
+        return finding(accuracy_gap(predictions.labels, *pair, predictions.units, RESAMPLES, 0, metrics.folds))
 
     sentence, trained = reached, [OURS]
     if PROBE in rivals:
@@ -286,12 +289,12 @@ def align(first: ValidationPredictions, second: ValidationPredictions) -> Common
     return Common(one.take(places), other.take(places), only_first, only_second, int((~alike).sum()))
 
 
-def compare_runs(common: Common, seed: int = 0) -> RunGaps:
+def compare_runs(common: Common, seed: int = 0, folds: int = 1) -> RunGaps:
     """Compare two runs method by method, and class by class in HistoCLIP with patch keys.
 
     Both runs are resampled with the same draws; the percentiles of the difference give its interval. With many patches
     there are fewer resamples than RESAMPLES, so that a comparison takes seconds. `seed` is that of the bootstrap and of
-    the permutation test.
+    the permutation test, `folds` the larger number of either run's cross-validation, 1 for single splits.
     """
     first, second = common.first, common.second
     names = in_table_order(first.methods.keys() & second.methods.keys())
@@ -303,34 +306,34 @@ def compare_runs(common: Common, seed: int = 0) -> RunGaps:
     for name in names:
         values = [resampled_metrics(first.labels, first.methods[name], draws)]
         values.append(values[0] if same[name] else resampled_metrics(first.labels, second.methods[name], draws))
-        methods.append(MethodGaps(name, same[name], _gap(values, "mAcc"), _gap(values, "mAP")))
+        methods.append(MethodGaps(name, same[name], _gap(values, "mAcc", folds), _gap(values, "mAP", folds)))
         if name == OURS:
             ours = values
-    test = accuracy_gap(first.labels, second.methods[OURS], first.methods[OURS], first.units, RESAMPLES, seed)
-    return RunGaps(methods, _class_gaps(common, ours), test, resamples)
+    test = accuracy_gap(first.labels, second.methods[OURS], first.methods[OURS], first.units, RESAMPLES, seed, folds)
+    return RunGaps(methods, _class_gaps(common, ours, folds), test, resamples)
 
 
 def _same(one: Predictions, other: Predictions) -> bool:
     return np.array_equal(one.decisions, other.decisions) and np.array_equal(one.scores, other.scores, equal_nan=True)
 
 
-def _gap(values: list[dict[str, np.ndarray]], metric: str, column: int | None = None) -> Gap:
+def _gap(values: list[dict[str, np.ndarray]], metric: str, folds: int, column: int | None = None) -> Gap:
     one, other = (value[metric] if column is None else value[metric][:, column] for value in values)
     first, second = (None if np.isnan(points[0]) else float(points[0]) for points in (one, other))
     if first is None or second is None:
         return Gap(first, second, None, None)
-    interval = percentile_interval((other - one)[1:])
+    interval = widened(percentile_interval((other - one)[1:]), second - first, folds)
     return Gap(first, second, second - first, None if np.isnan(interval[0]) else interval)
 
 
-def _class_gaps(common: Common, ours: list[dict[str, np.ndarray]]) -> list[ClassGaps]:
+def _class_gaps(common: Common, ours: list[dict[str, np.ndarray]], folds: int) -> list[ClassGaps]:
     known = ~np.isnan(common.first.labels)
     one, other = (run.methods[OURS].decisions == run.labels for run in (common.first, common.second))
     return [
         ClassGaps(
             name,
-            _gap(ours, "accuracy", k),
-            _gap(ours, "ap", k),
+            _gap(ours, "accuracy", folds, k),
+            _gap(ours, "ap", folds, k),
             both=int((one & other)[:, k].sum()),
             only_first=int((one & ~other)[:, k].sum()),
             only_second=int((~one & other)[:, k].sum()),

@@ -9,16 +9,20 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, unit_sums
+from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, stretch, unit_sums
 
 MIN_UNITS = 5  # fewer patients on either side of a comparison show no spread between patients
 
 
 def confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """Return the 2x2 counts of each class, shape (N, 2, 2): rows truth, columns decision, order absent, present."""
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
-    cells = [[~labels & ~decisions, ~labels & decisions], [labels & ~decisions, labels & decisions]]
+    """Return the 2x2 counts of each class, shape (N, 2, 2): rows truth, columns decision, order absent, present.
+
+    Labels that are NaN, not known, are left out, here and below.
+    """
+    absent, present, decisions = labels == 0, labels == 1, decisions.astype(bool)
+    cells = [[absent & ~decisions, absent & decisions], [present & ~decisions, present & decisions]]
     return np.moveaxis(np.array([[cell.sum(axis=0) for cell in row] for row in cells]), 2, 0)
 
 
@@ -33,8 +37,8 @@ def predicted_when_missed(labels: np.ndarray, decisions: np.ndarray) -> tuple[np
     misses : ndarray of shape (N,)
         Number of misses of each class.
     """
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
-    missed, invented = labels & ~decisions, ~labels & decisions
+    decisions = decisions.astype(bool)
+    missed, invented = (labels == 1) & ~decisions, (labels == 0) & decisions
     misses = missed.sum(axis=0)
     counts = missed.astype(int).T @ np.column_stack([invented, ~invented.any(axis=1)]).astype(int)
     with np.errstate(invalid="ignore"):
@@ -64,8 +68,8 @@ def multilabel_confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarra
     departs from these three categories, in an order that depends on the class numbers, where a patch has a found, a
     missed and two invented labels; the package `mlcm-fixed` 0.1.0 does as we do.
     """
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
-    missed, invented = labels & ~decisions, ~labels & decisions
+    absent, labels, decisions = labels == 0, labels == 1, decisions.astype(bool)
+    missed, invented = labels & ~decisions, absent & decisions
     any_missed, any_invented, any_true = (part.any(axis=1, keepdims=True) for part in (missed, invented, labels))
     blamed = np.hstack([np.where(any_missed, missed, labels), ~any_true])
     unanswered = np.hstack([missed, ~any_true]) & ~any_invented
@@ -88,7 +92,7 @@ def errors_by_group(labels: np.ndarray, decisions: np.ndarray, groups: np.ndarra
     """
     if groups is None:
         raise HistoCLIPError("Errors by group need groups, and this data set has none. Leave this table out.")
-    wrong = pd.Series((labels != decisions).mean(axis=1)).groupby(np.asarray(groups), sort=True)
+    wrong = pd.Series(1 - nan_mean(agreement(labels, decisions))).groupby(np.asarray(groups), sort=True)
     table = pd.DataFrame({"patches": wrong.size(), "mAcc": 1 - wrong.mean(), "error rate": wrong.mean()})
     table["share of errors"] = wrong.sum() / max(wrong.sum().sum(), np.finfo(float).tiny)
     return table.rename_axis("group").sort_values("error rate", ascending=False, kind="stable")
@@ -100,13 +104,12 @@ def errors_by_label_set(labels: np.ndarray, decisions: np.ndarray, classes: list
     `labels` and `decisions` have shape (B, N). A line for each set of labels that occurs, in words: `patches`, `exact
     match`, `mAcc`, `most common wrong prediction` (in words, empty where none is wrong) and `patches with it`.
     """
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
+    right = nan_mean(agreement(labels, decisions))
+    labels, decisions = labels == 1, decisions.astype(bool) & ~np.isnan(labels)
     sets, code = np.unique(np.concatenate([labels, decisions]), axis=0, return_inverse=True)
     words = np.array([" + ".join(np.array(classes, dtype=object)[row]) or "none" for row in sets], dtype=object)
     truth, answer = np.split(code.ravel(), 2)
-    frame = pd.DataFrame(
-        {"truth": truth, "answer": answer, "exact": truth == answer, "right": (labels == decisions).mean(axis=1)}
-    )
+    frame = pd.DataFrame({"truth": truth, "answer": answer, "exact": truth == answer, "right": right})
     grouped = frame.groupby("truth")
     table = pd.DataFrame({"patches": grouped.size(), "exact match": grouped["exact"].mean()})
     table["mAcc"] = grouped["right"].mean()
@@ -151,7 +154,7 @@ class CoOccurrenceBias:
 
 
 def co_occurrence_bias(
-    labels: np.ndarray, decisions: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
+    labels: np.ndarray, decisions: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0, folds: int = 1
 ) -> CoOccurrenceBias:
     """Test for every ordered pair of classes whether the presence of a changes how often b is predicted.
 
@@ -167,8 +170,8 @@ def co_occurrence_bias(
     ----------
     labels, decisions : ndarray of shape (B, N)
         0 or 1.
-    units, resamples, seed
-        Of the bootstrap; see `uncertainty.draw_units`.
+    units, resamples, seed, folds
+        Of the bootstrap; see `uncertainty.evaluate`.
 
     References
     ----------
@@ -176,7 +179,7 @@ def co_occurrence_bias(
     American Statistician 54, 2000; Westfall and Young, Resampling-Based Multiple Testing, 1993 (the largest of all
     deviations, single-step).
     """
-    labels, decisions = labels.astype(bool), decisions.astype(bool)
+    decisions = decisions.astype(bool)
     draws, n_classes = draw_units(units, resamples, seed), labels.shape[1]
     drawn = draws.counts.astype(np.float32)  # exact for counts, and the product is fast
     counts, hits, n_units = (np.zeros((2, 2, n_classes, n_classes)) for _ in range(3))  # axes: truth of b, of a, a, b
@@ -184,7 +187,7 @@ def co_occurrence_bias(
     for b in range(n_classes):
         for t in (0, 1):
             of_b = (labels[:, b] == t)[:, None]
-            cells = np.hstack([of_b & ~labels, of_b & labels])  # without a, with a, for every a
+            cells = np.hstack([of_b & (labels == 0), of_b & (labels == 1)])  # without a, with a, for every a
             sums = unit_sums(np.hstack([cells, cells & decisions[:, [b]]]), draws.unit).astype(np.float32)
             n, k = sums.sum(axis=0).reshape(2, 2, n_classes)
             counts[t, :, :, b], hits[t, :, :, b] = n, k
@@ -197,12 +200,12 @@ def co_occurrence_bias(
     gaps = rates[:, 1] - rates[:, 0]
     tested = (n_units >= MIN_UNITS).all(axis=1) & ~np.isnan(gaps)
     low, high = np.full(gaps.shape, np.nan), np.full(gaps.shape, np.nan)
-    low[tested], high[tested] = _simultaneous(hits, counts, resampled, tested)
+    low[tested], high[tested] = _simultaneous(hits, counts, resampled, tested, stretch(folds))
     return CoOccurrenceBias(gaps, low, high, rates, counts.astype(int))
 
 
 def _simultaneous(
-    hits: np.ndarray, counts: np.ndarray, resampled: np.ndarray, tested: np.ndarray
+    hits: np.ndarray, counts: np.ndarray, resampled: np.ndarray, tested: np.ndarray, factor_of_folds: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the intervals, of shape (K,), of the K gaps to test."""
     rates = (hits + 1) / (counts + 2)
@@ -210,7 +213,7 @@ def _simultaneous(
     deviation, spread = np.abs(resampled[:, tested] - middle), resampled[:, tested].std(axis=0)
     in_spreads = deviation / np.where(spread > 0, spread, np.inf)  # a gap that never varies does not count
     factor = max(np.quantile(in_spreads.max(axis=1, initial=0), LEVEL), ndtri((1 + LEVEL) / 2))
-    half = factor * np.maximum(spread, np.sqrt(least))
+    half = factor_of_folds * factor * np.maximum(spread, np.sqrt(least))
     return middle - half, middle + half
 
 

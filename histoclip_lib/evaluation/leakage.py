@@ -32,7 +32,7 @@ from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
 from histoclip_lib.evaluation.methods import in_table_order, label_of
 from histoclip_lib.evaluation.metrics import point_metrics
 from histoclip_lib.evaluation.text import signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, resampled_metrics
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, resampled_metrics, stretch
 from histoclip_lib.features.store import Shards
 
 SAME_PIXELS = 0.9  # correlation from which on two patches count as copies
@@ -79,9 +79,13 @@ class NearDuplicates:
 
 
 def find_near_duplicates(
-    pooled: Shards, patches: PatchDataset, train: np.ndarray, val: np.ndarray, seed: int = 0, progress: bool = True
+    pooled: Shards,
+    patches: PatchDataset,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    seed: int = 0,
+    progress: bool = True,
 ) -> NearDuplicates:
-    """Look for copies of validation patches in the training part.
+    """Look for copies of validation patches in the training part, in each fold.
 
     Takes about 10 ms for each validation patch.
 
@@ -91,19 +95,25 @@ def find_near_duplicates(
         Pooled features of all patches; with V = 8 a flipped or turned copy is found as surely as a plain one.
     patches : PatchDataset
         The data set.
-    train, val : ndarray of int
-        Its two parts.
+    folds : list of (ndarray, ndarray)
+        For each fold its training patches and those that it holds out.
     seed : int
         Decides which REFERENCE training patches are compared with the nearest one of another group.
     progress : bool
         Whether to draw a bar.
     """
-    nearest, similarity = nearest_training_patches(pooled, val, train)
-    by_digest = {patches.source.digest(int(index)): index for index in reversed(train)}
-    twins = [by_digest.get(patches.source.digest(int(index)), -1) for index in val]
+    val = np.concatenate([held_out for _, held_out in folds])
+    found = [nearest_training_patches(pooled, held_out, train) for train, held_out in folds]
+    nearest, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    digests = {int(index): patches.source.digest(int(index)) for index in np.unique(np.concatenate(sum(folds, ())))}
+    twins = []
+    for train, held_out in folds:
+        by_digest = {digests[int(index)]: index for index in reversed(train)}
+        twins += [by_digest.get(digests[int(index)], -1) for index in held_out]
     same_bytes = np.array(twins) >= 0
     nearest = np.where(same_bytes, twins, nearest)
 
+    train = folds[0][0]
     sample = np.random.default_rng(seed).permutation(train)[:REFERENCE]
     like, like_similarity = nearest_training_patches(pooled, sample, train, patches.groups)
     sample, like, like_similarity = (values[like >= 0] for values in (sample, like, like_similarity))
@@ -266,12 +276,14 @@ METRICS = ("mAcc", "mAP")
 class SplitScores:
     """What models trained under one split predict for its validation part, by method.
 
-    `labels` (B, N) are 0 or 1; `units` (B,) is what the bootstrap draws, see `uncertainty.bootstrap_units`.
+    `labels` (B, N) are 0 or 1; `units` (B,) is what the bootstrap draws, see `uncertainty.bootstrap_units`;
+    `folds` are those of a cross-validation, 1 for a single split.
     """
 
     labels: np.ndarray
     units: np.ndarray
     methods: dict[str, Predictions]
+    folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -311,7 +323,10 @@ def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000,
         ]
         for metric in METRICS:
             one, other = (np.nan if found[metric] is None else found[metric] for found in points)
-            first, second = (found[metric] for found in resampled)
+            first, second = (
+                value + stretch(part.folds) * (found[metric] - value)
+                for part, value, found in zip(parts, (one, other), resampled, strict=True)
+            )
             gaps.append(
                 SplitGap(
                     method,

@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -136,10 +136,15 @@ def agreement_by_class(
     return table
 
 
-def _means_with_intervals(values: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> list[Difference]:
+def _means_with_intervals(
+    values: np.ndarray, units: np.ndarray, resamples: int, seed: int, folds: int = 1
+) -> list[Difference]:
     """Return the mean over the patches of values (n, N), NaN left out, of each class, with its bootstrap interval."""
     means = _drawn_means(values, units, resamples, seed)
-    return [Difference(float(m), *percentile_interval(d)) for m, d in zip(class_means(values), means.T, strict=True)]
+    return [
+        Difference(float(m), *widened(percentile_interval(d), float(m), folds))
+        for m, d in zip(class_means(values), means.T, strict=True)
+    ]
 
 
 def _drawn_means(values: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -157,6 +162,7 @@ def deletion_table(
     units: np.ndarray,
     resamples: int,
     seed: int,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """Return the deletion test of each set of maps as text, over the patches in which a class is present.
 
@@ -168,20 +174,20 @@ def deletion_table(
         0 or 1.
     classes : list of str
         N names.
-    units, resamples, seed
+    units, resamples, seed, folds
         Of the bootstrap, as for `agreement_table`.
     """
     lines = {}
     for name, values in falls.items():
         values = np.where(labels == 1, values, np.nan)
-        mean = nan_mean(_drawn_means(values, units, resamples, seed))
-        line = {"all classes": value_text(Difference(float(nan_mean(class_means(values))), *percentile_interval(mean)))}
-        own = _means_with_intervals(values, units, resamples, seed)
+        drawn, mean = nan_mean(_drawn_means(values, units, resamples, seed)), float(nan_mean(class_means(values)))
+        line = {"all classes": value_text(Difference(mean, *widened(percentile_interval(drawn), mean, folds)))}
+        own = _means_with_intervals(values, units, resamples, seed, folds)
         lines[MAP_LABELS[name]] = line | {c: value_text(gap) for c, gap in zip(classes, own, strict=True)}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> pd.DataFrame:
+def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> pd.DataFrame:
     """Return the MEASURES of each set of maps, and how far trained attention is above it, as text.
 
     Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `units` (n,) is
@@ -192,14 +198,14 @@ def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: 
         line = {}
         for measure, label in MEASURES.items():
             line[label, "mean"] = number_text(nan_mean(class_means(getattr(scores, measure)[number])))
-            gap = trained_minus(scores, name, measure, units, resamples, seed)
+            gap = trained_minus(scores, name, measure, units, resamples, seed, folds)
             line[label, "trained minus this"] = "" if name == TRAINED else signed_text(gap)
         lines[MAP_LABELS[name]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def trained_minus(
-    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int
+    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> Difference:
     """Return by how much trained attention is above another set of maps in one of the MEASURES.
 
@@ -208,11 +214,11 @@ def trained_minus(
     """
     values = getattr(scores, measure)
     gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
-    means = nan_mean(_drawn_means(gaps, units, resamples, seed))
-    return Difference(float(nan_mean(class_means(gaps))), *percentile_interval(means))
+    means, value = nan_mean(_drawn_means(gaps, units, resamples, seed)), float(nan_mean(class_means(gaps)))
+    return Difference(value, *widened(percentile_interval(means), value, folds))
 
 
-def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int) -> str:
+def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> str:
     """Say in Markdown whether trained attention agrees with the masks better than each reference.
 
     `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
@@ -234,7 +240,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     for name in scores.maps:
         if name == TRAINED:
             continue
-        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed) for measure in MEASURES}
+        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed, folds) for measure in MEASURES}
         ap, pointing, mass = (signed_text(gaps[measure]) for measure in ("ap", "pointing", "mass"))
         lines.append(
             f"- It **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}*: AP differs by {ap}, the pointing game by "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
+from histoclip_lib.common.arrays import all_right
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 
 
@@ -41,11 +42,6 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
         "exact_match": float(all_right(labels, decisions)[known.any(axis=1)].mean()),
         "per_class": per_class,
     }
-
-
-def all_right(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """Return whether all known labels of a patch are right, bool (B,); the arguments have the shape (B, N)."""
-    return (np.isnan(labels) | (labels == decisions)).all(axis=1)
 
 
 def _class_metrics(labels: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -> dict[str, float | None]:

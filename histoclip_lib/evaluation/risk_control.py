@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, nan_mean, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
 
 LEVELS = 1000  # thresholds that are tried, evenly from 0 to 1
 DRAWS = 500  # random divisions of the units on which the promise is tried
@@ -90,6 +91,7 @@ def risk_table(
     alpha: float,
     resamples: int,
     seed: int,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """Return the thresholds, what they miss and what they cost, as text: a line for each method and class.
 
@@ -107,8 +109,11 @@ def risk_table(
         N names.
     units : ndarray of shape (B,)
         Of the validation part.
-    alpha, resamples, seed
+    alpha, resamples, seed, folds
         The share that may be missed; of the bootstrap, and of the divisions.
+
+    In a cross-validation both parts are all patches with their out-of-fold probabilities: only the last column is then
+    on patches that the thresholds were not fitted on.
     """
     lines, draws, (train_labels, train_units) = {}, draw_units(units, resamples, seed), fitted_on
     for name, probabilities in out_of_fold.items():
@@ -119,13 +124,13 @@ def risk_table(
             line = {"threshold": number_text(cuts[k]), "groups": int((~np.isnan(shares[:, k, 0])).sum())}
             for rule, cut in (("", cuts[k]), (" at 0.5", THRESHOLD)):
                 called = scores[:, k] >= cut
-                line[f"missed{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws))
-                line[f"false positives{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws))
-            lines[label_of(name), class_name] = line | {"missed in fifths of train": number_text(tried[k])}
+                line[f"missed{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws, folds))
+                line[f"false positives{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws, folds))
+            lines[label_of(name), class_name] = line | {"missed in held-out fifths": number_text(tried[k])}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object) -> Difference:
+def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object, folds: int) -> Difference:
     """Return the mean over units of the share of their counted patches that are wrong, with its bootstrap interval."""
     sums = unit_sums(np.stack([wrong & counted, counted], axis=1), draws.unit)
     there = sums[:, 1] > 0
@@ -133,7 +138,8 @@ def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object) -> Dif
         return Difference(np.nan, np.nan, np.nan)
     shares, counts = sums[there, 0] / sums[there, 1], draws.counts[:, there]
     with np.errstate(invalid="ignore"):
-        return Difference(float(shares.mean()), *percentile_interval(counts @ shares / counts.sum(axis=1)))
+        interval = percentile_interval(counts @ shares / counts.sum(axis=1))
+    return Difference(float(shares.mean()), *widened(interval, float(shares.mean()), folds))
 
 
 def risk_note(alpha: float, n_units: int) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, nan_mean, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
 from histoclip_lib.models.attention import MAP_LABELS, square_crop
 
 ONE_CLASS = "one_class"
@@ -96,6 +97,14 @@ def segment(
     return Segmentation([*names, ONE_CLASS], np.concatenate([thresholds, one_class]), confusion, binary)
 
 
+def join_segmentations(parts: list[Segmentation], order: np.ndarray) -> Segmentation:
+    """Join what was counted for different patches, brought into `order` (n,); thresholds are the mean."""
+    confusion = np.concatenate([part.confusion for part in parts], axis=1)
+    binary = np.concatenate([part.binary for part in parts], axis=1)
+    thresholds = np.mean([part.thresholds for part in parts], axis=0)
+    return Segmentation(parts[0].maps, thresholds, confusion[:, order], binary[:, order])
+
+
 def _count(confusion: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
     """Add the pixels of a patch to its confusion (N, N + 1); `truth` is 0 for none, `predicted` N."""
     width = confusion.shape[1]
@@ -149,7 +158,7 @@ def measures(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def segmentation_table(
-    found: Segmentation, classes: list[str], units: np.ndarray, resamples: int, seed: int
+    found: Segmentation, classes: list[str], units: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> pd.DataFrame:
     """Return each set of maps as a segmentation, as text.
 
@@ -163,7 +172,8 @@ def segmentation_table(
         drawn = (draws.counts @ sums).reshape(-1, *found.confusion.shape[2:])
         line = {}
         for key, label in MEASURES.items():
-            line[label] = value_text(Difference(float(pooled[key]), *percentile_interval(measures(drawn)[key])))
+            value, interval = float(pooled[key]), percentile_interval(measures(drawn)[key])
+            line[label] = value_text(Difference(value, *widened(interval, value, folds)))
         line |= {f"IoU, {c}": number_text(value) for c, value in zip(classes, pooled["iou"], strict=True)}
         hits, called, true = found.binary[number].sum(axis=0).T
         alone = hits / np.maximum(called + true - hits, 1)

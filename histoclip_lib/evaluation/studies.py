@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from histoclip_lib.common.predictions import Predictions, cross_entropy
+from histoclip_lib.common.predictions import Predictions, cross_entropy, join_folds
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.leakage import SplitScores
 from histoclip_lib.evaluation.metrics import point_metrics
@@ -42,23 +42,34 @@ def of_purpose(finished: list[Finished], purpose: str) -> list[Finished]:
     return [study for study in finished if study.purpose == purpose]
 
 
-def out_of_fold(finished: list[Finished], n_patches: int, train: np.ndarray) -> np.ndarray | None:
-    """Return the probabilities (T, N) of the cross-validation's heads for the training patches that they have not seen.
+def out_of_fold(
+    finished: list[Finished], folds: list[tuple[np.ndarray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return probabilities inside the training part of fold k, by heads that saw neither these patches nor fold k.
 
-    None where a training part `train` (T,) of one group left nothing to hold out; `n_patches` is the size of the data
-    set.
+    Returns
+    -------
+    (index, probabilities) or None
+        Patches (n,) of the training part, and their probabilities (n, N): all of it for a single split, the two
+        neighbouring folds in a cross-validation. None where a training part of one group left nothing to hold out.
     """
-    folds = of_purpose(finished, "fold")
-    if not folds:
-        return None
-    probabilities = np.full((n_patches, folds[0].predictions.scores.shape[1]), np.nan)
-    for study in folds:
-        probabilities[study.test] = study.predictions.scores
-    return probabilities[train]
+    _, val = folds[k]
+    index, probabilities = [], []
+    for study in of_purpose(finished, "fold"):
+        if len(folds) == 1 or np.isin(val, study.test).all():
+            inside = ~np.isin(study.test, val)
+            index.append(study.test[inside])
+            probabilities.append(study.predictions.scores[inside])
+    return (np.concatenate(index), np.concatenate(probabilities)) if index else None
 
 
 def two_splits(
-    finished: list[Finished], methods: dict[str, Predictions], patches: PatchDataset, split: str, val: np.ndarray
+    finished: list[Finished],
+    methods: dict[str, Predictions],
+    patches: PatchDataset,
+    split: str,
+    val: np.ndarray,
+    folds: int = 1,
 ) -> tuple[SplitScores, SplitScores] | None:
     """Return the same models under a split by patch and under one by group, or None where there is only one split.
 
@@ -68,6 +79,8 @@ def two_splits(
         As for `seed_metrics`.
     split : str
         How the validation part was made; anything but `random` counts as by group.
+    folds : int
+        Of the cross-validation that `methods` come from; the other split is a single one.
     """
     from histoclip_lib.models.baselines import uninformative
 
@@ -80,15 +93,21 @@ def two_splits(
     there |= {study.method: study.predictions for study in others}
     here = {name: methods[name] for name in there}
     this, other = (
-        SplitScores(patches.labels[part], bootstrap_units(patches, part), predictions)
-        for part, predictions in ((val, here), (test, there))
+        SplitScores(patches.labels[part], bootstrap_units(patches, part), predictions, n_folds)
+        for part, predictions, n_folds in ((val, here, folds), (test, there, 1))
     )
     return (this, other) if split == "random" else (other, this)
 
 
 def methods_of(finished: list[Finished]) -> dict[str, Predictions]:
-    """Return the methods that are fitted as studies: the two-layer MLP and the head without text."""
-    return {study.method: study.predictions for study in of_purpose(finished, "method")}
+    """Return the methods that are fitted as studies, all folds joined: the two-layer MLP and the head without text."""
+    by_method: dict[str, list[Finished]] = {}
+    for study in of_purpose(finished, "method"):
+        by_method.setdefault(study.method, []).append(study)
+    return {
+        method: join_folds([study.test for study in studies], [study.predictions for study in studies])
+        for method, studies in by_method.items()
+    }
 
 
 def seed_metrics(
@@ -116,6 +135,25 @@ def seed_metrics(
     return found
 
 
+def fold_metrics(
+    methods: dict[str, Predictions],
+    patches: PatchDataset,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    val: np.ndarray,
+) -> dict[str, dict[int, dict]]:
+    """Evaluate every method in each fold of a cross-validation: by method, then by the fold's number.
+
+    `methods` are predictions for the patches `val` of all folds.
+    """
+    return {
+        name: {
+            number: _points(patches, held_out, found.take(np.searchsorted(val, held_out)))
+            for number, (_, held_out) in enumerate(folds, 1)
+        }
+        for name, found in methods.items()
+    }
+
+
 def _points(patches: PatchDataset, val: np.ndarray, predictions: Predictions) -> dict:
     return point_metrics(patches.labels[val], predictions, patches.classes)
 
@@ -127,6 +165,7 @@ def design_metrics(
     val: np.ndarray,
     resamples: int,
     seed: int,
+    folds: int = 1,
 ) -> tuple[dict[str, dict], pd.DataFrame]:
     """Compare HistoCLIP as reported with the same head under one other choice.
 
@@ -134,8 +173,8 @@ def design_metrics(
     ----------
     finished, methods, patches, val
         As for `seed_metrics`.
-    resamples, seed : int
-        Of the bootstrap.
+    resamples, seed, folds : int
+        See `uncertainty.compare`.
 
     Returns
     -------
@@ -151,14 +190,14 @@ def design_metrics(
     if "histoclip_text_free" in methods:
         others["random queries, no text"] = methods["histoclip_text_free"]
     scored = {
-        name: evaluate(labels, predictions, patches.classes, units, resamples, seed)
+        name: evaluate(labels, predictions, patches.classes, units, resamples, seed, folds)
         for name, predictions in {AS_REPORTED: ours, **others}.items()
     }
     lines = {}
     for name, values in scored.items():
         line = {metric: number_text(values[metric], 4) for metric in ("mAcc", "mAP")}
         if name != AS_REPORTED:
-            found = compare(labels, others[name], ours, units, resamples, seed)
+            found = compare(labels, others[name], ours, units, resamples, seed, folds)
             line |= {"mAcc, change": signed_text(found.macc, 4), "mAP, change": signed_text(found.map, 4)}
         shown = ours if name == AS_REPORTED else others[name]
         lines[name] = line | {"cross-entropy": number_text(cross_entropy(labels, shown.scores))}
@@ -181,3 +220,20 @@ def size_frame(
         points = _points(patches, val, predictions)
         lines.append((method, size, points["mAcc"], points["mAP"]))
     return pd.DataFrame(lines, columns=["method", "n_train", "mAcc", "mAP"])
+
+
+def hidden_frame(
+    finished: list[Finished], methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray
+) -> pd.DataFrame:
+    """Return mAcc and mAP by the share of training labels that were hidden, with `methods`, where none was, first.
+
+    The columns are `method`, `hidden`, `mAcc` and `mAP`. Other arguments as for `seed_metrics`.
+    """
+    studies = of_purpose(finished, "hidden")
+    models = [(method, 0.0, methods[method]) for method in dict.fromkeys(study.method for study in studies)]
+    models += [(study.method, float(study.name.split("%")[0]) / 100, study.predictions) for study in studies]
+    lines = []
+    for method, share, predictions in models:
+        points = _points(patches, val, predictions)
+        lines.append((method, share, points["mAcc"], points["mAP"]))
+    return pd.DataFrame(lines, columns=["method", "hidden", "mAcc", "mAP"])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import METRICS
 from histoclip_lib.evaluation.text import number_text, p_text, range_text
-from histoclip_lib.evaluation.uncertainty import evaluate, unit_sums
+from histoclip_lib.evaluation.uncertainty import accuracy_shares, evaluate, unit_sums
 
 UNKNOWN = "unknown"
 PERMUTATIONS = 9999
@@ -35,6 +36,7 @@ def subgroup_table(
     units: np.ndarray,
     resamples: int,
     seed: int,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """Return every headline metric of each subgroup with its 95 % interval, as text.
 
@@ -48,7 +50,7 @@ def subgroup_table(
         N names.
     columns : dict of str to ndarray of shape (B,), str
         The subgroup of each patch, by what divides them; an empty text is unknown.
-    units, resamples, seed
+    units, resamples, seed, folds
         Of the bootstrap, which draws units within the subgroup; see `uncertainty.evaluate`.
     """
     lines = {}
@@ -56,7 +58,7 @@ def subgroup_table(
         for value in sorted(set(values)):
             part = values == value
             own = Predictions(predictions.scores[part], predictions.decisions[part])
-            found = evaluate(labels[part], own, classes, units[part], resamples, seed)
+            found = evaluate(labels[part], own, classes, units[part], resamples, seed, folds)
             line = {"patches": int(part.sum()), "groups": len(np.unique(units[part]))}
             for key, label in METRICS.items():
                 interval = f" ({range_text(found[f'{key}_ci'])})" if found[f"{key}_ci"] else ""
@@ -93,7 +95,7 @@ def largest_gap(
         return None
     used = np.isin(values, names)
     _, first, unit = np.unique(unit[used], return_index=True, return_inverse=True)
-    correct = (labels == decisions).mean(axis=1)[used]
+    correct = accuracy_shares(agreement(labels, decisions)[used])
     sums = unit_sums(np.stack([correct, np.ones(len(correct))], axis=1), unit)  # (U, 2)
     group = np.searchsorted(names, values[used][first])  # of each unit
     generator = np.random.default_rng(seed)

@@ -16,6 +16,11 @@ def number_text(value: float | None, digits: int = 3) -> str:
     return UNDEFINED if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 
+def state_text(label: float) -> str:
+    """Return a label in words."""
+    return "not known" if np.isnan(label) else "present" if label else "absent"
+
+
 def range_text(interval: Sequence[float] | None, digits: int = 3) -> str:
     """Return both ends of an interval; nothing where there is none."""
     return "" if interval is None else f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}"

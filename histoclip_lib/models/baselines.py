@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from scipy.special import expit, logit
 
-from histoclip_lib.common.arrays import unit
+from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
 from histoclip_lib.common.registry import Registry, register_method
 from histoclip_lib.data.base import PatchDataset
@@ -51,7 +52,8 @@ def uninformative(train_labels: np.ndarray, n_patches: int) -> dict[str, Predict
     >>> uninformative(np.array([[1, 0], [1, 0], [0, 1]]), n_patches=1)["majority"].decisions
     array([[ True, False]])
     """
-    prevalence = np.broadcast_to(train_labels.mean(axis=0), (n_patches, train_labels.shape[1]))
+    prior = np.nan_to_num(nan_mean(train_labels, axis=0))
+    prevalence = np.broadcast_to(prior, (n_patches, len(prior)))
     constant = np.zeros_like(prevalence)
     return {
         "all_negative": Predictions(constant, np.zeros(prevalence.shape, dtype=bool)),
@@ -76,9 +78,11 @@ def tissue_prior_method(patches: PatchDataset, train: np.ndarray, val: np.ndarra
     if patches.tissue is None:
         return {}
     labels, known, tissue = patches.labels[train], patches.tissue[train], patches.tissue[val]
-    scores = np.tile(labels.mean(axis=0), (len(val), 1))
+    prior = np.nan_to_num(nan_mean(labels, axis=0))
+    scores = np.tile(prior, (len(val), 1))
     for name in np.unique(known):
-        scores[tissue == name] = labels[known == name].mean(axis=0)
+        own = nan_mean(labels[known == name], axis=0)
+        scores[tissue == name] = np.where(np.isnan(own), prior, own)
     return {"tissue_prior": from_probabilities(scores)}
 
 
@@ -103,9 +107,11 @@ def metadata_method(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -
     values, labels = np.stack(list(patches.meta.values()), axis=1), patches.labels[train]
     encoder = OneHotEncoder(handle_unknown="ignore").fit(values[train])
     known, new = (encoder.transform(values[part]) for part in (train, val))
-    scores = np.tile((labels.sum(axis=0) + 1) / (len(train) + 2), (len(val), 1))
-    for k in np.flatnonzero(labels.min(axis=0) < labels.max(axis=0)):
-        scores[:, k] = LogisticRegression(max_iter=1000).fit(known, labels[:, k]).predict_proba(new)[:, 1]
+    positives, counted = (labels == 1).sum(axis=0), (~np.isnan(labels)).sum(axis=0)
+    scores = np.tile((positives + 1) / (counted + 2), (len(val), 1))
+    for k in np.flatnonzero((positives > 0) & (positives < counted)):
+        own = ~np.isnan(labels[:, k])
+        scores[:, k] = LogisticRegression(max_iter=1000).fit(known[own], labels[own, k]).predict_proba(new)[:, 1]
     return {"metadata_only": from_probabilities(scores)}
 
 
@@ -180,9 +186,61 @@ def fit_baseline(
     return BASELINES[name](features, patches, train, seed, *text)
 
 
-def fit_baselines(*arguments: object) -> dict[str, FittedBaseline]:
-    """Fit every registered baseline; `fit_baseline` has the arguments after the name."""
-    return {name: fit_baseline(name, *arguments) for name in BASELINES}
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What a baseline that was fitted on one part says of another.
+
+    Attributes
+    ----------
+    predictions : Predictions
+        For the patches that were held out.
+    about : str
+        What was chosen in fitting, in Markdown.
+    inside : ndarray of shape (T, N) or None
+        Probabilities of the T patches that it was fitted on, by models that had not seen them; None where it has none.
+    """
+
+    predictions: Predictions
+    about: str
+    inside: np.ndarray | None
+
+
+def fit_baselines(
+    features: ImageFeatures,
+    patches: PatchDataset,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    seed: int,
+    class_embeddings: np.ndarray | None,
+    workers: int | None = None,
+) -> dict[str, list[HeldOut]]:
+    """Fit every registered baseline in each fold, and predict the patches that it holds out.
+
+    `seed` and `class_embeddings` are those of `fit_baseline`, without which baselines with text are left out; `workers`
+    is the number of processes that share the folds, by default one for each core.
+    """
+    import joblib
+
+    names = [name for name in BASELINES.load() if class_embeddings is not None or name not in WITH_TEXT]
+    patches = replace(patches, source=None)  # labels and groups are all that is needed of them
+    workers = (os.cpu_count() or 1) if workers is None and len(folds) > 1 else workers or 1
+    given = (features, patches, seed, class_embeddings)
+    done = joblib.Parallel(n_jobs=workers)(
+        joblib.delayed(_held_out)(name, *fold, *given) for fold in folds for name in names
+    )
+    return {name: done[number :: len(names)] for number, name in enumerate(names)}
+
+
+def _held_out(
+    name: str,
+    train: np.ndarray,
+    val: np.ndarray,
+    features: ImageFeatures,
+    patches: PatchDataset,
+    seed: int,
+    class_embeddings: np.ndarray,
+) -> HeldOut:
+    fitted = fit_baseline(name, features, patches, train, seed, class_embeddings)
+    return HeldOut(fitted.predict(features, val), fitted.about(), getattr(fitted, "out_of_fold", None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,15 +343,16 @@ def _fit_regressions(
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    n_patches, n_views, width = views.shape
+    _, n_views, width = views.shape
     scaler = StandardScaler().fit(views.reshape(-1, width))
     scaler.scale_[-1] /= boost
     examples, labels = scaler.transform(views.reshape(-1, width)), np.repeat(labels, n_views, axis=0)
-    positives = labels.sum(axis=0) / n_views
-    weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (n_patches + 2))
-    for k in np.flatnonzero((positives > 0) & (positives < n_patches)):
+    positives, known = ((values.sum(axis=0) / n_views) for values in (labels == 1, ~np.isnan(labels)))
+    weights, intercepts = np.zeros((width, labels.shape[1]), dtype=np.float32), logit((positives + 1) / (known + 2))
+    for k in np.flatnonzero((positives > 0) & (positives < known)):
+        own = slice(None) if known[k] == len(views) else ~np.isnan(labels[:, k])
         with threadpool_limits(1):  # L-BFGS takes many small products: two threads were 30 times slower than one
-            model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples, labels[:, k])
+            model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples[own], labels[own, k])
         weights[:, k], intercepts[k] = model.coef_[0], model.intercept_[0]
     mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
     return LinearProbe(mean, scale, weights, intercepts, strength, losses or {}, out_of_fold)
@@ -310,7 +369,7 @@ class KNearest:
     examples : ndarray of shape (T, V, d)
         Training patches, centred, of unit length.
     labels : ndarray of shape (T, N)
-        0 or 1.
+        0, 1, or NaN where not known; such a neighbour has no vote.
     k : int
         Number of neighbours that vote.
     losses : dict of int to float
@@ -485,19 +544,20 @@ def fit_gaussian_with_text(
 
 
 def _fit_gaussians(embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> GaussianWithText:
-    n_patches, width = embeddings.shape
-    positives = labels.sum(axis=0)
+    width = embeddings.shape[1]
+    positives, known = (labels == 1).sum(axis=0), (~np.isnan(labels)).sum(axis=0)
     weights, intercepts = np.zeros((width, labels.shape[1])), np.zeros(labels.shape[1])
-    for k in np.flatnonzero((positives > 0) & (positives < n_patches)):
-        present = labels[:, k] == 1
-        means = np.stack([embeddings[present].mean(axis=0), embeddings[~present].mean(axis=0)]).astype(float)
-        within = embeddings - means[np.where(present, 0, 1)]
-        spread = within.T @ within / max(n_patches - 1, 1)
-        trace = max(np.trace(spread), LEAST_WITHIN * embeddings.var(axis=0).sum(), 1e-12)
-        shrunk = (n_patches - 1) * spread + trace * np.eye(width)
+    for k in np.flatnonzero((positives > 0) & (positives < known)):
+        own = embeddings[~np.isnan(labels[:, k])]
+        present = labels[~np.isnan(labels[:, k]), k] == 1
+        means = np.stack([own[present].mean(axis=0), own[~present].mean(axis=0)]).astype(float)
+        within = own - means[np.where(present, 0, 1)]
+        spread = within.T @ within / max(known[k] - 1, 1)
+        trace = max(np.trace(spread), LEAST_WITHIN * own.var(axis=0).sum(), 1e-12)
+        shrunk = (known[k] - 1) * spread + trace * np.eye(width)
         weights[:, k] = width * np.linalg.solve(shrunk, means[0] - means[1])
         intercepts[k] = -means.mean(axis=0) @ weights[:, k]
-    prior = logit((positives + 1) / (n_patches + 2))
+    prior = logit((positives + 1) / (known + 2))
     return GaussianWithText(weights, intercepts, prior, TextScores.of(classes, embeddings), DEFAULT_WEIGHTS, {})
 
 
@@ -603,16 +663,17 @@ def _votes(queries: np.ndarray, examples: np.ndarray, labels: np.ndarray, ks: tu
             cosines = (queries[chunk, view] @ flat.T).reshape(-1, len(examples), n_views).max(axis=2)
             nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
             order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), axis=1, kind="stable")
-            positives = labels[np.take_along_axis(nearest, order, axis=1)].cumsum(axis=1, dtype=np.int64)
+            votes = labels[np.take_along_axis(nearest, order, axis=1)]
+            positives, known = (np.cumsum(part, axis=1, dtype=np.int64) for part in (votes == 1, ~np.isnan(votes)))
             for number, k in enumerate(ks):
-                result[number, chunk] += (positives[:, k - 1] + 1) / (k + 2)
+                result[number, chunk] += (positives[:, k - 1] + 1) / (known[:, k - 1] + 2)
     return result / queries.shape[1]
 
 
 def _folds(patches: PatchDataset, train: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return positions inside and outside of each fold's training part; none where nothing could be chosen by them."""
     parts, labels = grouped_folds(patches, train, FOLDS, seed), patches.labels[train]
-    teaches = any((labels[inside].min(axis=0) < labels[inside].max(axis=0)).any() for inside, _ in parts)
+    teaches = any(((labels[inside] == 0).any(axis=0) & (labels[inside] == 1).any(axis=0)).any() for inside, _ in parts)
     return parts if teaches else []
 
 

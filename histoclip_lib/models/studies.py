@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from histoclip_lib.features.store import ImageFeatures
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the training part, beside the whole of it
+HIDDEN = (0.5, 0.8)  # shares of the training labels
 FOLDS = 4
 SEEDED = ("histoclip_global", "histoclip_patch")
 KEYS = ["purpose", "name", "method"]
@@ -52,7 +53,7 @@ class Study:
 
     Attributes
     ----------
-    purpose : {"method", "seed", "fold", "split", "design", "size"}
+    purpose : {"method", "seed", "fold", "split", "design", "size", "hidden"}
         Which question it answers.
     name : str
         Such as `2 layers`; unique among the studies of one purpose and method.
@@ -64,6 +65,8 @@ class Study:
         Changes to the head's options and to `TrainingOptions`.
     views : int, optional
         How many views to use, where not all.
+    hidden : float
+        Share of the training labels that are hidden, at random, as if they were not known.
     """
 
     purpose: str
@@ -74,6 +77,7 @@ class Study:
     head: dict[str, object] = field(default_factory=dict)
     training: dict[str, object] = field(default_factory=dict)
     views: int | None = None
+    hidden: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +110,7 @@ class Finished:
 def plan_studies(
     patches: PatchDataset,
     split: str,
-    train: np.ndarray,
-    val: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
     options: TrainingOptions,
     head_options: dict[str, object],
     val_fraction: float,
@@ -117,14 +120,19 @@ def plan_studies(
 ) -> list[Study]:
     """List the models that the report compares with the two heads.
 
+    The methods of the table are fitted in each fold. Calibration needs predictions from inside the training part of a
+    fold: with a single split these are those of FOLDS heads; in a cross-validation, of heads that see neither fold k
+    nor fold k + 1, so that each predicts, for either, patches of the other. What other seeds and designs change is left
+    to single splits: there a cross-validation would multiply the cost.
+
     Parameters
     ----------
     patches : PatchDataset
         B patches.
     split : str
-        How `train` and `val` were made.
-    train, val : ndarray of int
-        The two parts.
+        How the parts were made.
+    folds : list of (ndarray, ndarray)
+        As for `training.train_heads`. Further questions are asked in the first.
     options, head_options
         Of the two heads.
     val_fraction : float
@@ -136,24 +144,47 @@ def plan_studies(
     everything : bool
         False for the methods of the table and the folds alone.
     """
+    train, val = folds[0]
     whole = {"train": train, "test": val}
-    plan = [Study("method", method, method, **whole) for method in ("mlp", "histoclip_text_free")]
-    for number, (fit, held_out) in enumerate(grouped_folds(patches, train, FOLDS, options.seed), 1):
-        plan.append(Study("fold", f"fold {number}", "histoclip_patch", train[fit], train[held_out]))
+    plan = [
+        Study("method", f"fold {number}", method, *fold)
+        for method in ("mlp", "histoclip_text_free")
+        for number, fold in enumerate(folds, 1)
+    ]
+    plan += _inner_folds(patches, folds, options.seed)
     if not everything:
         return plan
-    for seed in dict.fromkeys(seeds):
-        if seed != options.seed:
-            for method in SEEDED:
-                plan.append(Study("seed", f"seed {seed}", method, **whole, training={"seed": seed}))
+    if len(folds) == 1:
+        for seed in dict.fromkeys(seeds):
+            if seed != options.seed:
+                for method in SEEDED:
+                    plan.append(Study("seed", f"seed {seed}", method, **whole, training={"seed": seed}))
+        plan += _designs(head_options, whole)
     plan += _other_split(patches, split, options.seed, val_fraction)
-    plan += _designs(head_options, whole)
+    plan += [
+        Study("hidden", f"{share:.0%} hidden", method, **whole, hidden=share) for share in HIDDEN for method in COMPARED
+    ]
     draw = np.random.default_rng(options.seed)
     for size in sorted({max(2, round(fraction * len(train))) for fraction in FRACTIONS}):
         for number in range(1, draws + 1):
             subset = np.sort(draw.choice(train, size, replace=False))
             for method in SIZED:
                 plan.append(Study("size", f"{size} patches, draw {number}", method, subset, val))
+    return plan
+
+
+def _inner_folds(patches: PatchDataset, folds: list[tuple[np.ndarray, np.ndarray]], seed: int) -> list[Study]:
+    """Return the heads by whose predictions the head on patch tokens is calibrated."""
+    if len(folds) == 1:
+        train = folds[0][0]
+        parts = [(train[fit], train[held_out]) for fit, held_out in grouped_folds(patches, train, FOLDS, seed)]
+        return [Study("fold", f"fold {n}", "histoclip_patch", *part) for n, part in enumerate(parts, 1)]
+    plan = []
+    for k, (train, val) in enumerate(folds):
+        following = (k + 1) % len(folds)
+        beyond = folds[following][1]
+        name = f"without folds {k + 1} and {following + 1}"
+        plan.append(Study("fold", name, "histoclip_patch", np.setdiff1d(train, beyond), np.union1d(val, beyond)))
     return plan
 
 
@@ -256,6 +287,8 @@ def _fit(
     share: int,
 ) -> np.ndarray:
     """Return the probabilities (n, N) of a study's test patches."""
+    if study.hidden:
+        patches = replace(patches, labels=hide_labels(patches.labels, study.train, study.hidden, options.seed))
     if study.method in BASELINES:
         fitted = fit_baseline(study.method, features, patches, study.train, options.seed, class_embeddings)
         return fitted.predict(features, study.test).scores
@@ -274,6 +307,14 @@ def _fit(
     return predict_probabilities(head, reader, study.test)
 
 
+def hide_labels(labels: np.ndarray, train: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return labels (B, N) in which a random share of those of the patches `train` is NaN, not known; float32."""
+    hidden = labels.astype(np.float32)
+    chosen = np.random.default_rng(seed).random((len(train), labels.shape[1])) < share
+    hidden[train] = np.where(chosen, np.nan, hidden[train])
+    return hidden
+
+
 def _shared_identity(class_embeddings: np.ndarray, features: ImageFeatures, patches: PatchDataset, clip: CLIP) -> str:
     """Return a digest of what all studies of a run share; features are named by their files."""
     digest = hashlib.sha256(np.ascontiguousarray(class_embeddings).tobytes() + patches.labels.tobytes())
@@ -289,6 +330,7 @@ def _identity(
     study: Study, head_options: dict[str, object], options: TrainingOptions, n_views: int, shared: str
 ) -> str:
     about = {**asdict(options), **study.training, **head_options, **study.head, "method": study.method}
+    about |= {"hidden": study.hidden} if study.hidden else {}
     about |= {"views": study.views or n_views, "shared": shared}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     digest.update(study.train.tobytes() + b"/" + study.test.tobytes())

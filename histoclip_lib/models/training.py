@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -20,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.predictions import Predictions, from_probabilities, mean_accuracy
+from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
@@ -197,8 +199,10 @@ class TrainingStep:
             on_cuda = next(head.parameters()).device.type == "cuda"
             self.loss = torch.compile(bce_loss, mode="reduce-overhead" if on_cuda else None, dynamic=False)
 
-    def __call__(self, tokens: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, truth: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
         """Update the head on tokens (B, L, d) and labels (B, N) from 0 to 1; return the loss, a scalar.
+
+        `known` (B, N) weighs each label, 0 for one that is not known; by default all count alike.
 
         When the device's memory does not suffice, this batch and all later ones are taken in two halves whose gradients
         are added: the update is that of the whole batch, dropout aside, which is drawn for each half.
@@ -209,7 +213,7 @@ class TrainingStep:
             If the memory does not suffice for half a batch either; the head has not been changed.
         """
         try:
-            loss = self._gradient(tokens, truth)
+            loss = self._gradient(tokens, truth, known)
         except torch.OutOfMemoryError as error:
             if self.parts > 1 or len(tokens) == 1:
                 raise HistoCLIPError(
@@ -225,26 +229,37 @@ class TrainingStep:
                 stacklevel=2,
             )
             torch.cuda.empty_cache()
-            return self(tokens, truth)
+            return self(tokens, truth, known)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss
 
-    def _gradient(self, tokens: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def _gradient(self, tokens: torch.Tensor, truth: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
+        if known is not None:
+            known = known / known.mean().clamp_min(
+                torch.finfo(known.dtype).tiny
+            )  # so that the loss is a mean over these
         total = 0
-        for part, labels in zip(tokens.chunk(self.parts), truth.chunk(self.parts), strict=True):
-            loss = self.loss(self.head, part, labels, self.amp_dtype) * (len(part) / len(tokens))
+        weights = [None] * self.parts if known is None else known.chunk(self.parts)
+        for part, labels, weight in zip(tokens.chunk(self.parts), truth.chunk(self.parts), weights, strict=True):
+            loss = self.loss(self.head, part, labels, self.amp_dtype, weight) * (len(part) / len(tokens))
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
 
-def bce_loss(head: nn.Module, tokens: torch.Tensor, truth: torch.Tensor, amp_dtype: torch.dtype | None) -> torch.Tensor:
-    """Return eq. (5), the binary cross-entropy of sigma(logit), as a scalar."""
+def bce_loss(
+    head: nn.Module,
+    tokens: torch.Tensor,
+    truth: torch.Tensor,
+    amp_dtype: torch.dtype | None,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return eq. (5), the binary cross-entropy of sigma(logit), as a scalar; `weight` (B, N) is that of each label."""
     with torch.autocast(tokens.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         logits, _ = head(tokens)
-    return functional.binary_cross_entropy_with_logits(logits.float(), truth)
+    return functional.binary_cross_entropy_with_logits(logits.float(), truth, weight)
 
 
 def some_tokens(tokens: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -287,7 +302,7 @@ def train_head(
     reader : FeatureReader
         Features of the B patches.
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known: these do not count in the loss.
     train, val : ndarray of int
         Indices of the patches of the two parts; `val` may be empty.
     options : TrainingOptions
@@ -332,7 +347,9 @@ def train_head(
     head.to(device).train()
     optimizer = _optimizer(head, options, len(train))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
-    targets = torch.from_numpy(labels.astype(np.float32)).to(device)
+    targets = torch.from_numpy(np.nan_to_num(labels.astype(np.float32))).to(device)
+    incomplete = bool(np.isnan(labels[train]).any())
+    all_known = torch.from_numpy((~np.isnan(labels)).astype(np.float32)).to(device)
     identity = training_identity(head, reader.features, reader.n_views, labels, train, options)
     history = load_checkpoint(checkpoint, identity, head, optimizer, scaler) if checkpoint else []
     batches_per_epoch = math.ceil(len(train) / options.batch_size)
@@ -351,11 +368,16 @@ def train_head(
         for number, ((index, _), tokens) in enumerate(zip(batches, reader.batches(batches), strict=True), 1):
             for group in optimizer.param_groups:
                 group["lr"] = options.rate(epoch + number / batches_per_epoch)
-            tokens, truth = some_tokens(tokens, options.token_dropout), targets[index]
+            tokens, truth, known = some_tokens(tokens, options.token_dropout), targets[index], all_known[index]
             if options.mixup:
                 weight, partner = draw.beta(options.mixup, options.mixup), draw.permutation(len(index))
-                tokens, truth = (values.float().lerp(values[partner].float(), weight) for values in (tokens, truth))
-            losses.append(step(tokens, truth))
+                tokens, truth, known = (
+                    values.float().lerp(values[partner].float(), weight) for values in (tokens, truth, known)
+                )
+            if incomplete:  # a mixed label of which a half is not known is the other half, with the weight of that
+                losses.append(step(tokens, truth / known.clamp_min(1e-6), known))
+            else:
+                losses.append(step(tokens, truth))
         losses = torch.stack(losses).cpu().numpy()
         _require_finite(head, losses, epoch, options.learning_rate, checkpoint)
         mean_loss = float(np.average(losses, weights=[len(index) for index, _ in batches]))
@@ -420,17 +442,22 @@ def random_queries(n_classes: int, width: int, seed: int) -> torch.Tensor:
     return functional.normalize(torch.randn((n_classes, width), generator=generator), dim=-1)
 
 
+def head_path(folder: Path, kind: str, fold: int | None = None) -> Path:
+    """Return where a run keeps the head on `global` or `patch` features: that of a fold, by default the final one."""
+    return folder / (f"cmm_{kind}.safetensors" if fold is None else f"folds/{kind}_{fold + 1}.safetensors")
+
+
 def train_heads(
     class_embeddings: np.ndarray,
     head_options: dict[str, object],
     features: ImageFeatures,
     patches: PatchDataset,
-    train: np.ndarray,
-    val: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
     options: TrainingOptions,
     clip: CLIP,
     folder: Path,
-) -> tuple[dict[str, CMM], pd.DataFrame]:
+    workers: int | None = None,
+) -> tuple[dict[str, list[CMM]], pd.DataFrame]:
     """Fit the head on the global embedding and on the patch tokens, or load those that the same training left.
 
     Parameters
@@ -439,56 +466,102 @@ def train_heads(
         As in `new_head`.
     features, patches
         Features, labels and classes of B patches.
-    train, val, options
+    folds : list of (ndarray, ndarray)
+        For each fold the patches to fit on and those to hold out, as `splits.make_folds` returns. With several, a final
+        head of each kind is fitted on the patches of all of them.
+    options
         As in `train_head`.
     clip : CLIP
         Gives backbone, device and precision, and whether steps are compiled.
     folder : Path
-        Of the run. `cmm_global.safetensors` and `cmm_patch.safetensors` are written there as soon as each is trained,
-        with the history and with what determined the training: a head for which all of that is the same is loaded.
+        Of the run. Heads are written to `head_path` as soon as each is trained, with the history and with what
+        determined the training: a head for which all of that is the same is loaded.
+    workers : int, optional
+        Processes that share the heads of several folds out among them. By default one for each core, each on one
+        thread; on CUDA one.
 
     Returns
     -------
-    heads : dict of str to CMM
-        `global` and `patch`.
+    heads : dict of str to list of CMM
+        `global` and `patch`, of each fold.
     history : DataFrame
-        Of both, with a column `head`.
+        Of both in the first fold, with a column `head`.
     """
-    heads, histories = {}, []
-    for kind in KINDS:
-        path, shards = folder / f"cmm_{kind}.safetensors", features.of_kind(kind)
-        head = new_head(class_embeddings, head_options, shards, train, options.seed)
-        identity = json.dumps(
-            [
-                training_identity(head, shards, features.n_views, patches.labels, train, options),
-                hashlib.sha256(val.tobytes() + patches.labels[val].tobytes()).hexdigest(),
-                *(clip.device.type, str(clip.amp_dtype), clip.compiled),
-            ]
-        )
-        found = _finished_head(path, identity, patches.classes, clip.backbone)
-        if found is None:
-            history = train_head(
-                *(head, FeatureReader(shards, clip.device), patches.labels, train, val, options),
-                checkpoint=folder / f".cmm_{kind}.checkpoint.safetensors",
-                amp_dtype=clip.amp_dtype,
-                compiled=clip.compiled,
-            )
-            kept = json.dumps(history.to_dict("records"))
-            save_cmm(head, path, patches.classes, clip.backbone, identity, kept)
-        else:
-            head, history = found
-        heads[kind] = head.to(clip.device)
-        histories.append(history.assign(head=kind))
-    return heads, pd.concat(histories, ignore_index=True)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if len(folds) > 1 and clip.device.type == "cpu" else 1
+    everything = np.unique(np.concatenate([val for _, val in folds]))
+    nothing = everything[:0]
+    parts = [(0, *folds[0]), *((k, train, nothing) for k, (train, _) in enumerate(folds[1:], 1))]  # one with a curve
+    parts = [(None, *folds[0])] if len(folds) == 1 else [*parts, (None, everything, nothing)]
+    (folder / "folds").mkdir(exist_ok=True)
+    compute = (clip.backbone, clip.device, clip.amp_dtype, clip.compiled)
+    shared = (class_embeddings, head_options, features, patches.labels, patches.classes, options, compute, 3 * workers)
+    trainings = {head_path(folder, kind, k): (kind, train, val) for kind in KINDS for k, train, val in parts}
+    for old in set((folder / "folds").glob("*.safetensors")) - trainings.keys():
+        old.unlink()
+    tasks = [joblib.delayed(_train_or_find)(path, *part, *shared, workers == 1) for path, part in trainings.items()]
+    done = joblib.Parallel(n_jobs=workers, return_as="generator")(tasks)
+    bar = tqdm(done, total=len(tasks), desc="heads", disable=workers == 1)
+    histories = dict(zip(trainings, bar, strict=True))
+
+    first = None if len(folds) == 1 else 0
+    history = pd.concat([histories[head_path(folder, kind, first)].assign(head=kind) for kind in KINDS])
+    numbers = [first] if len(folds) == 1 else range(len(folds))
+    heads = {
+        kind: [load_cmm(head_path(folder, kind, k), patches.classes, clip.backbone).to(clip.device) for k in numbers]
+        for kind in KINDS
+    }
+    return heads, history.reset_index(drop=True)
 
 
-def _finished_head(path: Path, identity: str, classes: list[str], backbone: str) -> tuple[CMM, pd.DataFrame] | None:
-    """Return the head in a file and its history, or None where it is of another training or damaged."""
+def _train_or_find(
+    path: Path,
+    kind: str,
+    train: np.ndarray,
+    val: np.ndarray,
+    class_embeddings: np.ndarray,
+    head_options: dict[str, object],
+    features: ImageFeatures,
+    labels: np.ndarray,
+    classes: list[str],
+    options: TrainingOptions,
+    compute: tuple[str, torch.device, torch.dtype | None, bool],
+    share: int,
+    progress: bool,
+) -> pd.DataFrame:
+    """Write one head, unless the file holds it already, and return its history."""
+    backbone, device, amp_dtype, compiled = compute
+    shards = features.of_kind(kind)
+    head = new_head(class_embeddings, head_options, shards, train, options.seed)
+    identity = json.dumps(
+        [
+            training_identity(head, shards, features.n_views, labels, train, options),
+            hashlib.sha256(val.tobytes() + labels[val].tobytes()).hexdigest(),
+            *(device.type, str(amp_dtype), compiled),
+        ]
+    )
+    found = _finished_head(path, identity, classes, backbone)
+    if found is not None:
+        return found
+    history = train_head(
+        *(head, FeatureReader(shards, device, share=share), labels, train, val, options),
+        checkpoint=path.with_name(f".{path.stem}.checkpoint.safetensors"),
+        amp_dtype=amp_dtype,
+        progress=progress,
+        compiled=compiled,
+    )
+    save_cmm(head, path, classes, backbone, identity, json.dumps(history.to_dict("records")))
+    return history
+
+
+def _finished_head(path: Path, identity: str, classes: list[str], backbone: str) -> pd.DataFrame | None:
+    """Return the history of the head in a file, or None where it is of another training or damaged."""
     about = read_metadata(path)
     if about.get("identity") != identity:
         return None
     try:
-        return load_cmm(path, classes, backbone), pd.DataFrame(json.loads(about["history"]), columns=HISTORY)
+        load_cmm(path, classes, backbone)
+        return pd.DataFrame(json.loads(about["history"]), columns=HISTORY)
     except (HistoCLIPError, LookupError, TypeError, ValueError, RuntimeError):
         return None
 
@@ -539,11 +612,8 @@ def predict(head: CMM, features: ImageFeatures, kind: str, index: np.ndarray, de
 
 def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
     probabilities = predict_probabilities(head, reader, val)
-    loss = functional.binary_cross_entropy(
-        torch.from_numpy(probabilities), torch.from_numpy(labels[val].astype(np.float32))
-    )
     return {
-        "val_loss": loss.item(),
+        "val_loss": cross_entropy(labels[val], probabilities),
         "val_mAcc": mean_accuracy(labels[val], from_probabilities(probabilities).decisions),
     }
 

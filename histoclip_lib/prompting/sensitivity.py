@@ -86,7 +86,7 @@ def score_variants(
         Encodes each distinct prompt once. A variant that needs more than MAX_NEW_PROMPTS prompts which are not encoded
         yet is left out: the power-set has 2^N of them, and Top-k one for each beginning of a ranking that occurs.
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known.
     draws : int
         Maximum number of distinct choices of one name per class. There are none if no class has a synonym.
     seed : int

@@ -20,11 +20,12 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
 
-from histoclip_lib.common.arrays import unit
+from histoclip_lib.common.arrays import all_right, unit
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import thumbnail
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import enlarge, square_crop
 from histoclip_lib.report import figures
 from histoclip_lib.report.export import EXPLORER_TYPE
@@ -239,7 +240,7 @@ def choose_to_explore(labels: np.ndarray, probabilities: np.ndarray, count: int 
         then, as about half, those with the most confident errors. Where one kind is short, more of the other.
     """
     count = min(count, len(labels))
-    right = np.flatnonzero(((probabilities >= THRESHOLD) == labels).all(axis=1))
+    right = np.flatnonzero(all_right(labels, probabilities >= THRESHOLD))
     telling = right[figures.choose_for_attention(labels[right], probabilities[right], count)].tolist()
     telling += np.setdiff1d(right, telling)[: count - len(telling)].tolist()  # those in which there is nothing to find
     wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, count)]
@@ -269,7 +270,7 @@ def patch_gallery(
         Of the random ones.
     """
     labels = patches.labels[index]
-    any_wrong = ((probabilities >= THRESHOLD) != labels).any(axis=1)
+    any_wrong = ~all_right(labels, probabilities >= THRESHOLD)
     wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, MOST_IN_GALLERY)]
     right = np.flatnonzero(~any_wrong)
     n_right = min(MOST_IN_GALLERY - len(wrong), len(right))
@@ -523,7 +524,7 @@ class _Prompts:
             ", ".join(label for label, own in scored.items() if own and own.decisions[place, k])
             for k in range(len(classes))
         ]
-        states = ["present" if label else "absent" for label in self.patches.labels[i]]
+        states = [state_text(label) for label in self.patches.labels[i]]
         numbers = [f"{cosine:.3f}" for cosine in cosines[place]]
         return {
             "methods": lines,
@@ -571,7 +572,10 @@ def _shared(classes: list[str]) -> dict:
 def _about(patches: PatchDataset, i: int, probabilities: np.ndarray | None = None) -> dict:
     """Return name, origin and truth of a patch, and its scores (N,)."""
     known = {"group": patches.groups, "part": patches.parts, "tissue": patches.tissue}
-    about = {"name": patches.files[i], "labels": patches.labels[i].tolist()}
+    about = {
+        "name": patches.files[i],
+        "labels": [None if np.isnan(label) else int(label) for label in patches.labels[i]],
+    }
     about |= {name: None if values is None else str(values[i]) for name, values in known.items()}
     if probabilities is not None:
         rounded = probabilities.astype(float).round(4)

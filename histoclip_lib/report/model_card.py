@@ -28,8 +28,8 @@ found.probabilities, found.fitted, found.ood
 
 or `histoclip predict MODEL IMAGES --out DIR`."""
 SPLITS = {
-    "random": "patches were drawn, so those of one patient may be in both parts and inflate every number.",
-    "grouped": "no group is in both parts.",
+    "random": "patches were drawn, so those of one patient may be in several parts and inflate every number.",
+    "grouped": "each group is in one part.",
     "given": "the parts that came with the data.",
 }
 
@@ -65,8 +65,7 @@ def card_metadata(methods: dict[str, dict], name: str, dataset: str) -> str:
 def model_card(
     methods: dict[str, dict],
     patches: PatchDataset,
-    train: np.ndarray,
-    val: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
     *,
     name: str,
     dataset: str,
@@ -86,8 +85,8 @@ def model_card(
         As in `metrics.json`.
     patches : PatchDataset
         The data set.
-    train, val : ndarray of int
-        Its two parts.
+    folds : list of (ndarray, ndarray)
+        For each fold the patches to fit on and those held out; a single one without cross-validation.
     name, dataset, backbone, pretrained, split, seed, views
         As in the parameter file; any text is shown as it was typed.
     training : dict of str to object
@@ -103,6 +102,16 @@ def model_card(
     generated = not data.needs_folder
     weights = f", weights {as_typed(pretrained)}" if pretrained else ""
     options = {**training, "seed": seed, "views": views}
+    val = np.concatenate([held_out for _, held_out in folds])
+    train = folds[0][0] if len(folds) == 1 else val
+    sizes = f"{len(train)} patches to train on, {len(val)} to validate on, of {len(patches)}."
+    protocol = "The numbers come from the validation part, on which no head was trained."
+    if len(folds) > 1:
+        sizes = f"{len(val)} patches of {len(patches)}."
+        protocol = (
+            f"The numbers come from a cross-validation of {len(folds)} folds: each patch was predicted by models that "
+            "had not seen its fold. The two heads here were then trained on all patches."
+        )
     listed = ", ".join(as_typed(f"{key}: {value}") for key, value in options.items())
     files = "\n".join(
         f"- {', '.join(as_typed(file) for file in names.split(', '))}: {text}" for names, text in FILES.items()
@@ -137,23 +146,23 @@ magnifications, nor for classes other than these:
 
 Stain, scanner, magnification, hospital and organ change how patches look. None was varied beyond what the data itself
 holds.
-{_groups(patches, train, val)}
+{_groups(patches, folds)}
 
 ## Metrics
 
 mAcc is the mean over the classes of the accuracy at sigma >= 0.5. It rewards the common answer, so it can only be
 judged beside the methods that look at no image. mAP and AUROC rank by score; F1 counts what is present.
-{interval_note(patches, val)}
+{interval_note(patches, val, len(folds))}
 
 ## Training and evaluation data
 
 {data.about}
 
-- **Sizes.** {len(train)} patches to train on, {len(val)} to validate on, of {len(patches)}.
-- **Split.** {as_typed(split)}: {SPLITS[split]}
+- **Sizes.** {sizes}
+- **Split.** {as_typed(split)}: {SPLITS[split]} {protocol}
 - **Licence of the data.** {data.licence}
-- No patch was held out for a test beyond the validation part. It chose nothing in this run, but whoever picks options
-  by its numbers picks with its labels.
+- No patch was held out for a test beyond this. It chose nothing in this run, but whoever picks options by these
+  numbers picks with their labels.
 
 ## Quantitative analyses
 
@@ -189,9 +198,14 @@ def _classes(patches: PatchDataset, methods: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _groups(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> str:
+def _groups(patches: PatchDataset, folds: list[tuple[np.ndarray, np.ndarray]]) -> str:
     if patches.groups is None:
         return "Groups (patients or source images) are not known, so neither is how far results differ between them."
+    if len(folds) > 1:
+        parts = [np.unique(patches.groups[val]) for _, val in folds]
+        names, times = np.unique(np.concatenate(parts), return_counts=True)
+        return f"Groups (patients or source images): {len(names)}, {(times > 1).sum()} of them in several folds."
+    train, val = folds[0]
     both = len(np.intersect1d(patches.groups[train], patches.groups[val]))
     return (
         f"Groups (patients or source images): {len(np.unique(patches.groups[train]))} to train on, "
@@ -228,8 +242,8 @@ def _caveats(patches: PatchDataset, val: np.ndarray, methods: dict[str, dict], n
         lines.append("- The patches are generated. Nothing here shows how a head performs on tissue.")
     n_units = len(val) if patches.groups is None else len(np.unique(patches.groups[val]))
     lines.append(
-        f"- The validation part has {n_units} {'patches' if patches.groups is None else 'groups'}: other hospitals may "
-        "differ from it by more than its interval says."
+        f"- The numbers rest on {n_units} {'patches' if patches.groups is None else 'groups'}: other hospitals may "
+        "differ from them by more than the intervals say."
     )
     lines.append("- Validate on your own patients before you rely on a head, and choose a threshold for each class.")
     return "\n".join(lines)

@@ -92,13 +92,18 @@ def _group_lines(group: TableGroup, metric: str, columns: list[str]) -> list[Nod
     for run in group.runs:
         if not (scores := run.scores if metric == "mAcc" else run.mean_ap):
             continue
-        about = f"{group.dataset}, {run.split} split, {run.backbone}{'' if run.is_clip else ' (not CLIP)'}"
+        about = f"{group.dataset}, {split_text(run)}, {run.backbone}{'' if run.is_clip else ' (not CLIP)'}"
         lines.append(_line(run.name, about, [_number(scores.get(name)) for name in columns]))
     if group.paper and metric == "mAcc":
         about = "as the paper reports it" + ("" if group.runs else "; no run yet")
         cells = [_number(Score(group.paper[name], None) if name in group.paper else None) for name in columns]
         lines.append(_line(group.dataset, about, cells, class_="paper"))
     return lines
+
+
+def split_text(run: RunMetrics) -> str:
+    """Return how the patches of a run were divided: `grouped split, 5 folds`."""
+    return f"{run.split} split" + (f", {run.folds} folds" if run.folds > 1 else "")
 
 
 def _line(name: str, about: str, cells: Sequence[Sequence[Node]], **attributes: str) -> Node:
@@ -117,7 +122,7 @@ def _number(score: Score | None) -> tuple[Node, ...]:
 
 def _card(run: RunMetrics) -> Node:
     facts: list[tuple[str, Sequence[Node], str]] = [
-        ("Data set", (f"{run.dataset}, {run.split} split",), "dataset"),
+        ("Data set", (f"{run.dataset}, {split_text(run)}",), "dataset"),
         ("Encoder", (", ".join(filter(None, (run.backbone, run.pretrained))),), "backbone"),
         *((short_label(name), _number(run.scores[name]), f"score {name}") for name in ON_CARDS if name in run.scores),
         ("Evaluated", (when_made(run),), "made"),

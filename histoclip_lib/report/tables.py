@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
@@ -22,10 +23,10 @@ from histoclip_lib.report.notebooks import run_notebooks
 ALL_POSITIVE = {"pannuke": 0.4107}  # mAcc of marking every label, measured on the whole data set
 FILES = {
     "metrics.json": "every number of the tables",
-    "predictions.parquet": "score and decision of every method for each patch and class of the validation part",
+    "predictions.parquet": "score and decision of every method for each class of the patches that were scored",
     "studies.parquet": "predictions of the models that 03 Training compares",
     "zero_shot.parquet": "score and decision of the zero-shot strategies for all patches",
-    "split.csv": "which patches were used for training, and which for validation",
+    "split.csv": "which patches were used for training and which for validation, or the fold of each",
     "history.csv": "loss and validation mAcc of each epoch",
     "class_matrix.npy": "the class embeddings of eq. (2)",
     "cmm_patch.safetensors": "the head on patch tokens, with its options, classes and backbone",
@@ -115,21 +116,27 @@ def whole_set_table(methods: dict[str, Predictions], patches: PatchDataset, val:
 
 
 def _frequencies(labels: np.ndarray, classes: list[str]) -> dict[str, str]:
-    fractions = {name: f"{fraction:.2f}" for name, fraction in zip(classes, labels.mean(axis=0), strict=True)}
-    return fractions | {"labels per patch": f"{labels.sum(axis=1).mean():.2f}"}
+    fractions = {name: f"{fraction:.2f}" for name, fraction in zip(classes, nan_mean(labels, axis=0), strict=True)}
+    return fractions | {"labels per patch": f"{np.nansum(labels, axis=1).mean():.2f}"}
 
 
-def dataset_table(patches: PatchDataset, train: np.ndarray, val: np.ndarray) -> pd.DataFrame:
-    """Return the size of each part, its labels per patch, its groups, and how many groups are in both parts."""
+def dataset_table(patches: PatchDataset, parts: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return the size of each part, its labels per patch, its groups, and how many of them are in other parts too.
+
+    Where labels are not known, also how many of each class are.
+    """
     lines = {}
-    for part, index in {"train": train, "validation": val}.items():
-        labels = patches.labels[index]
+    for part, index in parts.items():
+        labels, known = patches.labels[index] == 1, patches.known[index]
         line = {"patches": len(index), "labels per patch": f"{labels.sum(axis=1).mean():.2f}"}
         line |= {f"with {name}": int(n) for name, n in zip(patches.classes, labels.sum(axis=0), strict=True)}
+        if not patches.known.all():
+            line |= {f"known, {name}": int(n) for name, n in zip(patches.classes, known.sum(axis=0), strict=True)}
         line["without any label"] = int((labels.sum(axis=1) == 0).sum())
         if patches.groups is not None:
             line["groups"] = len(np.unique(patches.groups[index]))
-            line["of these in both parts"] = len(np.intersect1d(patches.groups[train], patches.groups[val]))
+            others = np.concatenate([rest for other, rest in parts.items() if other != part])
+            line["of these in other parts"] = len(np.intersect1d(patches.groups[index], patches.groups[others]))
         lines[part] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from IPython.display import Markdown
 
-from histoclip_lib.common.arrays import unit
-from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.common.arrays import nan_mean, unit
+from histoclip_lib.common.predictions import Predictions, join_folds, mean_accuracy
 from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
 from histoclip_lib.evaluation import studies as study_tables
 from histoclip_lib.evaluation.methods import label_of, labels, short_label
@@ -55,9 +55,18 @@ class Chapter:
         return self.run.patches.classes
 
     @property
-    def draws(self) -> tuple[int, int]:
-        """Number of bootstrap samples, and their seed."""
-        return int(self.run["resamples"]), int(self.run["seed"])
+    def draws(self) -> tuple[int, int, int]:
+        """Number of bootstrap samples, their seed, and the number of folds."""
+        return int(self.run["resamples"]), int(self.run["seed"]), len(self.run.folds)
+
+    @property
+    def on_which(self) -> str:
+        """On which patches methods are scored, in words."""
+        n_val = f"{len(self.run.val):,}"
+        if not self.run.is_cross_validated:
+            return f"on the {n_val} validation patches"
+        apart = " of its group" * (self.run["split"] == "grouped")
+        return f"out of fold on {n_val} patches, each predicted by models that saw none{apart or ' of its fold'}"
 
     @property
     def units(self) -> np.ndarray:
@@ -73,10 +82,17 @@ class Data(Chapter):
         """Check every image and write `split.csv`."""
         from histoclip_lib.data.checks import check_images
 
-        train, val = run.parts
+        folds = run.folds
         check_images(run.patches)
-        artifacts.save_split(run.folder / "split.csv", run.patches, train, val)
+        artifacts.save_split(run.folder / "split.csv", run.patches, folds)
         return cls(run)
+
+    @property
+    def named_parts(self) -> dict[str, np.ndarray]:
+        """The training and the validation part, or the patches that each fold holds out."""
+        if not self.run.is_cross_validated:
+            return {"train": self.run.train, "validation": self.run.val}
+        return {f"fold {number}": val for number, (_, val) in enumerate(self.run.folds, 1)}
 
     def finding(self) -> Markdown:
         """Say in a sentence how much there is of what, and whether groups are in both parts."""
@@ -84,8 +100,12 @@ class Data(Chapter):
         most, least = (patches.classes[k] for k in (prevalence.argmax(), prevalence.argmin()))
         sentence = f"{len(patches):,} patches with {len(patches.classes)} classes"
         if patches.groups is not None:
-            both = len(np.intersect1d(patches.groups[self.run.train], patches.groups[self.run.val]))
-            sentence += f" from {len(np.unique(patches.groups)):,} groups, {both or 'none'} of which in both parts"
+            parts = [np.unique(patches.groups[index]) for index in self.named_parts.values()]
+            several = int((np.unique(np.concatenate(parts), return_counts=True)[1] > 1).sum())
+            sentence += f" from {len(np.unique(patches.groups)):,} groups, {several or 'none'} of which in "
+            sentence += "several folds" if self.run.is_cross_validated else "both parts"
+        if unknown := int((~patches.known).sum()):
+            sentence += f"; {unknown:,} of {patches.labels.size:,} labels are not known"
         return Markdown(
             f"**{sentence}.** The most common class is {most} ({prevalence.max():.0%} of the patches), the rarest "
             f"{least} ({prevalence.min():.0%})."
@@ -99,17 +119,14 @@ class Data(Chapter):
         return Markdown(f"{entry.about}\n\nLicence: {entry.licence}")
 
     def parts(self) -> Table:
-        """Return the size of both parts, and how many groups are in both."""
-        return Table(
-            tables.dataset_table(self.run.patches, self.run.train, self.run.val).T,
-            "The training and the validation part: patches, labels and groups.",
-        )
+        """Return the size of both parts, or of the folds, and how many of their groups are in others too."""
+        which = "The folds" if self.run.is_cross_validated else "The training and the validation part"
+        table = tables.dataset_table(self.run.patches, self.named_parts).T
+        return Table(table, f"{which}: patches, labels and groups.")
 
     def prevalence(self) -> Image:
         """Draw how often each class is present in either part."""
-        return as_image(
-            figures.prevalence_bars(self.run.patches.labels, self.run.train, self.run.val, self.run.patches.classes)
-        )
+        return as_image(figures.prevalence_bars(self.run.patches.labels, self.named_parts, self.run.patches.classes))
 
     def co_occurrence(self) -> Image:
         """Draw which classes occur together."""
@@ -143,35 +160,40 @@ class ZeroShot(Chapter):
         if not run.has_text:
             artifacts.save_predictions(run.folder / "zero_shot.parquet", {}, run.patches, index)
             return WithoutText(run)
-        methods = score_zero_shot(pooled, run.text_encoder, run.vocabulary, cls.context_of(run))
+        if run.is_cross_validated:
+            left_out = np.setdiff1d(index, run.val)
+            folds = [*run.folds, (run.val, left_out)] if len(left_out) else run.folds
+            parts = [
+                score_zero_shot(pooled[val], run.text_encoder, run.vocabulary, cls.context_of(run, train))
+                for train, val in folds
+            ]
+            methods = {name: join_folds([val for _, val in folds], [part[name] for part in parts]) for name in parts[0]}
+        else:
+            methods = score_zero_shot(pooled, run.text_encoder, run.vocabulary, cls.context_of(run, run.train))
         artifacts.save_predictions(run.folder / "zero_shot.parquet", methods, run.patches, index)
         return cls(run, methods, pooled)
 
     @staticmethod
-    def context_of(run: Run) -> object:
-        """Return what strategies may use besides images and words."""
+    def context_of(run: Run, train: np.ndarray) -> object:
+        """Return what strategies may use besides images and words; `train` are the patches whose labels they may."""
         from histoclip_lib.prompting.strategies import StrategyContext
 
         rule, temperature = str(run["baseline_rule"]), run.text_encoder.temperature
-        return StrategyContext(run.train_prevalence, rule, temperature, unit(run.features.pooled.take(run.train)))
+        prevalence = nan_mean(run.patches.labels[train], axis=0)
+        return StrategyContext(prevalence, rule, temperature, unit(run.features.pooled.take(train)))
 
     def finding(self) -> Markdown:
         """Say in a sentence how the best strategy compares with the majority."""
-        from histoclip_lib.models.baselines import uninformative
-
-        def accuracy(predictions: Predictions) -> float:
-            return float((self.truth == predictions.decisions).mean())
-
-        majority = uninformative(self.run.patches.labels[self.run.train], len(self.run.val))["majority"]
-        taken = {
-            name: Predictions(own.scores[self.run.val], own.decisions[self.run.val])
-            for name, own in self.methods.items()
+        accuracies = {
+            name: mean_accuracy(self.truth, own.decisions[self.run.val]) for name, own in self.methods.items()
         }
-        best = max(taken, key=lambda name: accuracy(taken[name]))
-        stands = "above" if accuracy(taken[best]) > accuracy(majority) else "not above"
+        majority = mean_accuracy(self.truth, self.run.without_images["majority"].decisions)
+        best = max(accuracies, key=accuracies.get)
+        stands = "above" if accuracies[best] > majority else "not above"
+        part = "" if self.run.is_cross_validated else " on the validation part"
         return Markdown(
-            f"**The best strategy, {short_label(best)}, reaches an mAcc of {accuracy(taken[best]):.3f} on the "
-            f"validation part, {stands} the {accuracy(majority):.3f} of predicting each class's majority.**"
+            f"**The best strategy, {short_label(best)}, reaches an mAcc of {accuracies[best]:.3f}{part}, {stands} the "
+            f"{majority:.3f} of predicting each class's majority.**"
         )
 
     def about_encoder(self) -> Markdown:
@@ -229,7 +251,7 @@ class ZeroShot(Chapter):
 
         run = self.run
         return score_variants(
-            self.pooled[run.val], run.text_encoder, run.vocabulary, self.truth, self.context_of(run),
+            self.pooled[run.val], run.text_encoder, run.vocabulary, self.truth, self.context_of(run, run.folds[0][0]),
             draws=int(run["wordings"]), seed=int(run["seed"]),
         )  # fmt: skip
 
@@ -255,8 +277,9 @@ class ZeroShot(Chapter):
 
         run = self.run
         return prompt_explorer(
-            run.text_encoder, run.vocabulary, run.features, run.patches, run.val, self.context_of(run)
-        )
+            run.text_encoder, run.vocabulary, run.features, run.patches, run.val,
+            self.context_of(run, run.folds[0][0]),
+        )  # fmt: skip
 
 
 def _zero_shot_of(run: Run) -> dict[str, Predictions]:
@@ -298,9 +321,8 @@ class WithoutText(Chapter):
 
 @dataclass(frozen=True, eq=False)
 class Training(Chapter):
-    """The notebook 03_train; `methods` are predictions for the validation part."""
+    """The notebook 03_train; `methods` are predictions for the validation part, or out of fold."""
 
-    heads: dict[str, CMM]
     history: pd.DataFrame
     methods: dict[str, Predictions]
     scored: dict[str, dict]
@@ -315,31 +337,28 @@ class Training(Chapter):
     @classmethod
     def of(cls, run: Run) -> Training:
         """Train both heads, or load those that the same training left, and write `history.csv`."""
-        from histoclip_lib.models.baselines import uninformative
         from histoclip_lib.models.studies import SIZED
-        from histoclip_lib.models.training import predict, train_heads
+        from histoclip_lib.models.training import train_heads
 
         heads, history = train_heads(
-            run.class_matrix, run.head_options, run.features, run.patches, run.train, run.val, cls.options_of(run),
-            run.compute, run.folder,
+            run.class_matrix, run.head_options, run.features, run.patches, run.folds, cls.options_of(run), run.compute,
+            run.folder,
         )  # fmt: skip
         artifacts.save_history(run.folder / "history.csv", history)
-        methods = uninformative(run.patches.labels[run.train], len(run.val))
-        methods |= _zero_shot_of(run)
-        for name in SIZED:
-            if name in run.baselines:
-                methods[name] = run.baselines[name].predict(run.features, run.val)
-        for kind, head in heads.items():
-            methods[f"histoclip_{kind}"] = predict(head, run.features, kind, run.val, run.compute.device)
-        scored = artifacts.evaluate_methods(methods, run.patches, run.val, int(run["resamples"]), int(run["seed"]))
-        return cls(run, heads, history, methods, scored)
+        found = dict(run.without_images)
+        found |= _zero_shot_of(run)
+        found |= {name: own for name, own in run.baseline_predictions.items() if name in SIZED}
+        found |= run.head_predictions(heads)
+        chapter = cls(run, history, found, {})
+        chapter.scored.update(artifacts.evaluate_methods(found, run.patches, run.val, *chapter.draws))
+        return chapter
 
     def finding(self) -> Markdown:
         """Say in a sentence where the head on patch tokens ended, beside the probe and the majority."""
         ours, probe, majority = (number_text(self.scored[name]["mAcc"]) for name in (OURS, PROBE, "majority"))
         return Markdown(
-            f"**After {self.run['epochs']} epochs the head on patch tokens reaches an mAcc of {ours} on the validation "
-            f"part; the linear probe reaches {probe}, the majority {majority}.**"
+            f"**After {self.run['epochs']} epochs the head on patch tokens reaches an mAcc of {ours}; the linear probe "
+            f"reaches {probe}, the majority {majority}.** They are scored {self.on_which}."
         )
 
     def features_note(self) -> Markdown:
@@ -347,7 +366,7 @@ class Training(Chapter):
         return Markdown("\n\n".join(filter(None, [self.run.features.about(), self.run.queries_note()])))
 
     def curves(self) -> Image:
-        """Draw loss and validation mAcc of both heads."""
+        """Draw loss and validation mAcc of both heads, in a cross-validation those of the first fold."""
         levels = {label_of(name): self.scored[name]["mAcc"] for name in ("majority", PROBE)}
         return as_image(figures.training_curves(self.history, levels))
 
@@ -368,8 +387,8 @@ class Training(Chapter):
 
         run, options = self.run, self.options_of(self.run)
         plan = plan_studies(
-            run.patches, run["split"], run.train, run.val, options, run.head_options, run["val_fraction"],
-            run["seeds"], run["draws"], run["studies"],
+            run.patches, run["split"], run.folds, options, run.head_options, run["val_fraction"], run["seeds"],
+            run["draws"], run["studies"],
         )  # fmt: skip
         finished = run_studies(
             plan, run.class_matrix, run.head_options, run.features, run.patches, options, run.compute, run.folder
@@ -380,6 +399,12 @@ class Training(Chapter):
     def fit_studies(self) -> Markdown:
         """Fit the further models, or take over those that the same training left."""
         return Markdown(f"{len(self.finished)} further models were fitted.")
+
+    @cached_property
+    def _in_first_fold(self) -> dict[str, Predictions]:
+        """The methods as reported, for the patches that the first fold holds out: further models are fitted there."""
+        rows = self.run.fold_of == 0
+        return {name: found.take(rows) for name, found in self.methods.items()}
 
     @cached_property
     def _designs(self) -> tuple[dict[str, dict], pd.DataFrame]:
@@ -398,14 +423,26 @@ class Training(Chapter):
         """Draw mAcc and mAP against the number of training patches."""
         if not (sizes := study_tables.of_purpose(self.finished, "size")):
             return Markdown("Not fitted: `studies` is off.")
-        run = self.run
-        frame = study_tables.size_frame(sizes, self.methods, len(run.train), run.patches, run.val)
+        run, (train, val) = self.run, self.run.folds[0]
+        frame = study_tables.size_frame(sizes, self._in_first_fold, len(train), run.patches, val)
         levels = {name: self.scored[name] for name in COMPARED_BY_SIZE if name in self.scored}
         return as_image(figures.label_efficiency(frame, levels, labels()))
 
+    def hidden_labels(self) -> Image | Markdown:
+        """Draw mAcc and mAP against the share of training labels that were hidden."""
+        if not study_tables.of_purpose(self.finished, "hidden"):
+            return Markdown("Not fitted: `studies` is off.")
+        val = self.run.folds[0][1]
+        frame = study_tables.hidden_frame(self.finished, self._in_first_fold, self.run.patches, val)
+        return as_image(figures.hidden_labels(frame, labels()))
+
     def seeds(self) -> Table | Markdown:
-        """Return how mAcc and mAP vary with the seed of the training."""
+        """Return how mAcc and mAP vary with the seed of the training, or with the fold."""
         run = self.run
+        if run.is_cross_validated:
+            found = study_tables.fold_metrics(self.methods, run.patches, run.folds, run.val)
+            table = tables.seeds_table(found).rename(columns={"seeds": "folds"})
+            return Table(table, "mAcc and mAP over the folds: other patches to train on, and others to score.")
         found = study_tables.seed_metrics(self.finished, self.methods, run.patches, run.val, int(run["seed"]))
         if not found:
             return Markdown("Not fitted: `studies` is off, or `seeds` holds no other seed.")
@@ -423,27 +460,26 @@ class Results(Chapter):
     @classmethod
     def of(cls, run: Run) -> Results:
         """Score every method, and write `predictions.parquet` and `metrics.json`."""
-        from histoclip_lib.models.baselines import ensemble, metadata_method, tissue_prior_method, uninformative
+        from histoclip_lib.models.baselines import ensemble
         from histoclip_lib.models.studies import load_studies
-        from histoclip_lib.models.training import predict
+        from histoclip_lib.models.training import KINDS
 
-        patches, train, val = run.patches, run.train, run.val
-        methods = uninformative(patches.labels[train], len(val)) | tissue_prior_method(patches, train, val)
-        methods |= metadata_method(patches, train, val)
+        patches, val = run.patches, run.val
+        methods = dict(run.without_images)
         methods |= _zero_shot_of(run)
-        methods |= {name: fitted.predict(run.features, val) for name, fitted in run.baselines.items()}
+        methods |= run.baseline_predictions
         finished = load_studies(run.folder / "studies.parquet", patches)
         methods |= study_tables.methods_of(finished)
-        for kind in ("global", "patch"):
-            methods[f"histoclip_{kind}"] = predict(run.head(kind), run.features, kind, val, run.compute.device)
+        methods |= run.head_predictions({kind: [run.head(kind, k) for k in range(len(run.folds))] for kind in KINDS})
         methods |= ensemble(methods)
         artifacts.save_predictions(run.folder / "predictions.parquet", methods, patches, val)
-        scored = artifacts.evaluate_methods(methods, patches, val, int(run["resamples"]), int(run["seed"]))
+        chapter = cls(run, methods, {}, finished)
+        chapter.scored.update(artifacts.evaluate_methods(methods, patches, val, *chapter.draws))
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed")}
-        artifacts.write_metrics(
-            run.folder / "metrics.json", patches, scored, name=run.name, **about, n_train=len(train), n_val=len(val)
-        )
-        return cls(run, methods, scored, finished)
+        about |= {"protocol": "cv" if run.is_cross_validated else "split", "folds": len(run.folds)}
+        about |= {"n_train": len(run.folds[0][0]), "n_val": len(val)}
+        artifacts.write_metrics(run.folder / "metrics.json", patches, chapter.scored, name=run.name, **about)
+        return chapter
 
     def finding(self) -> Markdown:
         """Say in one sentence how HistoCLIP compares with the linear probe and with zero-shot."""
@@ -461,13 +497,15 @@ class Results(Chapter):
 
     def table(self) -> Table:
         """Return the table of all methods."""
-        caption = f"All methods on the {len(self.run.val)} validation patches, with 95 % intervals."
+        caption = f"All methods, scored {self.on_which}, with 95 % intervals."
         return Table(tables.methods_table(self.scored, str(self.run["dataset"])), caption)
 
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""
-        notes = [uncertainty.interval_note(self.run.patches, self.run.val)]
-        notes = " ".join([*notes, *(fitted.about() for fitted in self.run.baselines.values())])
+        notes = [uncertainty.interval_note(self.run.patches, self.run.val, len(self.run.folds))]
+        if self.run.is_cross_validated:
+            notes.append("Everything is chosen inside each fold's training part; in the first:")
+        notes = " ".join([*notes, *(fitted[0].about for fitted in self.run.baselines.values())])
         return Markdown("\n\n".join(filter(None, [notes, self.run.queries_note(), self.run.field_note()])))
 
     def compare(self, method: str) -> uncertainty.Comparison:
@@ -500,8 +538,8 @@ class Results(Chapter):
 
     def all_pairs(self) -> Image:
         """Draw the difference in mAcc of every pair of methods."""
-        seed = int(self.run["seed"])
-        found = comparisons.all_pairs(self.methods, self.run.patches, self.run.val, seed)
+        _, *seed_and_folds = self.draws
+        found = comparisons.all_pairs(self.methods, self.run.patches, self.run.val, *seed_and_folds)
         return as_image(figures.comparison_map(*found))
 
     def beside_the_paper(self) -> Table | Markdown:
@@ -550,23 +588,31 @@ class Results(Chapter):
 
     @cached_property
     def fits(self) -> dict[str, object]:
-        """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted out of fold."""
-        from histoclip_lib.evaluation.calibration import fit_calibration
+        """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted in each training part."""
+        from histoclip_lib.evaluation.calibration import FoldCalibrations, fit_calibration
 
-        labels_ = self.run.patches.labels[self.run.train]
-        return {name: fit_calibration(labels_, found) for name, found in self.out_of_fold.items()}
+        found = {}
+        for name, parts in self.inside.items():
+            fits = [fit_calibration(self.run.patches.labels[index], own) for index, own in parts]
+            found[name] = fits[0] if len(fits) == 1 else FoldCalibrations(fits, self.run.fold_of)
+        return found
 
     @cached_property
-    def out_of_fold(self) -> dict[str, np.ndarray]:
-        """Probabilities (T, N) of the training patches by models that were not fitted on them, where there are any."""
-        train = self.run.train
-        found = {
-            PROBE: self.run.baselines[PROBE].out_of_fold,
-            OURS: study_tables.out_of_fold(self.finished, len(self.run.patches), train),
-        }
-        found = {name: values for name, values in found.items() if values is not None}
+    def inside(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """For each fold the patches of its training part, and their probabilities by models that had not seen them."""
+        run, found = self.run, {}
+        for name in (PROBE, OURS):
+            parts = []
+            for k, (train, _) in enumerate(run.folds):
+                if name == OURS:
+                    parts.append(study_tables.out_of_fold(self.finished, run.folds, k))
+                elif (own := run.baselines[PROBE][k].inside) is not None:
+                    parts.append((train, own))
+            if len(parts) == len(run.folds) and None not in parts:
+                found[name] = [(index[order := np.argsort(index)], own[order]) for index, own in parts]
         if len(found) == 2:
-            found[ENSEMBLE] = sum(found.values()) / 2
+            pairs = zip(found[PROBE], found[OURS], strict=True)
+            found[ENSEMBLE] = [(index, (one + other) / 2) for (index, one), (_, other) in pairs]
         return found
 
     def thresholds(self) -> Table:
@@ -574,7 +620,8 @@ class Results(Chapter):
         from histoclip_lib.evaluation.calibration import threshold_table
 
         table = threshold_table(self.truth, self.methods, self.fits, self.classes)
-        return Table(table, "Decisions at 0.5, and at thresholds fitted on the training part.")
+        mean = "; the thresholds are means over the folds" * self.run.is_cross_validated
+        return Table(table, f"Decisions at 0.5, and at thresholds fitted on the training part{mean}.")
 
     def threshold_explorer(self) -> Explorer:
         """Return accuracy and F1 of the head at every threshold, which can be moved."""
@@ -610,8 +657,12 @@ class Results(Chapter):
         from histoclip_lib.evaluation.risk_control import risk_table
 
         run, alpha = self.run, float(self.run["missed_share"])
-        fitted_on = run.patches.labels[run.train], uncertainty.bootstrap_units(run.patches, run.train)
-        out_of_fold = {name: self.out_of_fold[name] for name in CALIBRATED if name in self.out_of_fold}
+        if run.is_cross_validated:
+            index, out_of_fold = run.val, {name: self.methods[name].scores for name in CALIBRATED}
+        else:
+            out_of_fold = {name: self.inside[name][0][1] for name in CALIBRATED if name in self.inside}
+            index = np.sort(run.train)
+        fitted_on = run.patches.labels[index], uncertainty.bootstrap_units(run.patches, index)
         table = risk_table(
             fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.units, alpha, *self.draws
         )
@@ -635,11 +686,11 @@ class Results(Chapter):
 
     @cached_property
     def duplicates(self) -> NearDuplicates:
-        """The nearest training patch of each validation patch, and how alike the two are."""
+        """The nearest training patch of each patch that is scored, and how alike the two are."""
         from histoclip_lib.evaluation.leakage import find_near_duplicates
 
         run = self.run
-        return find_near_duplicates(run.features.pooled, run.patches, run.train, run.val, int(run["seed"]))
+        return find_near_duplicates(run.features.pooled, run.patches, run.folds, int(run["seed"]))
 
     def leakage_note(self) -> Markdown:
         """Say how many validation patches have a near-duplicate in the training part."""
@@ -668,8 +719,10 @@ class Results(Chapter):
         from histoclip_lib.evaluation.leakage import split_gaps
 
         run = self.run
-        splits = study_tables.two_splits(self.finished, self.methods, run.patches, str(run["split"]), run.val)
-        return None if splits is None else split_gaps(*splits, *self.draws)
+        resamples, seed, folds = self.draws
+        arguments = (self.finished, self.methods, run.patches, str(run["split"]), run.val, folds)
+        splits = study_tables.two_splits(*arguments)
+        return None if splits is None else split_gaps(*splits, resamples, seed)
 
     def split_table(self) -> Table | Markdown:
         """Return the same models under a split by patch and under one by group."""
@@ -688,22 +741,25 @@ class Results(Chapter):
     def save_model(self) -> Markdown:
         """Write the folder `model`, and return its card under headings of the third level."""
         from histoclip_lib.data.splits import grouped_folds
+        from histoclip_lib.evaluation.calibration import fit_calibration
         from histoclip_lib.models.bundle import ModelConfig, fit_ood, save_model
         from histoclip_lib.models.studies import FOLDS
         from histoclip_lib.report.model_card import card_metadata, model_card
 
         run, options, fit = self.run, asdict(Training.options_of(self.run)), self.fits.get(OURS)
+        if run.is_cross_validated:  # the final head is fitted on all patches, of which these are the predictions
+            fit = fit_calibration(self.truth, self.methods[OURS].scores)
         options.pop("seed")
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed", "views")}
         card = model_card(
-            self.scored, run.patches, run.train, run.val, name=run.name, **about,
+            self.scored, run.patches, run.folds, name=run.name, **about,
             training={**run.head_options, **options}, findings=self._sentence,
         )  # fmt: skip
         folds = grouped_folds(run.patches, run.train, FOLDS, int(run["seed"]))
         reference, threshold = fit_ood(run.features.pooled.take(run.train), folds, int(run["seed"]))
         config = ModelConfig(
             name=run.name, classes=self.classes, words=list(run.vocabulary.names), **run.encoder_facts,
-            patch_px=min(run.patches.image(int(run.train[0])).shape[:2]), mpp=getattr(run.patches, "mpp", None),
+            patch_px=min(run.patches.image(int(run.train[0])).shape[:2]), mpp=run.patches.mpp,
             views=int(run["views"]), calibrated=fit is not None, temperature=fit.temperature if fit else 1.0,
             thresholds=fit.cut().tolist() if fit else [0.5] * len(self.classes),
             ood_threshold=threshold, scores=self.scored[OURS],
@@ -735,11 +791,11 @@ class Errors(Chapter):
 
     def finding(self) -> Markdown:
         """Say in a sentence how many decisions are wrong, and of which class most."""
-        truth, decisions = self.truth.astype(bool), self.ours.decisions
-        wrong, missed = truth != decisions, (truth & ~decisions).sum()
+        known, decisions = ~np.isnan(self.truth), self.ours.decisions
+        wrong, missed = known & (self.truth != decisions), ((self.truth == 1) & ~decisions).sum()
         worst = int(wrong.sum(axis=0).argmax())
         return Markdown(
-            f"**HistoCLIP with patch keys gets {wrong.sum():,} of {wrong.size:,} labels wrong: {missed:,} false "
+            f"**HistoCLIP with patch keys gets {wrong.sum():,} of {known.sum():,} labels wrong: {missed:,} false "
             f"negatives and {wrong.sum() - missed:,} false positives, most of them for {self.classes[worst]} "
             f"({wrong[:, worst].sum():,}).**"
         )
@@ -812,22 +868,23 @@ class Errors(Chapter):
 
 @dataclass(frozen=True, eq=False)
 class Attention(Chapter):
-    """The notebook 06_attention; `maps` (B, N, g, g) are those of the validation patches."""
+    """The notebook 06_attention; `maps` (B, N, g, g) come from heads that have not seen the patch."""
 
-    head: CMM
+    heads: list[CMM]
     reader: FeatureReader
     maps: np.ndarray
 
     @classmethod
     def of(cls, run: Run) -> Attention:
-        """Compute the attention of the validation patches."""
+        """Compute the attention of the patches that are scored, each by the head of its fold."""
         from histoclip_lib.features.reader import FeatureReader
         from histoclip_lib.models.attention import attention_maps, central_part
 
-        head = run.head("patch")
+        heads = [run.head("patch", k) for k in range(len(run.folds))]
         reader = FeatureReader(run.features.tokens, run.compute.device)
-        maps = attention_maps(head, reader, run.val)
-        return cls(run, head, reader, central_part(maps, run.inner_fraction[run.val]))
+        parts = [attention_maps(head, reader, val) for head, (_, val) in zip(heads, run.folds, strict=True)]
+        maps = np.concatenate(parts)[run.out_of_folds]
+        return cls(run, heads, reader, central_part(maps, run.inner_fraction[run.val]))
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -868,31 +925,45 @@ class Attention(Chapter):
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
         """The maps of the trained head, and those that it has to beat."""
-        return self._maps_of(self.run.val)
+        run = self.run
+        maps = self._maps_of([val for _, val in run.folds])
+        return {name: own[run.out_of_folds] for name, own in maps.items()}
 
-    def _maps_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+    def _maps_of(self, indices: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the maps of some patches for each fold, by its head and probe, one fold after the other."""
         from histoclip_lib.clip.registry import encoder_entry
         from histoclip_lib.models.attention import central_part, corrected_tokens, maps_to_compare
 
-        run, corrected = self.run, None
-        if encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip:  # others have no dense similarity
-            corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
-        maps = maps_to_compare(self.head, self._probe, self.reader, index, int(run["seed"]), corrected)
-        return {name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()}
+        run, parts = self.run, []
+        is_clip = encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip  # others have no dense similarity
+        for head, probe, index in zip(self.heads, self._probes, indices, strict=True):
+            corrected = None
+            if is_clip:
+                corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
+            maps = maps_to_compare(head, probe, self.reader, index, int(run["seed"]), corrected)
+            parts.append({name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     @cached_property
-    def _probe(self) -> LinearProbe:
+    def _probes(self) -> list[LinearProbe]:
         from histoclip_lib.models.baselines import BASELINES
 
         run = self.run
-        return BASELINES[PROBE](run.features, run.patches, run.train, int(run["seed"]))
+        fit = BASELINES[PROBE]
+        return [fit(run.features, run.patches, train, int(run["seed"])) for train, _ in run.folds]
 
     def deletion(self) -> Table:
         """Return how far each class's logit falls without the tokens that a map ranks first."""
         from histoclip_lib.evaluation.localisation import deletion_table
         from histoclip_lib.models.attention import deletion_test
 
-        falls = deletion_test(self.head, self.reader, self.run.val, self.compared)
+        run = self.run
+        parts = [
+            deletion_test(head, self.reader, val, {name: maps[place] for name, maps in self.compared.items()})
+            for head, (_, val) in zip(self.heads, run.folds, strict=True)
+            for place in [np.searchsorted(run.val, val)]
+        ]
+        falls = {name: np.concatenate([part[name] for part in parts])[run.out_of_folds] for name in parts[0]}
         return Table(
             deletion_table(falls, self.truth, self.classes, self.units, *self.draws),
             "Fall of the class's logit without the tokens that a map ranks first, beyond that without as many random "
@@ -901,18 +972,26 @@ class Attention(Chapter):
 
     def segmentation(self) -> Table | None:
         """Return the maps scored as weakly supervised segmentation, thresholds fitted on training patches."""
-        from histoclip_lib.evaluation.segmentation import segment, segmentation_table
+        from histoclip_lib.evaluation.segmentation import join_segmentations, segment, segmentation_table
 
-        run = self.run
+        run, parts = self.run, []
         if self.scores is None:
             return None
-        order = np.random.default_rng(int(run["seed"])).permutation(len(run.train))
-        train = np.sort(run.train[order[:FITTING]])
-        decisions = run.predictions[OURS].decisions
-        found = segment(self._maps_of(train), train, self.compared, run.val, decisions, run.patches)
+        generator = np.random.default_rng(int(run["seed"]))
+        for train, val in run.folds:
+            train = np.sort(generator.permutation(train)[:FITTING])
+            if run.is_cross_validated:  # patches of the other folds, with maps of heads that had not seen them
+                fitting = {name: maps[np.searchsorted(run.val, train)] for name, maps in self.compared.items()}
+            else:
+                fitting = self._maps_of([train])
+            place = np.searchsorted(run.val, val)
+            maps, decisions = {name: own[place] for name, own in self.compared.items()}, self.ours.decisions[place]
+            parts.append(segment(fitting, train, maps, val, decisions, run.patches))
+        found = join_segmentations(parts, run.out_of_folds)
         return Table(
             segmentation_table(found, self.classes, self.units, *self.draws),
-            f"Maps as segmentation: thresholds fitted on {len(train)} training patches.",
+            f"Maps as segmentation: thresholds fitted on {len(train)} training patches"
+            f"{' of each fold' if run.is_cross_validated else ''}.",
         )
 
     @cached_property

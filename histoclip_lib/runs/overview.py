@@ -23,7 +23,7 @@ from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.evaluation import across, artifacts, comparisons
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import label_of, methods
-from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text
+from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, state_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
 from histoclip_lib.report.figures import critical_differences, patch_grid, short
 from histoclip_lib.report.figures.base import as_image
@@ -221,7 +221,7 @@ class TwoRuns:
     @cached_property
     def gaps(self) -> comparisons.RunGaps:
         """How B differs from A."""
-        return comparisons.compare_runs(self.common)
+        return comparisons.compare_runs(self.common, folds=max(self.first.folds, self.second.folds))
 
     def finding(self) -> Markdown:
         """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
@@ -335,7 +335,7 @@ class TwoRuns:
         return Table(frame, caption) if lines else None
 
     def _truth(self, case: comparisons.Disagreement) -> str:
-        return "present" if self.common.first.labels[case.place, case.class_number] else "absent"
+        return state_text(self.common.first.labels[case.place, case.class_number])
 
     def _title(self, case: comparisons.Disagreement) -> str:
         correct = "A" if case.first_is_right else "B"

@@ -38,7 +38,7 @@ def step_entries(record: dict, kind: str = "steps") -> dict[str, dict]:
 
 
 def product_digests(folder: Path, products: Iterable[str]) -> dict[str, str] | None:
-    """Return the SHA-256 of each product, or None where one is missing."""
+    """Return the SHA-256 of each product, a file or a folder of files, or None where one is missing."""
     try:
         return {name: _file_digest(folder / name) for name in products}
     except OSError:
@@ -46,6 +46,9 @@ def product_digests(folder: Path, products: Iterable[str]) -> dict[str, str] | N
 
 
 def _file_digest(path: Path) -> str:
+    if path.is_dir():
+        listed = [f"{file.name} {_file_digest(file)}" for file in sorted(path.iterdir()) if file.name[0] != "."]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import alone_in, replacing, resolve, run_folder
 from histoclip_lib.common.html import as_typed
-from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.common.predictions import Predictions, join_folds
 from histoclip_lib.runs.record import loaded_modules, read_record, update_record
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from histoclip_lib.clip.registry import EncoderEntry
     from histoclip_lib.data.base import PatchDataset
     from histoclip_lib.features.store import ImageFeatures
+    from histoclip_lib.models.baselines import HeldOut
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
     from histoclip_lib.runs import chapters, slides_chapter
@@ -144,26 +145,48 @@ class Run:
         return load_dataset_from(self.parameters)
 
     @cached_property
-    def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation patches."""
-        from histoclip_lib.data.splits import split_dataset
+    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each fold the patches to fit on and those held out; a single one where `protocol` is `split`."""
+        from histoclip_lib.data.splits import make_folds
 
-        return split_dataset(self.patches, self["split"], self["seed"], self["val_fraction"])
+        protocol, n_folds = (self.parameters.get(*default) for default in (("protocol", "split"), ("folds", 5)))
+        return make_folds(self.patches, protocol, self["split"], self["seed"], self["val_fraction"], n_folds)
+
+    @property
+    def is_cross_validated(self) -> bool:
+        """Whether there are several folds."""
+        return len(self.folds) > 1
 
     @property
     def train(self) -> np.ndarray:
-        """Indices of the training patches, shape (T,)."""
-        return self.parts[0]
+        """Indices of the patches that the final heads are fitted on, shape (T,): the training part, or all folds."""
+        return self.val if self.is_cross_validated else self.folds[0][0]
 
-    @property
+    @cached_property
     def val(self) -> np.ndarray:
-        """Indices of the validation patches, shape (B,)."""
-        return self.parts[1]
+        """Indices of the patches that are scored, ascending, shape (B,): the validation part, or those of all folds."""
+        return np.sort(np.concatenate([val for _, val in self.folds]))
+
+    @cached_property
+    def fold_of(self) -> np.ndarray:
+        """The number of the fold, from 0, that holds out each patch of `val`, shape (B,)."""
+        fold = np.empty(len(self.patches), dtype=int)
+        for number, (_, val) in enumerate(self.folds):
+            fold[val] = number
+        return fold[self.val]
 
     @property
-    def train_prevalence(self) -> np.ndarray:
-        """Fraction of the training patches in which each class is present, shape (N,)."""
-        return self.patches.labels[self.train].mean(axis=0)
+    def out_of_folds(self) -> np.ndarray:
+        """The order that brings what was computed fold after fold into that of `val`, shape (B,)."""
+        return np.argsort(np.concatenate([val for _, val in self.folds]))
+
+    def by_fold(
+        self, predict: Callable[[int, np.ndarray, np.ndarray], dict[str, Predictions]]
+    ) -> dict[str, Predictions]:
+        """Join what `predict(k, train, held_out)` says of the patches held out by each fold, in the order of `val`."""
+        parts = [predict(k, *fold) for k, fold in enumerate(self.folds)]
+        held_out = [val for _, val in self.folds]
+        return {name: join_folds(held_out, [part[name] for part in parts]) for name in parts[0]}
 
     # Encoder and features
 
@@ -312,11 +335,16 @@ class Run:
 
     # Models and predictions
 
-    def head(self, kind: str) -> CMM:
-        """Return the trained head on the global embedding (`global`) or on the patch tokens (`patch`)."""
-        from histoclip_lib.models.cmm import load_cmm
+    def head(self, kind: str, fold: int | None = None) -> CMM:
+        """Return the trained head on the global embedding (`global`) or on the patch tokens (`patch`).
 
-        return load_cmm(self.folder / f"cmm_{kind}.safetensors", self.patches.classes, str(self["backbone"]))
+        That of a fold, from 0, has not seen the patches that the fold holds out; by default the final one is returned.
+        """
+        from histoclip_lib.models.cmm import load_cmm
+        from histoclip_lib.models.training import head_path
+
+        path = head_path(self.folder, kind, fold if self.is_cross_validated else None)
+        return load_cmm(path, self.patches.classes, str(self["backbone"]))
 
     @property
     def head_options(self) -> dict[str, object]:
@@ -370,11 +398,49 @@ class Run:
         )
 
     @cached_property
-    def baselines(self) -> dict[str, object]:
-        """Every registered baseline, fitted on the training part; a `FittedBaseline` by its name."""
+    def baselines(self) -> dict[str, list[HeldOut]]:
+        """What every registered baseline says of the patches that each fold holds out, by its name."""
         from histoclip_lib.models.baselines import fit_baselines
 
-        return fit_baselines(self.features, self.patches, self.train, int(self["seed"]), self.class_matrix)
+        text = self.class_matrix if self.has_text else None
+        return fit_baselines(self.features, self.patches, self.folds, int(self["seed"]), text)
+
+    @property
+    def baseline_predictions(self) -> dict[str, Predictions]:
+        """What every registered baseline says of the patches `val`."""
+        return {
+            name: join_folds([val for _, val in self.folds], [part.predictions for part in parts])
+            for name, parts in self.baselines.items()
+        }
+
+    def head_predictions(self, heads: dict[str, list[CMM]]) -> dict[str, Predictions]:
+        """Return what the heads of all folds, by kind, say of the patches `val`."""
+        from histoclip_lib.models.training import predict
+
+        def by_heads(k: int, _: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
+            return {
+                f"histoclip_{kind}": predict(own[k], self.features, kind, val, self.compute.device)
+                for kind, own in heads.items()
+            }
+
+        return self.by_fold(by_heads)
+
+    @cached_property
+    def without_images(self) -> dict[str, Predictions]:
+        """What the methods that look at no image say of the patches `val`."""
+        from histoclip_lib.models.baselines import metadata_method, tissue_prior_method, uninformative
+
+        def predict(_: int, train: np.ndarray, val: np.ndarray) -> dict[str, Predictions]:
+            constant = uninformative(self.patches.labels[train], len(val))
+            prior = tissue_prior_method(self.patches, train, val)
+            return constant | prior | metadata_method(self.patches, train, val)
+
+        found = self.by_fold(predict)
+        # One prior for all patches ranks none above another. Those of the folds would rank by fold, each lowest where
+        # the class is most common, since it is rarer in the rest.
+        prior = found["majority"].scores.mean(axis=0)
+        scores = np.broadcast_to(prior, found["majority"].scores.shape)
+        return found | {"majority": Predictions(scores, found["majority"].decisions)}
 
     @cached_property
     def predictions(self) -> dict[str, Predictions]:

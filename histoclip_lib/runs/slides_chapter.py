@@ -89,7 +89,7 @@ class Slides(Chapter):
     @cached_property
     def scored(self) -> dict[str, pd.DataFrame]:
         """Scores of the slide that is shown against its mask and at its points, where there are any."""
-        return {} if self.view is None else self.view.scores(float(self.run["least_cover"]), *self.draws)
+        return {} if self.view is None else self.view.scores(float(self.run["least_cover"]), *self.draws[:2])
 
     def finding(self) -> Markdown:
         """Say in a sentence how the maps agree with the labels, or what was found."""

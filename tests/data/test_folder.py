@@ -150,7 +150,7 @@ def test_labels_are_understood_however_they_are_written(root, ones_and_zeros):
     assert dataset.labels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("value", ["2", "-1", "0.5", "y", "", "nan", "NA", "ja", "01", "1e0", "\u0661", "<b>"])
+@pytest.mark.parametrize("value", ["2", "-1", "0.5", "y", "nan", "NA", "ja", "01", "1e0", "\u0661", "<b>"])
 def test_every_invalid_label_is_listed_with_its_place(root, value):
     def change(table):
         table.loc[1, "tumor"] = value
@@ -161,6 +161,16 @@ def test_every_invalid_label_is_listed_with_its_place(root, value):
     assert f"line 3, column tumor: {value!r}" in message
     assert f"line 5, column stroma: {value!r}" in message
     assert message.count("  - ") == 2
+
+
+def test_an_empty_cell_is_a_label_that_is_not_known(root):
+    def change(table):
+        table.loc[1, "tumor"] = ""
+
+    rewrite(root, change)
+    np.testing.assert_array_equal(folder.load(root).labels, [[1, 0], [np.nan, 0], [1, 1], [0, 1]])
+    rewrite(root, lambda table: table.__setitem__("tumor", ""))
+    assert "column tumor: all cells are empty" in refusal(root)
 
 
 def test_a_column_that_holds_no_label_at_all_is_named_once(root):

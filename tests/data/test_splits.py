@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.data.splits import split_dataset
+from histoclip_lib.data.splits import make_folds, split_dataset
 
 
 def make(n_groups=40, seed=0, per_group=(5, 25)):
@@ -160,3 +160,56 @@ def test_a_class_that_only_val_shows_is_refused():
     dataset = with_parts(replace(DATASET, labels=labels), "train", "val")
     with pytest.raises(HistoCLIPError, match="no training patch shows b"):
         split_dataset(dataset, "given", 0)
+
+
+# Cross-validation
+
+
+@pytest.mark.parametrize("split", ["random", "grouped"])
+def test_each_patch_is_held_out_once_by_models_that_have_not_seen_its_group(split):
+    folds = make_folds(DATASET, "cv", split, 3, n_folds=4)
+    assert len(folds) == 4
+    assert sorted(np.concatenate([val for _, val in folds])) == list(range(len(DATASET)))
+    for train, val in folds:
+        assert sorted([*train, *val]) == list(range(len(DATASET)))
+        both = set(DATASET.groups[train]) & set(DATASET.groups[val])
+        assert bool(both) == (split == "random")
+
+
+@pytest.mark.parametrize("split", ["random", "grouped"])
+def test_folds_do_not_follow_the_order_of_the_files(split):
+    order = np.random.default_rng(1).permutation(len(DATASET))
+    other = reordered(DATASET, order)
+    for (_, val), (_, again) in zip(
+        make_folds(DATASET, "cv", split, 0), make_folds(other, "cv", split, 0), strict=True
+    ):
+        assert {DATASET.files[i] for i in val} == {other.files[i] for i in again}
+
+
+def test_random_folds_follow_the_seed():
+    first, again, other = (make_folds(DATASET, "cv", "random", seed)[0][1] for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_official_parts_and_the_protocol_split_are_one_division():
+    dataset = with_parts(DATASET, "train", "train", "val")
+    for protocol, split in (("cv", "given"), ("split", "given"), ("split", "grouped")):
+        ((train, val),) = make_folds(dataset, protocol, split, 0)
+        expected = split_dataset(dataset, split, 0)
+        assert np.array_equal(train, expected[0])
+        assert np.array_equal(val, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "split", "folds", "named"),
+    [
+        (DATASET, "loo", "random", 5, "protocol: 'loo'"),
+        (DATASET, "cv", "random", 2, "folds: 2"),
+        (make(4), "cv", "grouped", 5, "4 groups, fewer than the 5 folds"),
+        (replace(DATASET, labels=DATASET.labels * np.uint8([1, 1, 0])), "cv", "grouped", 5, "no patch shows c"),
+    ],
+)
+def test_what_no_cross_validation_can_be_made_of_is_named(dataset, protocol, split, folds, named):
+    with pytest.raises(HistoCLIPError, match=named):
+        make_folds(dataset, protocol, split, 0, n_folds=folds)

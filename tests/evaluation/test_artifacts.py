@@ -67,13 +67,18 @@ def all_methods(patches):
 @pytest.mark.parametrize("groups", [True, False])
 def test_split_is_written_for_every_patch(tmp_path, groups):
     patches = make(groups=groups)
-    save_split(tmp_path / "split.csv", patches, TRAIN[:-1], VAL)
+    save_split(tmp_path / "split.csv", patches, [(TRAIN[:-1], VAL)])
     table = pd.read_csv(tmp_path / "split.csv", keep_default_na=False)
     assert table["file"].tolist() == patches.files
     assert table["group"].tolist() == (patches.groups.tolist() if groups else [""] * 60)
     expected = np.array(["train"] * 60, dtype=object)
     expected[VAL], expected[TRAIN[-1]] = "val", ""
     assert table["split"].tolist() == expected.tolist()
+    save_split(tmp_path / "split.csv", patches, [(VAL, TRAIN[:-1]), (TRAIN[:-1], VAL)])
+    table = pd.read_csv(tmp_path / "split.csv", keep_default_na=False, dtype=str)
+    assert (table["fold"][TRAIN[:-1]] == "1").all()
+    assert (table["fold"][VAL] == "2").all()
+    assert table["split"].tolist() == ["cv" if fold else "" for fold in table["fold"]]
 
 
 def test_history_comes_back_as_written(tmp_path):

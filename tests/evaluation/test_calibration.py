@@ -12,6 +12,7 @@ from histoclip_lib.evaluation.calibration import (
     ENSEMBLE,
     MEMBERS,
     Calibration,
+    FoldCalibrations,
     apply_temperature,
     brier_score,
     calibration_table,
@@ -301,3 +302,20 @@ def test_thresholds_before_calibration_decide_alike():
     fitted = Calibration(2.5, {"accuracy": np.array([0.0, 0.3, 0.5, 1.01]), "f1": np.zeros(4)}, np.zeros((4, 2)))
     probabilities = np.random.default_rng(0).random((200, 4))
     np.testing.assert_array_equal(probabilities >= fitted.cut(), fitted.predict(probabilities).decisions)
+
+
+def test_each_patch_is_calibrated_by_what_was_fitted_for_its_fold():
+    fits = [
+        Calibration(temperature, {name: np.full(2, cut) for name in ("accuracy", "f1")}, np.tile([1.0, 0.0], (2, 1)))
+        for temperature, cut in ((0.5, 0.3), (2.0, 0.6))
+    ]
+    fold, probabilities = np.array([0, 1, 1, 0]), np.array([[0.4, 0.9], [0.4, 0.9], [0.7, 0.2], [0.7, 0.2]])
+    joined = FoldCalibrations(fits, fold)
+    for objective in ("accuracy", "f1"):
+        found = joined.predict(probabilities, objective)
+        for k, row in enumerate(probabilities):
+            alone = fits[fold[k]].predict(row[None], objective)
+            np.testing.assert_allclose(found.scores[k], alone.scores[0])
+            assert np.array_equal(found.decisions[k], alone.decisions[0])
+    assert joined.temperature == pytest.approx(1.0)
+    np.testing.assert_allclose(joined.thresholds["f1"], 0.45)

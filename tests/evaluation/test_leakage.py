@@ -229,7 +229,7 @@ def leaky(tissue):
     labels[[3, 14, 5], 0] = 1
     groups = np.array([f"p{row // 2}" for row in range(14)] + ["p1", "p2", "other"])
     patches = dataset(images, groups, labels)
-    found = find_near_duplicates(small_features(images), patches, np.arange(10), np.arange(10, 17), progress=False)
+    found = find_near_duplicates(small_features(images), patches, [(np.arange(10), np.arange(10, 17))], progress=False)
     return patches, found
 
 
@@ -245,7 +245,7 @@ def test_planted_copies_are_found_and_no_others(leaky):
 def test_a_flipped_copy_is_found_thanks_to_the_views(leaky):
     patches, _ = leaky
     features = small_features(patches.source.images, views=1)
-    found = find_near_duplicates(features, patches, np.arange(10), np.arange(10, 17), progress=False)
+    found = find_near_duplicates(features, patches, [(np.arange(10), np.arange(10, 17))], progress=False)
     assert found.similarity[4] < 0.9  # so the test above says something
 
 
@@ -259,9 +259,9 @@ def test_the_reference_excludes_copies_within_a_group(tissue):
     images = [*tissue[:6], np.ascontiguousarray(tissue[0][::-1])]
     features, train, val = small_features(images), np.array([0, 1, 2, 3, 6]), np.array([4, 5])
     groups = np.array(["p", "q", "r", "s", "t", "u", "p"])
-    known = find_near_duplicates(features, dataset(images, groups), train, val, progress=False)
+    known = find_near_duplicates(features, dataset(images, groups), [(train, val)], progress=False)
     assert (known.reference_correlation >= SAME_PIXELS).sum() == 0
-    unknown = find_near_duplicates(features, dataset(images), train, val, progress=False)
+    unknown = find_near_duplicates(features, dataset(images), [(train, val)], progress=False)
     assert (unknown.reference_correlation >= SAME_PIXELS).sum() == 2
     assert "nearest training patch (groups are not known): the same rule flags 2" in near_duplicate_note(
         dataset(images), unknown
@@ -271,7 +271,7 @@ def test_the_reference_excludes_copies_within_a_group(tissue):
 def test_one_group_in_train_leaves_no_reference(tissue):
     images = tissue[:6]
     patches = dataset(images, np.array(["p"] * 4 + ["q"] * 2))
-    found = find_near_duplicates(small_features(images), patches, np.arange(4), np.arange(4, 6), progress=False)
+    found = find_near_duplicates(small_features(images), patches, [(np.arange(4), np.arange(4, 6))], progress=False)
     assert len(found.reference_similarity) == 0
     assert "For comparison" not in near_duplicate_note(patches, found)
     draw(figures.similarity_histogram(found))
@@ -283,7 +283,7 @@ def test_the_reference_is_a_sample_that_the_seed_decides(leaky, monkeypatch):
     features = small_features(patches.source.images)
     first, again, other = (
         find_near_duplicates(
-            features, patches, np.arange(10), np.arange(10, 17), seed, progress=False
+            features, patches, [(np.arange(10), np.arange(10, 17))], seed, progress=False
         ).reference_similarity
         for seed in (0, 0, 1)
     )
@@ -298,7 +298,7 @@ def test_plain_patches_with_the_same_bytes_are_flagged():
     plain = np.full((64, 64, 3), 240, dtype=np.uint8)
     patches = dataset([*textured, plain, plain])
     features = shards(generator.normal(size=(5, 1, 4)))  # which see no likeness
-    found = find_near_duplicates(features, patches, np.arange(4), np.array([4]), progress=False)
+    found = find_near_duplicates(features, patches, [(np.arange(4), np.array([4]))], progress=False)
     assert found.nearest.tolist() == [3]
     assert found.flagged.all()
     assert np.isnan(found.correlation).all()
@@ -323,7 +323,7 @@ def test_note_counts_copies_and_groups(leaky):
 
 def test_note_without_copies_or_groups(tissue):
     patches = dataset(tissue[:8])
-    found = find_near_duplicates(small_features(tissue[:8]), patches, np.arange(6), np.arange(6, 8), progress=False)
+    found = find_near_duplicates(small_features(tissue[:8]), patches, [(np.arange(6), np.arange(6, 8))], progress=False)
     note = near_duplicate_note(patches, found)
     assert "**0 of 2 validation patches (0.0%)" in note
     assert "of one group" not in note

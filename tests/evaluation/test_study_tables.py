@@ -43,10 +43,11 @@ def test_out_of_fold_puts_each_patch_back(case):
     finished = [
         made("fold", str(i), "histoclip_patch", half, np.full((len(half), 2), 0.1 + i)) for i, half in enumerate(halves)
     ]
-    found = study_tables.out_of_fold(finished, 60, case.train)
-    assert (found[::2] == 0.1).all()
-    assert (found[1::2] == 1.1).all()
-    assert study_tables.out_of_fold([], 60, case.train) is None
+    index, found = study_tables.out_of_fold(finished, [(case.train, case.val)], 0)
+    assert sorted(index) == list(case.train)
+    assert (found[np.isin(index, halves[0])] == 0.1).all()
+    assert (found[np.isin(index, halves[1])] == 1.1).all()
+    assert study_tables.out_of_fold([], [(case.train, case.val)], 0) is None
 
 
 @pytest.mark.parametrize(("split", "first"), [("random", "this"), ("grouped", "other"), ("given", "other")])

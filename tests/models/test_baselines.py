@@ -115,10 +115,47 @@ def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch
         predict = lambda features, index: from_probabilities(np.tile(prevalence, (len(index), 1)))  # noqa: E731
         return SimpleNamespace(predict=predict, about=lambda: "")
 
-    fitted = fit_baselines(features, patches, train[:30], 0, np.eye(3, 12))
+    fitted = fit_baselines(features, patches, [(train[:30], val), (val, train[:30])], 0, np.eye(3, 12), workers=1)
     assert list(fitted) == ["linear_probe", "knn", "gaussian_text", "blended_probe", "constant"]
-    assert all(model.predict(features, val).scores.shape == (100, 3) for model in fitted.values())
+    for first, second in fitted.values():
+        assert first.predictions.scores.shape == (100, 3)
+        assert second.predictions.scores.shape == (30, 3)
+    alone = fit_linear_probe(features, patches, train[:30], 0)
+    np.testing.assert_array_equal(fitted["linear_probe"][0].inside, alone.out_of_fold)
+    np.testing.assert_array_equal(fitted["linear_probe"][0].predictions.scores, alone.predict(features, val).scores)
     assert (METHODS["constant"].label, METHODS["constant"].family) == ("Constant", "baseline")
+
+
+def test_the_probe_of_a_class_is_that_of_the_patches_whose_label_is_known(probe_case):
+    features, patches, train, val = probe_case
+    labels = patches.labels.astype(np.float32)
+    labels[train[::3], 1] = np.nan
+    few = dataclasses.replace(patches, labels=labels)
+    probe = fit_linear_probe(features, few, train[:15], 0)  # few patches: C is the default
+    whole = fit_linear_probe(features, patches, train[:15], 0)
+    np.testing.assert_array_equal(probe.weights[:, [0, 2]], whole.weights[:, [0, 2]])
+    own = train[:15][~np.isnan(labels[train[:15], 1])]
+    views = np.concatenate([(features.pooled.take(own, view) - probe.mean) / probe.scale for view in (0, 1)])
+    model = LogisticRegression(C=probe.strength / 2, max_iter=2000).fit(views, np.tile(labels[own, 1], 2))
+    np.testing.assert_allclose(probe.weights[:, 1], model.coef_[0], atol=1e-4)
+    assert np.isfinite(fit_linear_probe(features, few, train, 0).predict(features, val).scores).all()
+
+
+def test_neighbours_without_a_label_have_no_vote(probe_case):
+    features, patches, train, val = probe_case
+    labels = patches.labels.astype(np.float32)
+    labels[train[::2], 0] = np.nan
+    model = fit_knn(features, dataclasses.replace(patches, labels=labels), train, 0)
+    views = np.stack([features.pooled.take(val, view) for view in (0, 1)], axis=1) - model.mean
+    views /= np.linalg.norm(views, axis=2, keepdims=True)
+    expected = 0
+    for view in range(2):
+        nearest = np.argsort(
+            -(views[0, view] @ model.examples.reshape(-1, views.shape[2]).T).reshape(-1, 2).max(axis=1)
+        )
+        votes = labels[train][nearest[: model.k], 0]
+        expected += (np.nansum(votes) + 1) / ((~np.isnan(votes)).sum() + 2) / 2
+    assert model.predict(features, val[:1]).scores[0, 0] == pytest.approx(expected)
 
 
 def test_probe_equals_one_logistic_regression_for_each_class(probe_case, fitted_probe):

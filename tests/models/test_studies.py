@@ -12,11 +12,13 @@ from torch.nn import functional
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.splits import make_folds
+from histoclip_lib.evaluation.studies import out_of_fold
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import ImageFeatures, Shards
 from histoclip_lib.models import studies
 from histoclip_lib.models.baselines import fit_linear_probe
-from histoclip_lib.models.studies import SIZED, Study, load_studies, plan_studies, run_studies, save_studies
+from histoclip_lib.models.studies import SIZED, Finished, Study, load_studies, plan_studies, run_studies, save_studies
 from histoclip_lib.models.training import TrainingOptions, new_head, predict_probabilities, train_head
 
 CPU = torch.device("cpu")
@@ -42,8 +44,9 @@ def case():
     )
 
 
-def plan_of(case, patches=None, seeds=(0, 1, 2), draws=2, head=HEAD, split="grouped"):
-    return plan_studies(patches or case.patches, split, case.train, case.val, OPTIONS, head, 0.2, list(seeds), draws)
+def plan_of(case, patches=None, seeds=(0, 1, 2), draws=2, head=HEAD, split="grouped", folds=None):
+    folds = folds or [(case.train, case.val)]
+    return plan_studies(patches or case.patches, split, folds, OPTIONS, head, 0.2, list(seeds), draws)
 
 
 def run(case, plan, folder):
@@ -59,7 +62,7 @@ def test_every_study_has_its_own_name(case):
     plan = plan_of(case)
     keys = [(study.purpose, study.name, study.method) for study in plan]
     assert len(set(keys)) == len(keys)
-    assert {study.purpose for study in plan} == {"method", "seed", "fold", "split", "design", "size"}
+    assert {study.purpose for study in plan} == {"method", "seed", "fold", "split", "design", "size", "hidden"}
 
 
 def test_folds_cover_the_training_part_once_and_keep_groups_together(case):
@@ -68,6 +71,46 @@ def test_folds_cover_the_training_part_once_and_keep_groups_together(case):
     for study in folds:
         assert not set(case.patches.groups[study.train]) & set(case.patches.groups[study.test])
         assert sorted([*study.train, *study.test]) == list(case.train)
+
+
+def test_in_a_cross_validation_no_fold_is_calibrated_by_a_head_that_saw_it(case):
+    folds = make_folds(case.patches, "cv", "grouped", 0, n_folds=5)
+    plan = plan_of(case, folds=folds)
+    assert {study.purpose for study in plan} == {"method", "fold", "split", "size", "hidden"}
+    for method in ("mlp", "histoclip_text_free"):
+        parts = [(study.train, study.test) for study in plan if (study.purpose, study.method) == ("method", method)]
+        assert all(
+            np.array_equal(mine, fold)
+            for part, fold in zip(parts, folds, strict=True)
+            for mine, fold in zip(part, fold, strict=True)
+        )
+    inner = [study for study in plan if study.purpose == "fold"]
+    scores = [from_probabilities(np.full((len(study.test), 2), 0.1 * number)) for number, study in enumerate(inner, 1)]
+    finished = [
+        Finished(study.purpose, study.name, study.method, len(study.train), study.test, found)
+        for study, found in zip(inner, scores, strict=True)
+    ]
+    for k, (train, val) in enumerate(folds):
+        index, found = out_of_fold(finished, folds, k)
+        assert set(index) <= set(train)
+        assert len(set(index)) == len(index) == sum(len(folds[j % 5][1]) for j in (k - 1, k + 1))
+        for patch, probability in zip(index, found[:, 0], strict=True):
+            study = inner[round(10 * probability) - 1]
+            assert patch in study.test
+            assert not {*study.train} & {patch, *val}
+
+
+def test_hidden_labels_are_hidden_in_the_training_part_alone(case, tmp_path):
+    labels = studies.hide_labels(case.patches.labels, case.train, 0.5, 0)
+    assert np.isnan(labels[case.train]).mean() == pytest.approx(0.5, abs=0.15)
+    assert np.array_equal(labels[case.val], case.patches.labels[case.val])
+    known = ~np.isnan(labels)
+    assert np.array_equal(labels[known], case.patches.labels[known])
+    plan = [Study("hidden", "80% hidden", "linear_probe", case.train, case.val, hidden=0.8)]
+    (found,) = run(case, plan, tmp_path)
+    part = replace(case.patches, labels=studies.hide_labels(case.patches.labels, case.train, 0.8, OPTIONS.seed))
+    expected = fit_linear_probe(case.features, part, case.train, OPTIONS.seed).predict(case.features, case.val)
+    np.testing.assert_array_equal(found.predictions.scores, expected.scores)
 
 
 def test_nothing_but_the_other_split_is_fitted_on_the_validation_part(case):

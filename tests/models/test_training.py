@@ -282,13 +282,49 @@ def test_mixup_mixes_tokens_and_labels_alike(features, monkeypatch):
     monkeypatch.setattr(
         nn.functional,
         "binary_cross_entropy_with_logits",
-        lambda logits, truth: losses.append(truth) or loss(logits, truth),
+        lambda logits, truth, weight: losses.append(truth) or loss(logits, truth, weight),
     )
     fit((Shards([tokens]), labels), TrainingOptions(4, 0, batch_size=15, mixup=1.0))
     mixed = [batch for batch in seen if batch.shape[1] == 1]  # training steps, the others see all tokens
     for batch, truth in zip(mixed, losses, strict=True):
         torch.testing.assert_close(batch[:, 0, :2], truth)
     assert any(((truth > 0.1) & (truth < 0.9)).any() for truth in losses)
+
+
+def test_labels_that_are_not_known_have_no_gradient(batch):
+    tokens, truth = batch
+    known = torch.ones_like(truth)
+    known[0], known[1, 2], known[4, :2] = 0, 0, 0
+    step = new_step(7)
+    logits = step.head(tokens)[0].detach().requires_grad_()
+    loss = step.loss(lambda _: (logits, None), tokens, truth, None, known / known.mean())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[known == 0] == 0).all()
+    assert (gradient[known == 1] != 0).all()
+    expected = nn.functional.binary_cross_entropy_with_logits(logits[known == 1], truth[known == 1])
+    torch.testing.assert_close(loss, expected)
+    whole, halved = new_step(7), new_step(7)
+    halved.parts = 2
+    torch.testing.assert_close(whole(tokens, truth, known), halved(tokens, truth, known))
+    torch.testing.assert_close(whole.head.linear.weight, halved.head.linear.weight)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_a_patch_of_which_nothing_is_known_teaches_nothing(features, mixup):
+    shards, labels = features
+    unknown = labels.astype(np.float32)
+    unknown[::2] = np.nan
+    other = Shards([shards.pieces[0].copy()])
+    other.pieces[0][::2] += 3  # features that only patches without labels have
+    options = TrainingOptions(3, 1, batch_size=60, mixup=mixup)
+    trained = []
+    for tokens in (shards, other):
+        head = new_head()
+        reader = FeatureReader(tokens, CPU)
+        train_head(head, reader, unknown, np.arange(45), np.arange(0), options, progress=False)
+        trained.append(weights(head))
+    assert trained[0].isfinite().all()
+    assert torch.equal(*trained) == (mixup == 0)  # mixed, they lend their looks to labels of others
 
 
 def test_training_without_a_validation_part(features):
@@ -402,8 +438,8 @@ def run_of(features, tmp_path):
         heads, history = train_heads(
             changes.get("embeddings", embeddings).numpy(), {"heads": 2, "hidden": 8},
             ImageFeatures(pooled, tokens, 0), changes.get("patches", patches),
-            changes.get("train", np.arange(45)), np.arange(45, PATCHES), options,
-            SimpleNamespace(**vars(clip) | changes.get("clip", {})), tmp_path,
+            changes.get("folds", [(np.arange(45), np.arange(45, PATCHES))]), options,
+            SimpleNamespace(**vars(clip) | changes.get("clip", {})), tmp_path, workers=1,
         )  # fmt: skip
         return heads, history, len(trained)
 
@@ -413,15 +449,37 @@ def run_of(features, tmp_path):
 def test_finished_heads_are_loaded_with_their_history(run_of, monkeypatch):
     first, history, n_trained = run_of.run(monkeypatch)
     assert n_trained == 2
-    assert sorted(path.name for path in run_of.folder.iterdir()) == ["cmm_global.safetensors", "cmm_patch.safetensors"]
+    assert sorted(path.name for path in run_of.folder.glob("*.*")) == [
+        "cmm_global.safetensors",
+        "cmm_patch.safetensors",
+    ]
     assert list(history["head"]) == ["global"] * 3 + ["patch"] * 3
     second, kept, n_trained = run_of.run(monkeypatch)
     assert n_trained == 0
     assert kept.equals(history)
     for kind in ("global", "patch"):
-        assert torch.equal(weights(first[kind]), weights(second[kind]))
+        (one,), (other,) = first[kind], second[kind]
+        assert torch.equal(weights(one), weights(other))
         stored = load_cmm(run_of.folder / f"cmm_{kind}.safetensors", ["a", "b"], "tiny")
-        assert torch.equal(weights(first[kind]), weights(stored))
+        assert torch.equal(weights(one), weights(stored))
+
+
+def test_each_fold_has_its_heads_and_a_final_one_sees_all_patches(run_of, monkeypatch):
+    thirds = np.array_split(np.arange(PATCHES), 3)
+    folds = [(np.setdiff1d(np.arange(PATCHES), third), third) for third in thirds]
+    heads, history, n_trained = run_of.run(monkeypatch, folds=folds)
+    assert n_trained == 8
+    assert history["val_mAcc"].notna().any()  # the curve of the first fold
+    nothing = np.arange(0)
+    for k, (train, _) in enumerate(folds):
+        alone, _, _ = run_of.run(monkeypatch, folds=[(train, nothing)])
+        assert torch.equal(weights(heads["patch"][k]), weights(alone["patch"][0]))
+    alone, _, _ = run_of.run(monkeypatch, folds=[(np.arange(PATCHES), nothing)])
+    *_, n_trained = run_of.run(monkeypatch, folds=folds)
+    final = load_cmm(run_of.folder / "cmm_patch.safetensors", ["a", "b"], "tiny")
+    assert torch.equal(weights(final), weights(alone["patch"][0]))
+    *_, n_trained = run_of.run(monkeypatch, folds=folds)
+    assert n_trained == 0
 
 
 @pytest.mark.parametrize(
@@ -431,7 +489,7 @@ def test_heads_of_another_training_are_trained_again(run_of, monkeypatch, change
     run_of.run(monkeypatch)
     changes = {
         "options": {"options": TrainingOptions(3, 1, batch_size=16, mixup=0.1)},
-        "split": {"train": np.arange(44)},
+        "split": {"folds": [(np.arange(44), np.arange(45, PATCHES))]},
         "labels": {"patches": replace(run_of.patches, labels=1 - run_of.patches.labels)},
         "class names": {"patches": replace(run_of.patches, classes=["a", "c"])},
         "class matrix": {"embeddings": run_of.embeddings.flip(0)},

@@ -151,7 +151,7 @@ def test_a_method_has_one_colour_and_no_two_have_the_same():
 def test_data_figures_say_the_numbers():
     patches, _ = masked()
     index = np.arange(12)
-    bars = draw(figures.prevalence_bars(patches.labels, index[:8], index[8:], patches.classes))
+    bars = draw(figures.prevalence_bars(patches.labels, {"train": index[:8], "validation": index[8:]}, patches.classes))
     assert f"{patches.classes[0]} {patches.labels[:8, 0].mean():.2f}" in bars
     pairs = draw(figures.co_occurrence_map(patches.labels, patches.classes))
     both = patches.labels[:, 0] & patches.labels[:, 1]

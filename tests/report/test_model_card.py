@@ -38,7 +38,7 @@ def scored(patches, names=None):
 
 
 def card(patches, methods, **changed):
-    return model_card(methods, patches, TRAIN, VAL, **(ABOUT | changed))
+    return model_card(methods, patches, [(TRAIN, VAL)], **(ABOUT | changed))
 
 
 def page(text):
@@ -126,7 +126,7 @@ def test_undefined_metrics_are_dashes():
 def test_card_is_written_with_metadata_that_model_hubs_read(name):
     patches = make()
     methods, about = scored(patches), ABOUT | {"name": name}
-    text = model_card(methods, patches, TRAIN, VAL, **about)
+    text = model_card(methods, patches, [(TRAIN, VAL)], **about)
     loaded = ModelCard(card_metadata(methods, name, "folder") + text)
     assert loaded.text.strip() == text.strip()
     assert loaded.data.license == "other"

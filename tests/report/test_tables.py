@@ -85,16 +85,16 @@ def test_seeds_table_shows_the_spread():
 
 def test_dataset_table_counts_patches_labels_and_groups():
     patches = make()
-    table = tables.dataset_table(patches, TRAIN, VAL)
+    table = tables.dataset_table(patches, {"train": TRAIN, "validation": VAL})
     assert table["patches"].tolist() == [48, 12]
     assert table["with b"].tolist() == [patches.labels[TRAIN, 1].sum(), patches.labels[VAL, 1].sum()]
     assert table["without any label"].tolist() == [
         (patches.labels[index].max(axis=1) == 0).sum() for index in (TRAIN, VAL)
     ]
     both = {*patches.groups[TRAIN]} & {*patches.groups[VAL]}
-    assert table["of these in both parts"].tolist() == [len(both)] * 2
+    assert table["of these in other parts"].tolist() == [len(both)] * 2
     assert table["groups"].tolist() == [len({*patches.groups[index]}) for index in (TRAIN, VAL)]
-    assert "groups" not in tables.dataset_table(make(groups=False), TRAIN, VAL)
+    assert "groups" not in tables.dataset_table(make(groups=False), {"train": TRAIN, "validation": VAL})
 
 
 def test_strategies_are_scored_on_the_validation_part_and_on_all():
@@ -131,7 +131,7 @@ def test_hostile_class_names_break_no_table():
     patches = make(HOSTILE)
     scored = all_scored(patches)
     drawn = {
-        "data": tables.dataset_table(patches, TRAIN, VAL).T,
+        "data": tables.dataset_table(patches, {"train": TRAIN, "validation": VAL}).T,
         "zero-shot": tables.whole_set_table({"top_k": guesses(patches)}, patches, VAL),
         "classes": tables.per_class_table(scored, "accuracy"),
     }

@@ -39,13 +39,15 @@ function table(label, header, lines) {
 }
 
 // What a decision was. p is the probability.
-const state = (label) => (label ? "present" : "absent");
-const CORRECT = "correct";
+const state = (label) => (label === null ? "not known" : label ? "present" : "absent");
+const [CORRECT, UNKNOWN] = ["correct", "not known"];
+const isWrong = (kind) => kind !== CORRECT && kind !== UNKNOWN;
 function outcome(label, p, data) {
+  if (label === null) return UNKNOWN;
   if (Boolean(label) === (p >= data.threshold)) return CORRECT;
   return label ? "false negative" : "false positive";
 }
-const mark = (kind) => `${kind === CORRECT ? "✓" : "✗"}\u00a0${kind.replace(" ", "\u00a0")}`;
+const mark = (kind) => `${kind === CORRECT ? "✓" : isWrong(kind) ? "✗" : "?"}\u00a0${kind.replace(" ", "\u00a0")}`;
 const confidence = (p) => Math.round(Math.abs(2 * p - 1) * 10000); // in hundredths of a per cent: whole numbers compare
 
 function slider(label, value, { min = 0, max = 100, step = 5, write = (number) => `${number} %` } = {}) {
@@ -197,7 +199,7 @@ function attention(data, ask) {
   const { classes, patches } = data;
   const heat = bytes(data.heat);
   const hasMasks = patches.some((patch) => patch.mask);
-  const wrongIn = (patch) => patch.labels.filter((label, k) => outcome(label, patch.probabilities[k], data) !== CORRECT).length;
+  const wrongIn = (patch) => patch.labels.filter((label, k) => isWrong(outcome(label, patch.probabilities[k], data))).length;
   function thumbnail(patch) {
     const wrong = wrongIn(patch);
     const remark = wrong ? `, ${wrong} wrong ${wrong === 1 ? "decision" : "decisions"}` : "";
@@ -256,7 +258,7 @@ function attention(data, ask) {
       line.fill.style.setProperty("--class-colour", data.colours[c]);
       line.p.textContent = patch.probabilities[c].toFixed(2);
       line.kind.textContent = mark(kind);
-      line.kind.classList.toggle("wrong", kind !== CORRECT);
+      line.kind.classList.toggle("wrong", isWrong(kind));
     });
     const [p, map] = [patch.probabilities[k], patch.maps[k]];
     picture.src = patch.image;
@@ -395,7 +397,7 @@ function gallery(data) {
   // Decisions of a patch that fit, the most confident first. A patch counts as correct where every class looked at is.
   function fits(patch) {
     const k = Number(chooseClass.value);
-    const decisions = classes.map((_, c) => c).filter((c) => k < 0 || c === k).map((c) => {
+    const decisions = classes.map((_, c) => c).filter((c) => (k < 0 || c === k) && patch.labels[c] !== null).map((c) => {
       const p = patch.probabilities[c];
       return { k: c, p, kind: outcome(patch.labels[c], p, data), confidence: confidence(p) };
     });
@@ -420,7 +422,7 @@ function gallery(data) {
     title.replaceChildren(...aboutPatch(patch), ` (${at + 1} of ${fitting.length})`);
     decisions.replaceChildren(table("Decisions", ["Class", "Truth", "p", "Decision"], classes.map((name, k) => {
       const kind = outcome(patch.labels[k], patch.probabilities[k], data);
-      const decision = element("span", { class: kind === CORRECT ? null : "wrong" }, mark(kind));
+      const decision = element("span", { class: isWrong(kind) ? "wrong" : null }, mark(kind));
       return [named(name), state(patch.labels[k]), patch.probabilities[k].toFixed(2), decision];
     })));
     previous.disabled = at === 0;

@@ -23,7 +23,7 @@ _MODULES = {
     "leakage": ("similarity_histogram",),
     "patches": ("confident_errors", "find_confident_errors", "near_duplicate_pairs", "patch_grid", "sample_patches"),
     "slides": ("slide_burdens", "slide_maps", "top_tiles"),
-    "training": ("label_efficiency", "training_curves"),
+    "training": ("hidden_labels", "label_efficiency", "training_curves"),
     "zero_shot": ("patch_cosines", "prompt_spread", "score_distributions", "similarity_map"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -12,10 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from histoclip_lib.common.arrays import agreement, all_right
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import THRESHOLD
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.localisation import MEASURES, MapScores, class_means
+from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, enlarge, square_crop
 from histoclip_lib.report.figures.base import CLASS_COLOURS, class_colour, described, figure, listed, wrapped
 from histoclip_lib.report.figures.patches import outline
@@ -83,8 +85,8 @@ def choose_for_attention(labels: np.ndarray, probabilities: np.ndarray, count: i
     count : int
         At most so many; patches with several labels and no error come first, since there the maps should differ.
     """
-    right = ((probabilities >= THRESHOLD) == labels).all(axis=1)
-    telling = (labels.sum(axis=1) >= 2) & right
+    right = all_right(labels, probabilities >= THRESHOLD)
+    telling = ((labels == 1).sum(axis=1) >= 2) & right
     chosen: list[int] = []
     for only_telling in (True, False):
         found = np.where((labels == 1) & (telling[:, None] | (not only_telling)), probabilities, -1)
@@ -162,8 +164,8 @@ def attention_overlay(
     said = []
     for k, axes in enumerate(list(grid.flat)[first:panels]):
         _overlay(axes, image, maps[k], mask, k)
-        right = (probabilities[k] >= THRESHOLD) == bool(labels[k])
-        state = "present" if labels[k] else "absent"
+        right = agreement(labels[k], probabilities[k] >= THRESHOLD) != 0
+        state = state_text(labels[k])
         axes.set_title(
             f"{wrapped(classes[k])}\n{state}, p = {probabilities[k]:.2f}{'' if right else '  ✗'}",
             fontsize=9, color="black" if right else CLASS_COLOURS[3],

@@ -110,7 +110,8 @@ def precision_recall_curves(
     styles = {name: DASHES[number % len(DASHES)] for number, name in enumerate(methods)}
     said = []
     for k, (axes, name) in enumerate(zip(panels, classes, strict=True)):
-        truth = labels[:, k]
+        own = ~np.isnan(labels[:, k])
+        truth = labels[own, k]
         if not truth.any():
             axes.set_title(f"{wrapped(name, 30)}\nno positive patch", fontsize=9)
             said.append(f"{name}: no positive patch")
@@ -118,12 +119,12 @@ def precision_recall_curves(
         values = []
         for method, predictions in methods.items():
             colour = method_colour(method)
-            precision, recall, _ = precision_recall_curve(truth, predictions.scores[:, k])
+            precision, recall, _ = precision_recall_curve(truth, predictions.scores[own, k])
             axes.plot(recall, precision, styles[method], color=colour, lw=1.4, drawstyle="steps-post")
-            _mark(axes, truth, predictions.decisions[:, k], "o", colour)
+            _mark(axes, truth, predictions.decisions[own, k], "o", colour)
             if method in fitted:
-                _mark(axes, truth, fitted[method][:, k], "X", colour)
-            values.append(average_precision_score(truth, predictions.scores[:, k]))
+                _mark(axes, truth, fitted[method][own, k], "X", colour)
+            values.append(average_precision_score(truth, predictions.scores[own, k]))
         axes.axhline(truth.mean(), color="0.4", lw=1, ls=(0, (5, 4)), zorder=0)
         axes.set_title(f"{wrapped(name, 30)}\nAP {' / '.join(f'{value:.2f}' for value in values)}", fontsize=9)
         shown = listed([names[method] for method in methods], values, 3)
@@ -181,7 +182,7 @@ def threshold_curves(labels: np.ndarray, scores: np.ndarray, classes: list[str])
     """
     counts = at_or_above(labels, scores)  # (N, 2, T)
     (false, true), (absent, present) = np.moveaxis(counts, 1, 0), np.moveaxis(counts[:, :, :1], 1, 0)
-    accuracy, f1 = (true + absent - false) / len(labels), 2 * true / np.maximum(true + false + present, 1)
+    accuracy, f1 = (true + absent - false) / (absent + present), 2 * true / np.maximum(true + false + present, 1)
     drawn, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for axes, curves, name, mean in ((panels[0], accuracy, "accuracy", "mAcc"), (panels[1], f1, "F1", "macro F1")):
         for k, own in enumerate(curves):

@@ -8,48 +8,52 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.report.figures.base import described, figure, heat_map, listed, wrapped
 
 
 @figure
-def prevalence_bars(labels: np.ndarray, train: np.ndarray, val: np.ndarray, classes: list[str]) -> Figure:
+def prevalence_bars(labels: np.ndarray, parts: dict[str, np.ndarray], classes: list[str]) -> Figure:
     """Draw how often each class is present in the training and the validation part.
 
     Parameters
     ----------
     labels : ndarray of shape (B, N)
         0 or 1.
-    train, val : ndarray of int
-        Indices of the patches of the two parts.
+    parts : dict of str to ndarray of int
+        Indices of the patches of each part, such as `train` and `validation`.
     classes : list of str
         N names.
     """
-    parts = {"train": labels[train].mean(axis=0), "validation": labels[val].mean(axis=0)}
+    sizes = ", ".join(f"{part} {len(index):,}" for part, index in parts.items())
+    parts = {part: nan_mean(labels[index], axis=0) for part, index in parts.items()}
     frame = pd.DataFrame(
         [(wrapped(c), part, value[k]) for part, value in parts.items() for k, c in enumerate(classes)],
         columns=["class", "part", "prevalence"],
     )
-    drawn, axes = plt.subplots(figsize=(7, 0.55 * len(classes) + 1.2))
+    drawn, axes = plt.subplots(figsize=(7, (0.15 + 0.2 * len(parts)) * len(classes) + 1.2))
     sns.barplot(frame, y="class", x="prevalence", hue="part", ax=axes)
     axes.set(xlim=(0, 1), ylabel="", xlabel="fraction of patches in which the class is present")
     for bars in axes.containers:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, title="", frameon=False)
-    said = "; ".join(f"{c} {parts['train'][k]:.2f} and {parts['validation'][k]:.2f}" for k, c in enumerate(classes))
+    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(parts), 5), title="", frameon=False)
+    said = "; ".join(
+        f"{c} {' and '.join(f'{value[k]:.2f}' for value in parts.values())}" for k, c in enumerate(classes)
+    )
     return described(
         drawn,
-        f"Bar chart of class prevalence in train and validation. {said}.",
-        f"Fraction of the {len(train):,} training and {len(val):,} validation patches in which each class is present. "
+        f"Bar chart of class prevalence in {' and '.join(parts)}. {said}.",
+        f"Fraction of the patches of each part ({sizes}) in which each class is present. "
         "Bars of different length show a class that the split has spread unevenly.",
     )
 
 
 @figure
 def co_occurrence_map(labels: np.ndarray, classes: list[str]) -> Figure:
-    """Draw P(column class | row class); `labels` of shape (B, N)."""
-    counts = labels.astype(int).T @ labels.astype(int)
+    """Draw P(column class | row class); `labels` (B, N) as in `PatchDataset`, where both are known."""
+    present, known = (labels == 1).astype(int), (~np.isnan(labels)).astype(int)
     with np.errstate(invalid="ignore", divide="ignore"):
-        conditional = counts / np.diag(counts)[:, None]
+        conditional = (present.T @ present) / (present.T @ known)
     drawn, axes = plt.subplots(figsize=(1.1 * len(classes) + 2.2, 0.8 * len(classes) + 1.4))
     heat_map(axes, conditional, classes, classes, "fraction", 0, 1)
     axes.set(xlabel="... this one is present too", ylabel="where this class is present ...")

@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import THRESHOLD
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.leakage import NearDuplicates, correlation_text
@@ -89,7 +90,7 @@ def sample_patches(patches: PatchDataset, index: np.ndarray, count: int, seed: i
 
 
 def _labels_of(patches: PatchDataset, i: int) -> str:
-    return ", ".join(patches.classes[k] for k in np.flatnonzero(patches.labels[i])) or "no label"
+    return ", ".join(patches.classes[k] for k in np.flatnonzero(patches.labels[i] == 1)) or "no label"
 
 
 def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: int) -> Figure:
@@ -128,7 +129,7 @@ def find_confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: 
         At most so many, and no patch twice.
     """
     confidence = np.abs(probabilities - THRESHOLD)
-    wrong = (probabilities >= THRESHOLD) != labels.astype(bool)
+    wrong = agreement(labels, probabilities >= THRESHOLD) == 0
     chosen: dict[int, tuple[int, int]] = {}
     for position in np.argsort(-np.where(wrong, confidence, -1), axis=None, kind="stable"):
         patch, k = divmod(int(position), labels.shape[1])

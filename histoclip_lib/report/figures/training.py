@@ -89,3 +89,33 @@ def label_efficiency(sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[
         f"mAcc and mAP with {sizes['n_train'].min():,} to {sizes['n_train'].max():,} training patches: dots are single "
         "draws, lines their means. Labels help where a line rises above the methods that see none.",
     )
+
+
+@figure
+def hidden_labels(shares: pd.DataFrame, labels: dict[str, str]) -> Figure:
+    """Draw mAcc and mAP against the share of training labels that were hidden.
+
+    Parameters
+    ----------
+    shares : DataFrame
+        A line for each model: `method`, `hidden`, `mAcc` and `mAP`.
+    labels : dict of str to str
+        Labels of the methods.
+    """
+    drawn, panels = plt.subplots(1, 2, figsize=(11, 3.6))
+    for axes, metric in zip(panels, ("mAcc", "mAP"), strict=True):
+        for method, lines in shares.groupby("method", sort=False):
+            axes.plot(100 * lines["hidden"], lines[metric], "o-", color=method_colour(method), label=labels[method])
+        axes.set(xlabel="training labels hidden, %", ylabel=metric, xticks=100 * shares["hidden"].unique())
+    panels[0].legend(fontsize=9)
+    drawn.tight_layout()
+    said = "; ".join(
+        f"{labels[line.method]} with {line.hidden:.0%} hidden: mAcc {line.mAcc:.3f}, mAP {line.mAP:.3f}"
+        for line in shares.itertuples()
+    )
+    return described(
+        drawn,
+        f"mAcc and mAP against the share of training labels that were hidden. {said}.",
+        "mAcc and mAP where a random share of the training labels is hidden, as if nobody had annotated them. The "
+        "flatter a line, the less a method needs every label of every patch.",
+    )

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.prompting.sensitivity import AS_REPORTED, METRICS, SINGLE_TEMPLATE, SYNONYMS
 from histoclip_lib.report.figures.base import CLASS_COLOURS, described, figure, heat_map, wrapped
 
@@ -57,7 +58,7 @@ def score_distributions(methods: dict[str, Predictions], labels: np.ndarray, cla
             {
                 "class": np.tile(names, len(labels)),
                 "score": predictions.scores.ravel(),
-                "truth": np.where(labels.ravel() == 1, "present", "absent"),
+                "truth": [state_text(label) for label in labels.ravel()],
             }
         )
         sns.boxplot(
@@ -151,7 +152,7 @@ def patch_cosines(
     left.imshow(image)
     left.set_axis_off()
     left.set_title(wrapped(file), fontsize=10)
-    right.barh(np.arange(len(names)), cosines, color=[CLASS_COLOURS[0] if label else "0.75" for label in labels])
+    right.barh(np.arange(len(names)), cosines, color=[CLASS_COLOURS[0] if label == 1 else "0.75" for label in labels])
     right.axvline(negative, color="0.2", lw=1.2, ls="--")
     right.axvline(0, color="0.2", lw=0.8)
     right.set_yticks(np.arange(len(names)), [wrapped(name) for name in names])
@@ -160,8 +161,7 @@ def patch_cosines(
     right.set_xlabel("cosine; blue: present; dashed: the negative prompt")
     drawn.tight_layout()
     said = "; ".join(
-        f"{name} ({'present' if label else 'absent'}) {cosine:.3f}"
-        for name, label, cosine in zip(names, labels, cosines, strict=True)
+        f"{name} ({state_text(label)}) {cosine:.3f}" for name, label, cosine in zip(names, labels, cosines, strict=True)
     )
     return described(
         drawn,

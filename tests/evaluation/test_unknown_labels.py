@@ -1,0 +1,112 @@
+"""Labels that are not known: every metric, interval, test and fit is that of the known cells alone."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, f1_score, log_loss, roc_auc_score
+
+from histoclip_lib.common.predictions import cross_entropy, from_probabilities, mean_accuracy
+from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.evaluation.artifacts import read_predictions, save_predictions
+from histoclip_lib.evaluation.calibration import brier_score, fit_calibration, reliability
+from histoclip_lib.evaluation.confusion import (
+    co_occurrence_bias,
+    confusion,
+    errors_by_group,
+    multilabel_confusion,
+    predicted_when_missed,
+)
+from histoclip_lib.evaluation.metrics import point_metrics
+from histoclip_lib.evaluation.uncertainty import compare, evaluate
+
+CLASSES = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Labels (90, 3) of which a third is not known, two methods' probabilities, and 18 groups."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (90, 3)).astype(np.float32)
+    first, second = (np.clip(0.5 + 0.3 * (labels - 0.5) + generator.normal(0, 0.3, labels.shape), 0, 1) for _ in "12")
+    labels[generator.random(labels.shape) < 1 / 3] = np.nan
+    labels[4] = np.nan
+    return labels, first, second, np.arange(90) // 5
+
+
+def test_metrics_are_those_of_scikit_learn_on_the_known_cells(case):
+    labels, scores, *_ = case
+    found = point_metrics(labels, from_probabilities(scores), CLASSES)
+    columns = [(labels[own, k], scores[own, k]) for k, own in enumerate((~np.isnan(labels)).T)]
+    decided = [(truth, own >= 0.5) for truth, own in columns]
+    for name, metric, pairs in (
+        ("mAP", average_precision_score, columns),
+        ("auroc", roc_auc_score, columns),
+        ("mAcc", accuracy_score, decided),
+        ("macro_f1", f1_score, decided),
+    ):
+        assert found[name] == pytest.approx(np.mean([metric(*pair) for pair in pairs]))
+    truth, called = (np.concatenate(parts) for parts in zip(*decided, strict=True))
+    assert found["micro_f1"] == pytest.approx(f1_score(truth, called))
+    assert [values["n"] for values in found["per_class"].values()] == [len(truth) for truth, _ in columns]
+    exact = [
+        np.all((own >= 0.5)[~np.isnan(row)] == row[~np.isnan(row)]) for row, own in zip(labels, scores, strict=True)
+    ]
+    assert found["exact_match"] == pytest.approx(
+        np.mean([x for x, row in zip(exact, labels, strict=True) if not np.isnan(row).all()])
+    )
+    everything = np.concatenate([own for _, own in columns])
+    assert cross_entropy(labels, scores) == pytest.approx(log_loss(truth, everything.clip(2**-24, 1 - 2**-24)))
+    assert brier_score(labels, scores)[0] == pytest.approx(brier_score_loss(*columns[0]))
+
+
+def test_what_is_said_of_unknown_cells_changes_nothing(case):
+    labels, first, second, units = case
+    other = np.where(np.isnan(labels), 1 - first, first)
+    assert evaluate(labels, from_probabilities(first), CLASSES, units, 50, 0) != {}
+    for function in (
+        lambda scores: (
+            evaluate(labels, from_probabilities(scores), CLASSES, units, 50, 0)
+            | {
+                "per_class": [
+                    (v["accuracy"], v["ap"], v["f1"])
+                    for v in point_metrics(labels, from_probabilities(scores), CLASSES)["per_class"].values()
+                ]
+            }
+        ),
+        lambda scores: compare(labels, from_probabilities(scores), from_probabilities(second), units, 50, 0),
+        lambda scores: fit_calibration(labels, scores).temperature,
+        lambda scores: list(fit_calibration(labels, scores).thresholds["f1"]),
+        lambda scores: np.nan_to_num(reliability(labels, scores).observed).tolist(),
+        lambda scores: confusion(labels, scores >= 0.5).tolist(),
+        lambda scores: multilabel_confusion(labels, scores >= 0.5).tolist(),
+        lambda scores: predicted_when_missed(labels, scores >= 0.5)[0].tolist(),
+        lambda scores: np.nan_to_num(co_occurrence_bias(labels, scores >= 0.5, units, 50).low).tolist(),
+        lambda scores: errors_by_group(labels, scores >= 0.5, units).to_dict(),
+    ):
+        assert function(first) == function(other)
+
+
+def test_without_a_gap_the_interval_holds_and_the_difference_is_that_of_the_means(case):
+    labels, first, second, units = case
+    found = compare(labels, from_probabilities(first), from_probabilities(second), units, 50, 0)
+    expected = mean_accuracy(labels, first >= 0.5) - mean_accuracy(labels, second >= 0.5)
+    assert found.macc.value == pytest.approx(expected)
+    assert found.macc.low < found.macc.value < found.macc.high
+
+
+def test_unknown_labels_come_back_from_the_file(case, tmp_path):
+    labels, first, *_ = case
+    patches = PatchDataset("made", CLASSES, [f"{k:02d}.png" for k in range(90)], labels, None)
+    save_predictions(tmp_path / "p.parquet", {"knn": from_probabilities(first)}, patches, np.arange(90))
+    np.testing.assert_array_equal(read_predictions(tmp_path / "p.parquet").labels, labels)
+
+
+def test_folds_stretch_intervals_and_raise_p(case):
+    labels, first, second, units = case
+    alone, folded = (
+        compare(labels, from_probabilities(first), from_probabilities(second), units, 200, 0, folds).map
+        for folds in (1, 5)
+    )
+    assert folded.value == alone.value
+    assert folded.high - folded.value == pytest.approx(1.5 * (alone.high - alone.value))
+    assert folded.value - folded.low == pytest.approx(1.5 * (alone.value - alone.low))
+    assert folded.p > alone.p
