@@ -142,7 +142,8 @@ def test_notebook_runs_alone_under_papermill(workplace, run_folder):
     (workplace / "alone" / "demo").mkdir(parents=True)
     for name in ("run.json", "zero_shot.parquet", "class_matrix.npy"):
         shutil.copyfile(run_folder / name, workplace / "alone" / "demo" / name)
-    given = {"name": "demo", "reports_dir": "alone", "epochs": SMALL["epochs"], "resamples": 100, "studies": False}
+    given = {"name": "demo", "reports_dir": "alone", "resamples": 100, "studies": False}
+    given |= {name: SMALL[name] for name in ("epochs", "warmup_epochs")}
     subprocess.run(
         [
             *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
