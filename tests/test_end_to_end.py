@@ -1,7 +1,6 @@
 """The demo from its parameter file to its pages, at a smaller size, on a cluster; then the pages in a real browser."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from local_cluster import Cluster, wait_for
 from PIL import Image
 from safetensors.torch import load_file
-from small_demo import METHODS, REPOSITORY, SMALL, environment, histoclip, small_demo
+from small_demo import METHODS, SMALL, environment, histoclip, small_demo
 
 from histoclip_lib.common.predictions import mean_accuracy
 from histoclip_lib.report.notebooks import run_notebooks
@@ -137,36 +136,20 @@ def test_head_learns_more_than_the_majority(run_folder):
     assert methods["histoclip_patch"]["mAP"] > methods["baseline"]["mAP"] + 0.1
 
 
-def test_notebook_runs_alone_under_papermill(workplace, run_folder):
-    """03_train after a copy of the earlier steps' files, in another reports folder, ends with the heads of the cluster."""
-    (workplace / "alone" / "demo").mkdir(parents=True)
-    for name in ("run.json", "zero_shot.parquet", "class_matrix.npy"):
-        shutil.copyfile(run_folder / name, workplace / "alone" / "demo" / name)
-    given = {"name": "demo", "reports_dir": "alone", "resamples": 100, "studies": False}
-    given |= {name: SMALL[name] for name in ("epochs", "warmup_epochs")}
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "papermill", REPOSITORY / "notebooks" / "03_train.ipynb", "alone.ipynb"),
-            *(part for name, value in given.items() for part in ("-p", name, str(value))), "--no-progress-bar",
-        ],
-        cwd=workplace, env=environment(workplace / "cache"), capture_output=True, check=True,
-    )  # fmt: skip
-    for kind in ("global", "patch"):
-        name = f"cmm_{kind}.safetensors"
-        alone, in_run = load_file(workplace / "alone" / "demo" / name), load_file(run_folder / name)
-        assert alone.keys() == in_run.keys()
-        assert all(torch.equal(alone[key], in_run[key]) for key in in_run)
-
-
-def test_a_run_that_was_overwritten_by_hand_is_mended_without_training_again(workplace, run_folder):
+def test_a_run_that_was_overwritten_by_hand_is_mended_and_its_head_is_that_of_the_cluster(workplace, run_folder):
     """As by a notebook that was executed in JupyterLab with other parameters: the products do not belong together."""
     history, metrics = (run_folder / "history.csv").read_bytes(), (run_folder / "metrics.json").read_bytes()
+    head = load_file(run_folder / "cmm_patch.safetensors")
     (run_folder / "history.csv").write_bytes(history + b"200,0,0,0,0,patch\n")
+    (run_folder / "cmm_patch.safetensors").unlink()
     result = histoclip(workplace, "run", "small.yaml")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("skipped") == len(STEPS) - 1
     assert (run_folder / "history.csv").read_bytes() == history
     assert (run_folder / "metrics.json").read_bytes() == metrics
+    mended = load_file(run_folder / "cmm_patch.safetensors")
+    assert mended.keys() == head.keys()
+    assert all(torch.equal(mended[name], head[name]) for name in head)
 
 
 @pytest.mark.browser
