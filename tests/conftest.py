@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -48,11 +49,35 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def lite0():
+def exported(tmp_path_factory) -> Path:
+    """A cache folder for the exported image tower of the offline default, one for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+
+
+@pytest.fixture(scope="session")
+def lite0(exported):
     """The offline default backbone, built once: it is frozen."""
+    from filelock import FileLock
+
     from histoclip_lib.clip.encoder import load_clip
 
-    return load_clip(device="cpu")
+    clip = load_clip(device="cpu")
+    with FileLock(f"{exported}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCLIP_CACHE", str(exported))
+        clip.fast_tower  # noqa: B018  the first process exports it, which takes seconds
+    return clip
+
+
+@pytest.fixture(scope="session")
+def new_cache(lite0, exported):
+    """Return a function that makes a cache folder which holds the exported tower alone."""
+
+    def make(folder):
+        shutil.copytree(exported, folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

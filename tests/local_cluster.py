@@ -7,26 +7,22 @@ import sys
 import time
 from pathlib import Path
 
-import distributed
-
-from histoclip_lib.common.executors import software
-
 SIZE = 256  # patches of a shard
 DEADLINE = 400.0  # seconds: tests of other processes take their share of the cores
 
 
 class Cluster:
-    """A scheduler and workers that can be killed, and a list of the images that the workers decoded."""
+    """A scheduler and workers that can be killed; a list of the images decoded; a file that holds workers mid-shard."""
 
-    def __init__(self, folder, seconds=0.0):
-        self.folder, self.seconds, self.processes, self.workers = folder, seconds, [], []
-        self.log = folder / "images.log"
+    def __init__(self, folder):
+        self.folder, self.processes, self.workers = folder, [], []
+        self.log, self.hold = folder / "images.log", folder / "hold"
         self.address = self.start_scheduler()
 
     def _start(self, module, *arguments):
         environment = os.environ | {
             "IMAGE_LOG": str(self.log),
-            "IMAGE_SECONDS": str(self.seconds),
+            "IMAGE_HOLD": str(self.hold),
             "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         with (self.folder / "output.txt").open("a") as output:
@@ -52,11 +48,13 @@ class Cluster:
         options = ("--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--preload", preload)
         self.workers.append(self._start("dask_worker", self.address, *options, "--local-directory", str(self.folder)))
 
-    def wait_for_workers(self):
-        """Wait until the workers have loaded the library: then they begin at the same time."""
-        with distributed.Client(self.address, set_as_default=False) as client:
-            client.wait_for_workers(len(self.workers), timeout=DEADLINE)
-            client.run(software)
+    def ready(self, workers):
+        """Forget what was decoded, and replace workers that are gone."""
+        self.log.unlink(missing_ok=True)
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < workers:
+            self.start_worker()
+        return self
 
     def decoded(self):
         """Which process decoded which shard's images: a list of (process, shard)."""

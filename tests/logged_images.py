@@ -1,17 +1,21 @@
-"""Loaded by the workers of tests/test_cluster.py: every image that is decoded is written down, and takes its time."""
+"""Loaded by the workers of local_cluster.py: decoded images are written down, and workers stop where a test says so."""
 
 import os
 import time
+from pathlib import Path
 
 from histoclip_lib.data.images import ImageFiles
 
+SIZE, MIDDLE = 256, 40  # patches of a shard, and the one at which a worker is held
+LOG, HOLD = (Path(os.environ[name]) for name in ("IMAGE_LOG", "IMAGE_HOLD"))
 read = getattr(ImageFiles, "unlogged", ImageFiles.image)  # Dask loads this file more than once
 
 
 def image(self, index):
-    with open(os.environ["IMAGE_LOG"], "a") as log:
+    with LOG.open("a") as log:
         log.write(f"{os.getpid()} {self.image_paths[index].name}\n")
-    time.sleep(float(os.environ["IMAGE_SECONDS"]))
+    while index % SIZE == MIDDLE and HOLD.exists():
+        time.sleep(0.01)
     return read(self, index)
 
 

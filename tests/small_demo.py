@@ -14,8 +14,8 @@ METHODS = {
     "mlp", "histoclip_text_free", "histoclip_ensemble", "histoclip_global", "histoclip_patch",
 }  # fmt: skip
 SMALL = {
-    "n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3, "wordings": 3, "seeds": [0, 1],
-    "draws": 1, "folds": 3,
+    "n_patches": 120, "views": 2, "epochs": 12, "warmup_epochs": 2, "resamples": 100, "examples": 2, "wordings": 2,
+    "seeds": [0, 1], "draws": 1, "folds": 3,
 }  # fmt: skip
 
 

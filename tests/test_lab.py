@@ -53,7 +53,7 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(tmp_path_factory, new_cache):
     """What `make lab` starts, in a copy of the repository's notebooks and with folders of its own."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("notebooks", "params"):
@@ -67,7 +67,7 @@ def lab(tmp_path_factory):
     command = shlex.split(dry.stdout.strip().splitlines()[-1])
     own = tmp_path_factory.mktemp("own")
     environment = os.environ | {
-        "JUPYTER_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(own / "cache"),
+        "JUPYTER_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1", "HISTOCLIP_CACHE": str(new_cache(own / "cache")),
         **{f"JUPYTER_{kind}_DIR": str(own / kind) for kind in ("CONFIG", "DATA", "RUNTIME")},
         "IPYTHONDIR": str(own / "ipython"),
     }  # fmt: skip
@@ -171,11 +171,18 @@ QUESTIONS = {
 
 
 @pytest.fixture(scope="module")
-def played(lab):
-    """All notebooks run in their order, as a reader would who changes the parameters to small ones."""
+def kernel(lab):
+    kernel = Kernel(lab, "notebooks/01_data.ipynb")
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture(scope="module")
+def played(lab, kernel):
+    """All notebooks run in their order, with small parameters; one after the other in one kernel, which loads once."""
     done = {}
     for path in sorted((lab.folder / "notebooks").glob("*.ipynb")):
-        kernel = Kernel(lab, f"notebooks/{path.name}")
+        kernel.models.clear()
         done[path.stem] = run = Played([])
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type != "code":
@@ -190,7 +197,6 @@ def played(lab):
             if path.stem in QUESTIONS:
                 run.data = kernel.ask("data")["answer"]
                 run.told = [kernel.ask(*question) for question in QUESTIONS[path.stem](run.data)]
-        kernel.close()
     return done
 
 
@@ -213,10 +219,8 @@ def lab_runtime(lab):
     return Path(next(iter(lab.folder.parent.glob("own*")))) / "RUNTIME"
 
 
-def test_the_kernel_is_the_interpreter_of_the_library_and_runs_beside_the_notebook(lab):
-    kernel = Kernel(lab, "notebooks/01_data.ipynb")
+def test_the_kernel_is_the_interpreter_of_the_library_and_runs_beside_the_notebook(lab, kernel):
     answer = kernel.run("import os, sys\nprint(sys.prefix, os.getcwd(), sep='|')")
-    kernel.close()
     [printed] = answer.of_type("stream")
     prefix, here = printed["text"].strip().split("|")
     assert Path(prefix).samefile(sys.prefix) and Path(here).samefile(lab.folder / "notebooks")

@@ -1,32 +1,46 @@
-"""Real patches from end to end: CoNSeP in the folder format."""
+"""Real patches from table to scores: CoNSeP in the folder format, through the library alone."""
 
-import json
-import shutil
-from pathlib import Path
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
-import pytest
-import yaml
-from small_demo import METHODS, SMALL, histoclip
+from sklearn.metrics import average_precision_score
+from torch import device
 
-pytestmark = pytest.mark.slow
+from histoclip_lib import encode_dataset, load_dataset, load_vocabulary, score_zero_shot, split_dataset
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models import TrainingOptions, predict, train_head
+from histoclip_lib.models.training import new_head
+from histoclip_lib.prompting.strategies import StrategyContext
+from histoclip_lib.prompting.vocabulary import TextEncoder, class_embeddings
 
 
-def test_real_patches_in_the_folder_format(tmp_path, shared_data):
-    """A part of CoNSeP, by a parameter file: every method is filled and the head is above the majority."""
-    data = tmp_path / "consep"
-    table = pd.read_csv(shared_data / "consep" / "labels.csv")
-    table = table.groupby("split").sample(90, random_state=0)
-    for column in ("file", "mask"):
-        (data / Path(table[column].iloc[0]).parent).mkdir(parents=True)
-        for name in table[column]:
-            shutil.copyfile(shared_data / "consep" / name, data / name)
-    table.to_csv(data / "labels.csv", index=False)
-    params = {"name": "consep", "dataset": "folder", "data_dir": "consep", "split": "given", **SMALL, "studies": False}
-    (tmp_path / "consep.yaml").write_text(yaml.safe_dump(params))
-    result = histoclip(tmp_path, "run", "consep.yaml")
-    assert result.returncode == 0, result.stderr
-    metrics = json.loads((tmp_path / "reports" / "consep" / "metrics.json").read_text())
-    assert set(metrics["methods"]) == METHODS
-    assert metrics["n_train"] == metrics["n_val"] == 90
-    assert metrics["methods"]["histoclip_patch"]["mAP"] > metrics["methods"]["majority"]["mAP"] + 0.05
+def part_of(patches, index):
+    """Return some of the patches of a data set whose patches are files."""
+    files = [patches.files[i] for i in index]
+    source = replace(patches.source, image_paths=[patches.source.image_paths[i] for i in index], mask_paths=[])
+    return replace(
+        patches, files=files, labels=patches.labels[index], source=source, groups=patches.groups[index],
+        parts=patches.parts[index], has_masks=False,
+    )  # fmt: skip
+
+
+def test_the_head_is_above_the_prevalence_on_real_patches_and_every_strategy_scores_them(shared_data, lite0, tmp_path):
+    patches = load_dataset("folder", str(shared_data / "consep"))
+    drawn = pd.Series(patches.parts).groupby(patches.parts).sample(90, random_state=0).index.to_numpy()
+    patches = part_of(patches, drawn)
+    train, val = split_dataset(patches, "given", 0)
+    features = encode_dataset(lite0, patches, workers=0, cache=tmp_path, progress=False)
+    vocabulary, encode = load_vocabulary("folder", patches.classes), TextEncoder(lite0)
+    head = new_head(class_embeddings(encode, vocabulary), {}, features.tokens, train, seed=0)
+    reader = FeatureReader(features.tokens, device("cpu"))
+    train_head(head, reader, patches.labels, train, val, TrainingOptions(epochs=12, warmup_epochs=2), progress=False)
+    found = predict(head, features, "patch", val, device("cpu"))
+    labels = patches.labels[val]
+    held = labels.any(axis=0) & ~labels.all(axis=0)
+    precision = average_precision_score(labels[:, held], found.scores[:, held])
+    assert precision > labels[:, held].mean() + 0.05
+    context = StrategyContext(patches.labels[train].mean(axis=0))
+    for scores in score_zero_shot(features.pooled.take(val), encode, vocabulary, context).values():
+        assert scores.decisions.shape == labels.shape
+        assert np.isfinite(scores.scores).all()

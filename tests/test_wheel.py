@@ -1,6 +1,7 @@
-"""The built wheel, installed away from the clone: `histoclip init`, `check` and a small run work from it alone."""
+"""The built wheel, installed away from the clone: a run of it with the plugin that CONTRIBUTING.md shows."""
 
-import os
+import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -8,14 +9,21 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from small_demo import environment
 
+from histoclip_lib.common.registry import load_plugins, plugin_digest
+
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "n_patches": 40, "views": 1, "epochs": 3, "warmup_epochs": 1, "resamples": 50,
-    "examples": 2, "wordings": 1, "studies": False,
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PLUGIN = "\n".join(re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
+PARAMETERS = {
+    "name": "toy", "dataset": "my_slides", "data_dir": "slides", "backbone": "my-clip", "split": "grouped", "views": 1,
+    "epochs": 3, "warmup_epochs": 1, "batch_size": 16, "resamples": 50, "studies": False, "examples": 2, "wordings": 1,
 }  # fmt: skip
 
 
@@ -48,11 +56,11 @@ def histoclip(wheel, tmp_path_factory):
     [own] = (folder / "venv/lib").glob("python3*/site-packages")
     (own / "borrowed.pth").write_text("\n".join(dict.fromkeys(sysconfig.get_path(k) for k in ("purelib", "platlib"))))
     jupyter = Path(sys.prefix) / "share/jupyter"  # templates of nbconvert; its kernel is the Python that asks for one
-    names = environment(folder / "cache") | {"OMP_NUM_THREADS": "1", "JUPYTER_PATH": str(jupyter)}
+    names = environment(folder / "cache") | {"JUPYTER_PATH": str(jupyter), "COLUMNS": "200"}
     names.pop("PYTHONPATH", None)
 
-    def run(*arguments, cwd):
-        return call(folder / "venv/bin/histoclip", *arguments, cwd=cwd, env=names)
+    def run(*arguments, cwd, **more):
+        return call(folder / "venv/bin/histoclip", *arguments, cwd=cwd, env=names | more)
 
     found = call(python, "-c", "import histoclip_lib; print(histoclip_lib.__file__)", cwd=folder, env=names)
     assert Path(found.strip()) == own / "histoclip_lib/__init__.py"
@@ -64,9 +72,26 @@ def project(histoclip, tmp_path_factory):
     """A folder as `histoclip init` leaves it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     histoclip("init", "project", cwd=folder)
-    demo = yaml.safe_load((folder / "project/params/demo.yaml").read_text())
-    (folder / "small.yaml").write_text(yaml.safe_dump(demo | SMALL))
     return folder / "project"
+
+
+@pytest.fixture(scope="module")
+def toy(histoclip, project):
+    """The folder of a finished run with the plugin's data set, 40 patches of 8 slides, and its encoder."""
+    (project / "my_plugin.py").write_text(PLUGIN)
+    draw = np.random.default_rng(0)
+    labels, files = draw.integers(0, 2, (40, 2)), [f"{index}.png" for index in range(40)]
+    (project / "slides").mkdir()
+    for file, (gland, stroma) in zip(files, labels, strict=True):
+        pixels = draw.integers(0, 100, (64, 64, 3)) + np.array([120 * gland, 60, 120 * stroma])
+        Image.fromarray(pixels.astype(np.uint8)).save(project / "slides" / file)
+    slides = [f"slide_{index % 8}" for index in range(40)]
+    columns = {"image": files, "gland": labels[:, 0], "stroma": labels[:, 1], "slide": slides}
+    pd.DataFrame(columns).to_csv(project / "slides/annotations.csv", index=False)
+    (project / "toy.yaml").write_text(yaml.safe_dump(PARAMETERS))
+    *_, overview = histoclip("run", "toy.yaml", cwd=project, HISTOCLIP_PLUGINS="my_plugin.py").splitlines()
+    assert Path(overview) == project / "reports/index.html"
+    return project / "reports/toy"
 
 
 def test_the_wheel_holds_the_library_notebooks_and_parameter_files_and_nothing_else(wheel):
@@ -78,15 +103,54 @@ def test_the_wheel_holds_the_library_notebooks_and_parameter_files_and_nothing_e
 
 
 def test_init_writes_a_project_that_check_accepts(histoclip, project):
-    written = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
     expected = {f"{folder}/{path.name}" for folder in ("notebooks", "params") for path in (ROOT / folder).glob("*.*")}
-    assert written == expected | {"README.md"}
-    assert "demo" in histoclip("check", "../small.yaml", cwd=project)
+    assert all((project / name).is_file() for name in expected | {"README.md"})
+    (project / "few.yaml").write_text("name: few\nn_patches: 24\n")
+    assert "24 patches" in histoclip("check", "few.yaml", cwd=project)
 
 
 @pytest.mark.slow
-def test_a_run_from_the_wheel_finishes(histoclip, project):
-    *_, overview = histoclip("run", "../small.yaml", cwd=project).splitlines()
-    assert Path(overview) == project / "reports/index.html"
-    assert (project / "reports/demo/metrics.json").is_file()
-    assert os.access(overview, os.R_OK)
+def test_metrics_hold_the_methods_of_a_plugin_and_commands_show_their_labels(histoclip, project, toy):
+    metrics = json.loads((toy / "metrics.json").read_text())
+    assert {"contrast", "ridge", "one_vs_rest", "linear_probe"} <= set(metrics["methods"])
+    assert (metrics["dataset"], metrics["backbone"]) == ("my_slides", "my-clip")
+    assert "contrast" in set(pd.read_parquet(toy / "predictions.parquet")["method"])
+    shown = histoclip("show", "toy", cwd=project, HISTOCLIP_PLUGINS="my_plugin.py")
+    assert "Contrast" in shown
+    assert "Ridge regression" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("toy/01_data.html", ["Patches of my slides, labelled by two pathologists."]),
+        ("toy/02_zero_shot.html", ["Contrast", "my-clip"]),
+        ("toy/04_results.html", ["Zero-shot: Contrast", "Ridge regression"]),
+        ("toy/model_card.md", ["My slides", "CC BY 4.0", "my-clip", "Nothing: its weights are random."]),
+        ("index.html", ["my_slides", "my-clip"]),
+    ],
+)
+def test_pages_and_model_card_name_what_a_plugin_registers(toy, page, said):
+    text = (toy.parent / page).read_text(encoding="utf-8")
+    assert [words for words in said if words not in text] == []
+
+
+@pytest.mark.slow
+def test_help_lists_what_a_plugin_registers(histoclip, project, toy):
+    shown = histoclip("run", "--help", cwd=project, HISTOCLIP_PLUGINS="my_plugin.py")
+    assert all(name in shown for name in ("contrast", "my_slides", "my-clip"))
+
+
+def test_the_digest_on_which_steps_depend_changes_with_the_plugin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HISTOCLIP_PLUGINS", "plugin.py")
+    load_plugins.cache_clear()
+
+    def digest(source):
+        Path("plugin.py").write_text(source)
+        return plugin_digest()
+
+    assert digest("a = 1") == digest("a = 1") != digest("a = 2")
+    load_plugins.cache_clear()
+    del sys.modules["histoclip_plugin_plugin"]

@@ -50,13 +50,17 @@ def test_help_lists_registered_names(invoke, arguments):
     assert re.search(r"strategies +baseline, one_vs_rest, power_set, top_k", text)
 
 
-def test_help_names_a_plugin_that_cannot_be_imported(invoke, monkeypatch):
+def test_a_plugin_that_cannot_be_imported_is_named_by_help_and_an_error(invoke, tmp_path, monkeypatch):
     load_plugins.cache_clear()
     monkeypatch.setenv("HISTOCLIP_PLUGINS", "gone_\x1b[31m")
     result = invoke("--help")
+    (tmp_path / "run.yaml").write_text("name: demo")
+    refused = invoke("check", "run.yaml")
     load_plugins.cache_clear()
-    assert result.exit_code == 0
+    assert (result.exit_code, refused.exit_code) == (0, 1)
     assert r"plugin gone_\x1b[31m: cannot be imported" in result.stdout
+    assert r"plugin gone_\x1b[31m: cannot be imported" in refused.stderr
+    assert "Traceback" not in refused.output
 
 
 def test_help_loads_no_pytorch_and_version_nothing_heavy(tmp_path):

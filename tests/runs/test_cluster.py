@@ -19,13 +19,11 @@ from histoclip_lib.features import remote as remote_encoding
 from histoclip_lib.features.encode import encode_dataset
 from histoclip_lib.features.remote import ENCODER_NAMES, encode_shards_on
 
-distributed = pytest.importorskip("distributed")
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no workers yet")
 
 N_SHARDS = 5
 N_PATCHES = (N_SHARDS - 1) * SIZE + 50  # the last shard is short
-VIEWS, BATCH = 2, 100
+VIEWS, BATCH = 1, 100
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +51,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """Return a function that starts a cluster."""
-    made = []
-
-    def start(workers, seconds=0.0):
-        (folder := tmp_path / f"cluster{len(made)}").mkdir()
-        made.append(Cluster(folder, seconds))
-        for _ in range(workers):
-            made[-1].start_worker()
-        return made[-1]
-
-    yield start
-    for each in made:
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory):
+    """Two clusters that the tests share: each asks for the workers that it needs."""
+    pytest.importorskip("distributed")
+    both = [Cluster(tmp_path_factory.mktemp("cluster")) for _ in range(2)]
+    yield both
+    for each in both:
         each.stop()
 
 
@@ -118,8 +109,8 @@ def encode_on(cluster, values, report=lambda *_: None):
         return encode_shards_on(executor, values, report)
 
 
-def test_two_clients_of_two_workers_encode_each_shard_once_and_the_same_bit_for_bit(values, cache, cluster, expected):
-    running, seen = cluster(2), []
+def test_two_clients_of_two_workers_encode_each_shard_once_and_the_same_bit_for_bit(values, cache, clusters, expected):
+    running, seen = clusters[0].ready(2), []
     other = in_thread(lambda: encode_on(running, values))
     shards = encode_on(running, values, lambda done, total, shard: seen.append((done, total)))
     assert [shard.number for shard in shards] == [shard.number for shard in other()] == list(range(N_SHARDS))
@@ -135,45 +126,52 @@ def test_two_clients_of_two_workers_encode_each_shard_once_and_the_same_bit_for_
     assert_all_there(values, cache, expected)
 
 
-def test_clients_of_two_schedulers_encode_each_shard_once(values, cache, cluster, expected, monkeypatch):
+def test_clients_of_two_schedulers_encode_each_shard_once(values, cache, clusters, expected, monkeypatch):
     orders = [list(range(N_SHARDS)), list(reversed(range(N_SHARDS)))]  # both have something to do
     monkeypatch.setattr(remote_encoding, "shard_order", lambda total: orders.pop())
-    clusters = [cluster(1, seconds=0.004), cluster(1, seconds=0.004)]
     for each in clusters:
-        each.wait_for_workers()
+        each.ready(1).hold.touch()
     results = [in_thread(lambda each=each: encode_on(each, values)) for each in clusters]
+    for each in clusters:
+        wait_for(each.decoded)
+    for each in clusters:
+        each.hold.unlink()
     both = [shard for result in results for shard in result()]
     assert len(both) == 2 * N_SHARDS
     assert sum(shard.encoded for shard in both) == N_PATCHES
-    assert all(each.decoded() for each in clusters)
     assert_all_there(values, cache, expected)
 
 
 def test_a_worker_that_is_killed_in_a_shard_is_replaced_by_the_other_and_by_one_that_comes_late(
-    values, cache, cluster, expected
+    values, cache, clusters, expected
 ):
-    running = cluster(2, seconds=0.004)
+    running = clusters[0].ready(2)
+    running.hold.touch()
     shards = in_thread(lambda: encode_on(running, values))
-    victim, shard = wait_for(lambda: (decoded := running.decoded()) and len(decoded) > 100 and decoded[-1])
+    wait_for(lambda: len(set(running.decoded())) == 2)
+    victim, shard = running.decoded()[-1]
     next(worker for worker in running.workers if worker.pid == victim).kill()
     running.start_worker()
     late = running.workers[-1].pid
+    wait_for(lambda: late in dict(running.decoded()))
+    running.hold.unlink()
     assert [each.number for each in shards()] == list(range(N_SHARDS))
     decoded = running.decoded()
     assert {process for process, _ in decoded} == {worker.pid for worker in running.workers}
-    assert any(process == late for process, _ in decoded)
     counts = Counter(number for _, number in decoded)
-    assert SIZE < counts.pop(shard) <= 2 * SIZE or shard == 4  # begun by the one that died, and again by another
-    assert all(count == (50 if number == 4 else SIZE) for number, count in counts.items())
+    whole = {number: 50 if number == 4 else SIZE for number in range(N_SHARDS)}
+    assert whole[shard] < counts.pop(shard) <= 2 * whole.pop(shard)  # begun by the one that died, and again by another
+    assert counts == whole
     assert_all_there(values, cache, expected)
 
 
 def test_when_the_scheduler_is_killed_finished_shards_are_kept_and_the_next_run_encodes_the_others(
-    values, cache, cluster, expected
+    values, cache, clusters, expected
 ):
-    running = cluster(1, seconds=0.003)
+    running = clusters[1].ready(1)
     first = in_thread(lambda: encode_on(running, values))
     wait_for(lambda: len(list(cache.glob("features/*/*.json"))) >= 2)
+    running.hold.touch()
     running.scheduler.kill()
     error = first()
     assert isinstance(error, HistoCLIPError)
@@ -182,10 +180,10 @@ def test_when_the_scheduler_is_killed_finished_shards_are_kept_and_the_next_run_
     for worker in running.workers:  # they end by themselves, in their own time
         worker.kill()
         worker.wait()
+    running.hold.unlink()
     kept = len(list(cache.glob("features/*/*.json")))
     running.address = running.start_scheduler(port=int(running.address.split(":")[-1]))
-    running.start_worker()
-    again = encode_on(running, values)
+    again = encode_on(running.ready(1), values)
     assert 2 <= kept < N_SHARDS
     assert sum(shard.encoded > 0 for shard in again) == N_SHARDS - kept
     assert_all_there(values, cache, expected)

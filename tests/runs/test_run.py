@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_clip import clip_of
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in
@@ -45,7 +46,7 @@ def run(tmp_path, write_folder, monkeypatch):
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "cache"))
     data = write_folder(tmp_path / "data", {"a": [1, 0, 1, 0, 1, 1], "b": [0, 1, 1, 0, 1, 0]})
     given = {"dataset": "folder", "data_dir": str(data), "split": "random", "val_fraction": 0.5, "seed": 0}
-    given |= {"backbone": "lite0-minilm", "pretrained": "", "device": "cpu", "precision": "fp32", "compiled": False}
+    given |= {"backbone": "tiny-vit", "pretrained": "", "device": "cpu", "precision": "fp32", "compiled": False}
     given |= {
         "tokens": "all",
         "token_grid": 0,
@@ -58,8 +59,8 @@ def run(tmp_path, write_folder, monkeypatch):
     return open_run("a", tmp_path / "reports", given | {"views": 1, "encode_batch_size": 4, "prompts_file": ""})
 
 
-def test_features_and_class_matrix_are_read_without_loading_the_encoder(run, lite0, monkeypatch):
-    run.__dict__["encoder"] = lite0
+def test_features_and_class_matrix_are_read_without_loading_the_encoder(run, monkeypatch):
+    run.__dict__["encoder"] = clip_of("vit")
     features, matrix = run.encode(), run.embed_classes()
     monkeypatch.setattr("histoclip_lib.clip.encoder.load_clip", lambda *_: pytest.fail("the encoder was loaded"))
     later = open_run("a", run.folder.parent)
@@ -69,13 +70,13 @@ def test_features_and_class_matrix_are_read_without_loading_the_encoder(run, lit
     assert later.compute.device.type == "cpu"
 
 
-def test_features_that_were_removed_from_the_cache_are_encoded_again(run, lite0):
-    run.__dict__["encoder"] = lite0
+def test_features_that_were_removed_from_the_cache_are_encoded_again(run):
+    run.__dict__["encoder"] = clip_of("vit")
     expected = run.encode().pooled.take(np.arange(6))
     for marker in (run.folder.parents[1] / "cache" / "features").rglob("*.json"):
         marker.unlink()
     later = Run(run.folder, run.parameters)
-    later.__dict__["encoder"] = lite0
+    later.__dict__["encoder"] = clip_of("vit")
     assert np.array_equal(later.features.pooled.take(np.arange(6)), expected)
     assert later.features.encoded == 6
 
