@@ -35,8 +35,8 @@ from safetensors.numpy import load_file
 HITS = 4  # kills, on average, in the time of a whole run
 VICTIMS = ("everything", "command", "notebook")
 PARAMS = {
-    "name": "soak", "dataset": "synthetic", "protocol": "split", "split": "grouped", "n_patches": 60, "views": 2, "epochs": 60,
-    "studies": False, "resamples": 50, "examples": 2, "wordings": 2, "batch_size": 16,
+    "name": "soak", "dataset": "synthetic", "protocol": "split", "split": "grouped", "n_patches": 60, "views": 2,
+    "epochs": 60, "studies": False, "resamples": 50, "examples": 2, "wordings": 2, "batch_size": 16,
 }  # fmt: skip
 
 

@@ -172,7 +172,7 @@ class TwoRuns:
     @cached_property
     def gaps(self) -> comparisons.RunGaps:
         """How B differs from A."""
-        return comparisons.compare_runs(self.common, folds=max(self.first.folds, self.second.folds))
+        return comparisons.compare_runs(self.common, folds=max(run.folds for run in self.metrics))
 
     def finding(self) -> Markdown:
         """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
