@@ -19,8 +19,9 @@ GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PLUGIN = "\n".join(re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
 NAMES = {"strategies": "contrast", "dataset": "my_slides", "backbone": "my-clip"}
 PARAMETERS = {
-    "name": "toy", "dataset": "my_slides", "data_dir": "slides", "backbone": "my-clip", "protocol": "split", "split": "grouped",
-    "views": 1, "epochs": 3, "warmup_epochs": 1, "batch_size": 16, "resamples": 50, "studies": False, "examples": 2, "wordings": 1,
+    "name": "toy", "dataset": "my_slides", "data_dir": "slides", "backbone": "my-clip", "protocol": "split",
+    "split": "grouped", "views": 1, "epochs": 3, "warmup_epochs": 1, "batch_size": 16, "resamples": 50,
+    "studies": False, "examples": 2, "wordings": 1,
 }  # fmt: skip
 
 
