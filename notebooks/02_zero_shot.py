@@ -80,7 +80,7 @@ zero_shot.class_similarity()
 # %% [markdown]
 # ## Predictions of the strategies
 #
-# mAcc on the validation part, which every later table uses, and on all patches; and, under the name of each class, how
+# mAcc on the held-out patches, which every later table uses, and on all patches; and, under the name of each class, how
 # often it is predicted, with the true prevalence in the last line.
 
 # %%
@@ -123,8 +123,8 @@ zero_shot.prompt_extremes()
 # %% [markdown]
 # ## Other words
 #
-# A validation patch, and its cosines with the words for the classes. In JupyterLab the words can be changed. Words chosen
-# here would be chosen on the validation part: no table uses them.
+# A held-out patch, and its cosines with the words for the classes. In JupyterLab the words can be changed. Words chosen
+# here would be chosen on held-out patches: no table uses them.
 
 # %%
 zero_shot.explorer()

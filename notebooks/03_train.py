@@ -57,8 +57,9 @@ training.features_note()
 # %% [markdown]
 # ## The course of the training
 #
-# One split, or the first fold. The last epoch is reported. Look at whether the validation loss rises while the training loss falls: there the head
-# overfits. The best epoch on the validation part is an oracle, since it is chosen with the labels that it is scored on.
+# On a single split, or in the first fold. The last epoch is reported. Look at whether the validation loss rises while the
+# training loss falls: there the head overfits. The best epoch is an oracle, since it is chosen with the labels that it is
+# scored on.
 
 # %%
 training.curves()

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Errors
 #
-# What HistoCLIP with patch keys confuses with what on the validation part, in which groups and label sets its errors lie,
+# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
 # and the patches themselves.
 
 # %% tags=["parameters"]

@@ -42,7 +42,7 @@ attention.finding()
 attention.explorer()
 
 # %% [markdown]
-# All classes side by side, on validation patches in which they are present and most confidently found. Look at whether the
+# All classes side by side, on held-out patches in which they are present and most confidently found. Look at whether the
 # maps of different classes differ.
 
 # %%

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Two runs compared
 #
-# Both runs are scored on the validation patches that they share, and resampled with the same bootstrap draws.
+# Both runs are scored on the held-out patches that they share, and resampled with the same bootstrap draws.
 
 # %% tags=["parameters"]
 first: str = "demo"  # folder of run A

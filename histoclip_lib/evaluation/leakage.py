@@ -1,8 +1,8 @@
-"""Whether the training part holds copies of validation patches: features find the pair, pixels decide.
+"""Whether the training part holds copies of held-out patches: features find the pair, pixels decide.
 
 Features alone cannot separate copies from similar patches. With the offline encoder, on CoNSeP and on the synthetic
 set, cosines of patches that merely show the same tissue go up to 0.94 and 0.996, while those of a copy shifted by 16
-pixels go down to 0.4. So for each validation patch the training patch with the nearest features is looked up, and the
+pixels go down to 0.4. So for each held-out patch the training patch with the nearest features is looked up, and the
 two are compared pixel by pixel, in all eight flips and rotations.
 
 What we saw: nearest patches of different groups (1,256 pairs, and those within the training part of random splits)
@@ -44,12 +44,12 @@ REFERENCE = 500  # training patches that show how similar unrelated patches are
 
 @dataclass(frozen=True, eq=False)
 class NearDuplicates:
-    """The nearest training patch of each validation patch, and how similar the two are.
+    """The nearest training patch of each held-out patch, and how similar the two are.
 
     Attributes
     ----------
     val, nearest : ndarray of int, shape (B,)
-        Positions in the data set: the validation patches, and for each its nearest training patch.
+        Positions in the data set: the held-out patches, and for each its nearest training patch.
     similarity, correlation : ndarray of shape (B,)
         Cosine of their centred features and correlation of their pixels; see the functions below.
     same_bytes : ndarray of shape (B,), bool
@@ -69,7 +69,7 @@ class NearDuplicates:
 
     @property
     def flagged(self) -> np.ndarray:
-        """Which validation patches have a copy in the training part, shape (B,), bool."""
+        """Which held-out patches have a copy in the training part, shape (B,), bool."""
         return self.same_bytes | (self.correlation >= SAME_PIXELS)
 
     @property
@@ -85,9 +85,9 @@ def find_near_duplicates(
     seed: int = 0,
     progress: bool = True,
 ) -> NearDuplicates:
-    """Look for copies of validation patches in the training part, in each fold.
+    """Look for copies of held-out patches in the training part, in each fold.
 
-    Takes about 10 ms for each validation patch.
+    Takes about 10 ms for each held-out patch.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def near_duplicate_table(patches: PatchDataset, found: NearDuplicates, count: in
     for place in found.worst_first[:count]:
         index, other = found.val[place], found.nearest[place]
         line = {
-            "validation patch": patches.files[index],
+            "held-out patch": patches.files[index],
             "training patch": patches.files[other],
             "cosine of features": f"{found.similarity[place]:.3f}",
             "correlation of pixels": correlation_text(found.correlation[place]),
@@ -242,20 +242,20 @@ def _yes(value: bool) -> str:
 
 
 def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
-    """Say in Markdown how many validation patches have a copy in the training part, and how certain that is."""
+    """Say in Markdown how many held-out patches have a copy in the training part, and how certain that is."""
     flagged, groups = found.flagged, patches.groups
     note = (
-        f"**{flagged.sum()} of {len(found.val)} validation patches ({flagged.mean():.1%}) have a near-duplicate in the "
+        f"**{flagged.sum()} of {len(found.val)} held-out patches ({flagged.mean():.1%}) have a near-duplicate in the "
         f"training part**: {found.same_bytes.sum()} with the same bytes, {(flagged & ~found.same_bytes).sum()} whose "
         f"pixels correlate by {SAME_PIXELS} or more with those of the training patch with the nearest features, "
         "flipped, turned or slightly shifted."
     )
     if plain := int(np.isnan(found.correlation).sum()):
-        note += f" {plain} validation patches or their nearest are too plain to compare."
+        note += f" {plain} held-out patches or their nearest are too plain to compare."
     if groups is not None:
         same = groups[found.val] == groups[found.nearest]
         note += f" {(flagged & same).sum()} of these pairs are of one group." if flagged.any() else ""
-        note += f" Of all nearest training patches {same.mean():.1%} are of the validation patch's own group."
+        note += f" Of all nearest training patches {same.mean():.1%} are of the held-out patch's own group."
     if len(found.reference_similarity):
         others = "(groups are not known)" if groups is None else "of another group"
         alarms = int((found.reference_correlation >= SAME_PIXELS).sum())
@@ -263,7 +263,7 @@ def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
             f" For comparison, {len(found.reference_similarity)} training patches and their nearest training patch "
             f"{others}: the same rule flags {alarms}, the highest correlation is "
             f"{np.nanmax(found.reference_correlation, initial=-1):.2f}. The median cosine of centred features is "
-            f"{np.median(found.similarity):.2f} for validation patches and "
+            f"{np.median(found.similarity):.2f} for held-out patches and "
             f"{np.median(found.reference_similarity):.2f} for these."
         )
     return note

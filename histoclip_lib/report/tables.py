@@ -107,7 +107,7 @@ def whole_set_table(methods: dict[str, Predictions], patches: PatchDataset, val:
     for name, predictions in methods.items():
         decisions = predictions.decisions
         lines[short_label(name)] = {
-            "mAcc, validation": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
+            "mAcc, held out": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
             "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.4f}",
             **_frequencies(decisions, patches.classes),
         }

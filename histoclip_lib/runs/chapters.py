@@ -46,7 +46,7 @@ class Chapter:
 
     @property
     def truth(self) -> np.ndarray:
-        """Labels of the validation patches, shape (B, N)."""
+        """Labels of the held-out patches, shape (B, N)."""
         return self.run.patches.labels[self.run.val]
 
     @property
@@ -70,7 +70,7 @@ class Chapter:
 
     @property
     def units(self) -> np.ndarray:
-        """What the bootstrap draws: the group of each validation patch, or the patch itself, shape (B,)."""
+        """What the bootstrap draws: the group of each held-out patch, or the patch itself, shape (B,)."""
         return uncertainty.bootstrap_units(self.run.patches, self.run.val)
 
 
@@ -213,7 +213,7 @@ class ZeroShot(Chapter):
         """Return mAcc and predicted prevalence of each strategy."""
         return Table(
             tables.whole_set_table(self.methods, self.run.patches, self.run.val),
-            "mAcc of each strategy on the validation part and on all patches, and how often it predicts each class.",
+            "mAcc of each strategy on the held-out patches and on all patches, and how often it predicts each class.",
         )
 
     def both_prompts(self) -> Table:
@@ -693,7 +693,7 @@ class Results(Chapter):
         return find_near_duplicates(run.features.pooled, run.patches, run.folds, int(run["seed"]))
 
     def leakage_note(self) -> Markdown:
-        """Say how many validation patches have a near-duplicate in the training part."""
+        """Say how many held-out patches have a near-duplicate in the training part."""
         from histoclip_lib.evaluation.leakage import near_duplicate_note
 
         return Markdown(near_duplicate_note(self.run.patches, self.duplicates))
@@ -707,7 +707,7 @@ class Results(Chapter):
         from histoclip_lib.evaluation.leakage import near_duplicate_table
 
         table = near_duplicate_table(self.run.patches, self.duplicates, int(self.run["examples"]))
-        return Table(table, "The validation patches that are most like a training patch.")
+        return Table(table, "The held-out patches that are most like a training patch.")
 
     def leakage_pairs(self) -> Image:
         """Draw the pairs of patches that are most alike."""
@@ -786,7 +786,7 @@ class Errors(Chapter):
 
     @property
     def ours(self) -> Predictions:
-        """What HistoCLIP with patch keys says of the validation patches."""
+        """What HistoCLIP with patch keys says of the held-out patches."""
         return self.run.predictions[OURS]
 
     def finding(self) -> Markdown:
@@ -888,12 +888,12 @@ class Attention(Chapter):
 
     @property
     def probabilities(self) -> np.ndarray:
-        """What HistoCLIP with patch keys says of the validation patches, shape (B, N)."""
+        """What HistoCLIP with patch keys says of the held-out patches, shape (B, N)."""
         return self.run.predictions[OURS].scores
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Patches in which every class is found, as positions among the validation patches."""
+        """Patches in which every class is found, as positions among the held-out patches."""
         count = (int(self.run["examples"]) + 1) // 2
         return figures.choose_for_attention(self.truth, self.probabilities, count)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from IPython.display import Image
 
 TITLE = "All runs"
-FEWEST_COMMON = 10  # validation patches of both runs: fewer say nothing
+FEWEST_COMMON = 10  # held-out patches of both runs: fewer say nothing
 MOST_PAIRS = 10  # comparisons that are written
 PATIENCE = 600.0  # seconds to wait for another process that writes the overview
 LONGEST_STEM = 200  # bytes of a file name
@@ -58,7 +58,7 @@ def open_runs(reports_dir: str, grid: str = "") -> AllRuns:
 
 
 def open_comparison(first: str, second: str, reports_dir: str) -> TwoRuns:
-    """Open two runs by the names of their folders, to compare them on the validation patches that both have.
+    """Open two runs by the names of their folders, to compare them on the held-out patches that both have.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def open_comparison(first: str, second: str, reports_dir: str) -> TwoRuns:
     predictions = [artifacts.read_predictions(folder / "predictions.parquet") for folder in folders]
     common = comparisons.align(*predictions)
     if common is None:
-        raise HistoCLIPError(f"{first} and {second} share no validation patch with the same labels.")
+        raise HistoCLIPError(f"{first} and {second} share no held-out patch with the same labels.")
     return TwoRuns(folders, metrics, common)
 
 
@@ -174,7 +174,7 @@ class AllRuns:
             return None
         parts = []
         if compared := _executed(self.reports, COMPARISON_PREFIX):
-            text = "Two runs of one data set, on the validation patches that both have."
+            text = "Two runs of one data set, on the held-out patches that both have."
             if (left_out := len(find_pairs(self.reports)) - MOST_PAIRS) > 0:
                 text += f" The first {MOST_PAIRS} pairs are compared, {left_out} more are not."
             named = [
@@ -212,7 +212,7 @@ def _link_list(named: list[tuple[str, Path]]) -> Element:
 
 @dataclass(frozen=True, eq=False)
 class TwoRuns:
-    """The notebook `compare`: two runs, A and B, on the validation patches that both have."""
+    """The notebook `compare`: two runs, A and B, on the held-out patches that both have."""
 
     folders: list[Path]
     metrics: list[RunMetrics]
@@ -221,7 +221,7 @@ class TwoRuns:
     @cached_property
     def gaps(self) -> comparisons.RunGaps:
         """How B differs from A."""
-        return comparisons.compare_runs(self.common, folds=max(self.first.folds, self.second.folds))
+        return comparisons.compare_runs(self.common, folds=max(run.folds for run in self.metrics))
 
     def finding(self) -> Markdown:
         """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
@@ -241,7 +241,7 @@ class TwoRuns:
         cells = []
         for letter, run in zip("AB", self.metrics, strict=True):
             name = linked_name(run.name, run.path)
-            cells += [element("dt", letter), element("dd", name, f", {run.n_val} validation patches")]
+            cells += [element("dt", letter), element("dd", name, f", {run.n_val} held-out patches")]
         return HTML(html(element("dl", *cells, class_="sides")))
 
     def patches_note(self) -> Markdown:
@@ -470,7 +470,7 @@ def _write_comparisons(reports: Path, write: Callable[..., Path]) -> None:
 
 
 def find_pairs(reports: Path) -> list[tuple[RunMetrics, RunMetrics]]:
-    """Return the pairs of runs of one data set, with the same classes, that share FEWEST_COMMON validation patches.
+    """Return the pairs of runs of one data set, with the same classes, that share FEWEST_COMMON held-out patches.
 
     Folders of one's own are the same data set if `data_dir` is the same. Runs that cannot be read are passed over.
     """
@@ -486,7 +486,7 @@ def find_pairs(reports: Path) -> list[tuple[RunMetrics, RunMetrics]]:
 
 
 def _validated(run: RunMetrics) -> tuple[frozenset[str], frozenset[str], str, object] | None:
-    """Return the validation patches of a run, its classes, data set and folder of data; None where unreadable."""
+    """Return the held-out patches of a run, its classes, data set and folder of data; None where unreadable."""
     try:
         table = parquet.read_table(run.path / "predictions.parquet", columns=["file", "class"])
         files, classes = (frozenset(map(str, compute.unique(table[c]).to_pylist())) for c in ("file", "class"))

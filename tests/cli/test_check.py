@@ -30,7 +30,9 @@ def test_check_prints_counts_cost_and_state(invoke, params, tmp_path, schema):
     result = invoke("check", path)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == f"{path}: 20 patches (16 train, 4 validation); tumor 0.50, [red]stroma 0.25"
+    assert lines[0] == f"{path}: 20 patches in 5 folds; tumor 0.50, [red]stroma 0.25"
+    again = invoke("check", params("other", protocol="split"))
+    assert "other.yaml: 20 patches (16 train, 4 validation); tumor" in again.stdout
     assert lines[1] == "  weights   installed packages"
     assert lines[2].startswith("  encoder   40 passes at most (20 patches in 2 views)")
     assert lines[3].startswith(f"  cache     1 MiB at most (49 tokens of width 384); {tmp_path / 'cache'}, ")

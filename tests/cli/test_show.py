@@ -28,7 +28,7 @@ def test_show_prints_results_parameters_state_and_pages(invoke, write_metrics, t
     (folder / "04_results.html").write_text("")
     result = invoke("show", "first")
     assert result.exit_code == 0, result.output
-    assert "first: 40 validation patches" in result.stdout
+    assert "first: 40 held-out patches" in result.stdout
     assert "parameters that differ from the defaults: none" in result.stdout
     assert "not up to date: it was never started as a whole" in result.stdout
     assert f"\n  {folder / '04_results.html'}\n" in result.stdout
@@ -181,7 +181,7 @@ def test_the_best_methods_are_marked_and_intervals_stand_beside_numbers(lines_of
 @pytest.mark.parametrize(("macc", "is_said"), [(0.61, True), (0.72, True), (0.73, False)])
 def test_a_headline_says_when_the_probe_is_not_beaten(headline, macc, is_said):
     text = headline({"linear_probe": line(0.72), "histoclip_patch": line(macc)})
-    assert text.startswith("demo: 40 validation patches\n")
+    assert text.startswith("demo: 40 held-out patches\n")
     note = f"HistoCLIP on patch tokens does not beat the linear probe: {macc:.3f} against 0.720."
     assert (note in text) is is_said
     assert "not CLIP" not in text

@@ -223,7 +223,7 @@ def test_correlation_is_never_above_one(tissue):
 
 @pytest.fixture(scope="module")
 def leaky(tissue):
-    """Training patches 0 to 9; validation patches: 4 others, then copies of 3 (flipped), 5 (the same bytes), 7."""
+    """Training patches 0 to 9; held-out patches: 4 others, then copies of 3 (flipped), 5 (the same bytes), 7."""
     images = [*tissue[:14], np.ascontiguousarray(tissue[3][:, ::-1]), tissue[5].copy(), jpeg(tissue[7], 50)]
     labels = np.zeros((17, 2), dtype=np.uint8)
     labels[[3, 14, 5], 0] = 1
@@ -302,7 +302,7 @@ def test_plain_patches_with_the_same_bytes_are_flagged():
     assert found.nearest.tolist() == [3]
     assert found.flagged.all()
     assert np.isnan(found.correlation).all()
-    assert "1 validation patches or their nearest are too plain to compare" in near_duplicate_note(patches, found)
+    assert "1 held-out patches or their nearest are too plain to compare" in near_duplicate_note(patches, found)
     assert near_duplicate_table(patches, found).loc[1, "correlation of pixels"] == "too plain"
 
 
@@ -314,8 +314,8 @@ def test_note_counts_copies_and_groups(leaky):
     groups = patches.groups.copy()
     groups[10] = groups[found.nearest[0]]  # of one group, but no copy
     note = near_duplicate_note(replace(patches, groups=groups), found)
-    assert f"{3 / 7:.1%} are of the validation patch's own group" in note
-    assert "**3 of 7 validation patches (42.9%) have a near-duplicate in the training part**" in note
+    assert f"{3 / 7:.1%} are of the held-out patch's own group" in note
+    assert "**3 of 7 held-out patches (42.9%) have a near-duplicate in the training part**" in note
     assert "1 with the same bytes, 2 whose pixels" in note
     assert "2 of these pairs are of one group" in note
     assert "the same rule flags 0" in note
@@ -325,14 +325,14 @@ def test_note_without_copies_or_groups(tissue):
     patches = dataset(tissue[:8])
     found = find_near_duplicates(small_features(tissue[:8]), patches, [(np.arange(6), np.arange(6, 8))], progress=False)
     note = near_duplicate_note(patches, found)
-    assert "**0 of 2 validation patches (0.0%)" in note
+    assert "**0 of 2 held-out patches (0.0%)" in note
     assert "of one group" not in note
     assert "own group" not in note
 
 
 def test_table_lists_the_worst_pairs_first(leaky):
     table = near_duplicate_table(*leaky, count=4)
-    assert list(table["validation patch"][:3]) == ["15.png", "14.png", "16.png"]
+    assert list(table["held-out patch"][:3]) == ["15.png", "14.png", "16.png"]
     assert list(table["training patch"][:3]) == ["5.png", "3.png", "7.png"]
     assert list(table["same bytes"]) == ["yes", "no", "no", "no"]
     assert list(table["near-duplicate"]) == ["yes", "yes", "yes", "no"]
@@ -349,7 +349,7 @@ def test_histogram_states_the_medians_and_marks_the_threshold(leaky):
     alternative = draw(figure)
     assert f"median {np.median(found.similarity):.2f}" in alternative
     assert f"median {np.nanmedian(found.reference_correlation):.2f}" in alternative
-    assert "3 validation patches have a near-duplicate" in alternative
+    assert "3 held-out patches have a near-duplicate" in alternative
 
 
 def test_gallery_shows_pairs_side_by_side_and_draws_any_name(leaky):

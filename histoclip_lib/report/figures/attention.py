@@ -176,7 +176,7 @@ def attention_overlay(
     return described(
         drawn,
         f"Attention over patch {name}. {'; '.join(said)}.",
-        f"Attention of {len(classes)} classes over one validation patch; bright is much, ✗ marks a wrong decision. "
+        f"Attention of {len(classes)} classes over one held-out patch; bright is much, ✗ marks a wrong decision. "
         + ("The maps of classes that are present should differ." if mask is None
            else "Bright places should lie inside the line, the class's outline in the mask."),
     )  # fmt: skip

@@ -64,7 +64,7 @@ def reliability_diagrams(
         drawn,
         f"Reliability diagrams: fraction present against mean probability in {bins} bins, the area of a point by the "
         f"number of patches. Expected calibration error before and after temperature: {'; '.join(said)}.",
-        f"Calibration on {len(labels):,} validation patches, before and after the temperature fitted on the training "
+        f"Calibration on {len(labels):,} held-out patches, before and after the temperature fitted on the training "
         "part. Points below the diagonal are overconfident: the class is present less often than its probability says.",
     )
 
@@ -138,7 +138,7 @@ def precision_recall_curves(
     return described(
         drawn,
         f"Precision-recall curves of each class. Average precision: {'; '.join(said)}.",
-        f"Precision and recall on {len(labels):,} validation patches; AP in the order of the legend. A curve near the "
+        f"Precision and recall on {len(labels):,} held-out patches; AP in the order of the legend. A curve near the "
         "dashed line, the prevalence, ranks no better than chance.",
     )
 

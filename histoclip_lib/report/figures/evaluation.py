@@ -61,7 +61,7 @@ def forest_plot(methods: dict[str, dict], labels: dict[str, str]) -> Figure:
     return described(
         drawn,
         f"Forest plot of {shown} with 95 % intervals. {said}.",
-        f"{shown} of {len(methods)} methods on the validation part, with 95 % intervals from the bootstrap. Methods "
+        f"{shown} of {len(methods)} methods on held-out patches, with 95 % intervals from the bootstrap. Methods "
         "are scored on the same patches, so overlapping intervals do not rule out a significant difference.",
     )
 

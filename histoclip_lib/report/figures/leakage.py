@@ -14,12 +14,12 @@ from histoclip_lib.report.figures.base import CLASS_COLOURS, described, figure
 
 @figure
 def similarity_histogram(found: NearDuplicates) -> Figure:
-    """Draw how alike each validation patch and its nearest training patch are, beside unrelated training patches.
+    """Draw how alike each held-out patch and its nearest training patch are, beside unrelated training patches.
 
     Left the cosine of their features, right the correlation of their pixels, with the line from which on two patches
     count as copies.
     """
-    label = f"{len(found.val)} validation patches"
+    label = f"{len(found.val)} held-out patches"
     reference = f"{len(found.reference_similarity)} training patches, nearest of another group"
     panels = {
         "cosine of centred features": (found.similarity, found.reference_similarity),
@@ -46,10 +46,10 @@ def similarity_histogram(found: NearDuplicates) -> Figure:
     drawn.legend(handles, names, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return described(
         drawn,
-        f"Histograms of how alike nearest patches are. {'; '.join(said)}. {found.flagged.sum()} validation patches "
+        f"Histograms of how alike nearest patches are. {'; '.join(said)}. {found.flagged.sum()} held-out patches "
         "have a near-duplicate.",
-        f"How alike {len(found.val):,} validation patches and their nearest training patches are, beside training "
-        "patches of different groups. Validation patches further to the right than these point to leakage.",
+        f"How alike {len(found.val):,} held-out patches and their nearest training patches are, beside training "
+        "patches of different groups. Held-out patches further to the right than these point to leakage.",
     )
 
 

@@ -113,7 +113,7 @@ def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: in
         [None] * len(images),
         patches.classes,
         f"Pairs of a validation and a training patch, the most alike first. {said}.",
-        f"The {len(images) // 2} of {len(found.val):,} validation patches that are most like a training patch, which "
+        f"The {len(images) // 2} of {len(found.val):,} held-out patches that are most like a training patch, which "
         "is on their right. Pairs that show the same tissue are leakage, flagged or not.",
     )
 

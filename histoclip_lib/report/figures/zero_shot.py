@@ -166,6 +166,6 @@ def patch_cosines(
     return described(
         drawn,
         f"Patch {file} and its cosines. {said}; the negative prompt {negative:.3f}.",
-        f"One validation patch and its cosines with {len(names)} classes in words. The classes that are present should "
+        f"One held-out patch and its cosines with {len(names)} classes in words. The classes that are present should "
         "have the longest bars.",
     )
