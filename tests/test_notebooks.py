@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from histoclip_lib.data.registry import DATASETS
-from histoclip_lib.report.notebooks import COMPARE, TABLE, run_notebooks
+from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE, run_notebooks
 from histoclip_lib.runs.grids import is_grid
 from histoclip_lib.runs.parameters import read_params, read_schema
 
@@ -36,7 +36,7 @@ def is_parameters(cell):
 
 
 def test_the_notebooks_are_those_that_a_run_executes():
-    assert [path.stem for path in NOTEBOOKS] == sorted([*run_notebooks(), TABLE, COMPARE])
+    assert [path.stem for path in NOTEBOOKS] == sorted([*run_notebooks(), TABLE, COMPARE, ENCODERS])
     assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.py"))] == [path.stem for path in NOTEBOOKS]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from histoclip_lib.common.registry import Registry
 
-TABLE, COMPARE = "table", "compare"  # the notebooks over runs
+TABLE, COMPARE, ENCODERS = "table", "compare", "encoders"  # the notebooks over runs
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in, sweep
 from histoclip_lib.common.registry import plugin_digest
 from histoclip_lib.report.executed import stamp
-from histoclip_lib.report.notebooks import COMPARE, TABLE, run_notebooks
+from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE, run_notebooks
 from histoclip_lib.report.run_pages import write_run_pages
 from histoclip_lib.runs.papermill import execute, last_seconds
 from histoclip_lib.runs.parameters import Parameter, read_schema
@@ -47,7 +47,8 @@ def find_notebooks(workplace: Path | None = None) -> Path:
         If there is neither.
     """
     here = (workplace or Path.cwd()) / "notebooks"
-    needed = [*(name for name, notebook in run_notebooks().items() if notebook.path is None), TABLE, COMPARE]
+    of_runs = [name for name, notebook in run_notebooks().items() if notebook.path is None]
+    needed = [*of_runs, TABLE, COMPARE, ENCODERS]
     looked_in = (here, LIBRARY.parent / "notebooks", LIBRARY / "project" / "notebooks")
     for folder in looked_in:
         if all((folder / f"{name}.ipynb").is_file() for name in needed):

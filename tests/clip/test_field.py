@@ -53,7 +53,9 @@ def test_any_patch_and_resolution_give_an_image_of_the_encoder_s_size(side, mpp,
 )
 def test_a_note_compares_patches_and_training(entry, mpp, match, says):
     known = None if mpp is None else np.full(3, mpp)
-    assert says in field_note(entry, entry.name, 224, 256, known, match).replace("`` ", "").replace(" ``", "").replace("`", "")
+    assert says in field_note(entry, entry.name, 224, 256, known, match).replace("`` ", "").replace(" ``", "").replace(
+        "`", ""
+    )
 
 
 def test_what_cannot_be_matched_is_refused():

@@ -8,9 +8,9 @@ from torch import nn
 from histoclip_lib.features.reader import FeatureReader, view_of
 from histoclip_lib.features.store import Shards
 from histoclip_lib.models.attention import (
-    central_part,
     MAP_LABELS,
     attention_maps,
+    central_part,
     enlarge,
     maps_to_compare,
     similarity_maps,
