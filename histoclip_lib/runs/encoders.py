@@ -53,10 +53,10 @@ class EncoderGrid:
 
     @cached_property
     def names(self) -> dict[str, GridRun]:
-        """The runs by what a reader calls them: the encoder, and what else varies."""
+        """The runs by their encoder, with what else varies where one encoder has several runs."""
         called = [_name(run) for run in self.grid]
         return {
-            name if called.count(name) == 1 else f"{name} ({run.name})": run
+            name if called.count(name) == 1 else f"{name}, {_others(run)}": run
             for name, run in zip(called, self.grid, strict=True)
         }
 
@@ -97,10 +97,10 @@ class EncoderGrid:
         sentence = (
             f"Of {len(names)} encoders {as_typed(names[0])} has the highest mAcc under HistoCLIP ({values[0]:.3f})"
         )
-        alike = [name for name in names[1:] if self.ranking.p.loc[names[0], name] >= ALPHA]
+        alike = sum(self.ranking.p.loc[names[0], name] >= ALPHA for name in names[1:])
         if len(names) > 1:
-            sentence += f"; {len(alike) or 'none'} of the others {'is' if len(alike) < 2 else 'are'} not significantly "
-            sentence += "different from it"
+            verb = "is" if alike == 1 else "are"
+            sentence += f"; {alike or 'none'} of the {len(names) - 1} others {verb} not significantly different from it"
         caveat = "".join(f"\n\n{as_typed(name)} is not CLIP." for name, run in self.metrics.items() if not run.is_clip)
         return Markdown(f"**{sentence}.**{rest}{caveat}")
 
@@ -157,11 +157,9 @@ class EncoderGrid:
             lines[name] = {
                 "parameters, image tower": _millions(cost.get("image_parameters")),
                 "parameters, all": _millions(cost.get("parameters")),
-                "images per second": UNDEFINED
-                if "images_per_second" not in cost
-                else f"{cost['images_per_second']:.3g}",
+                "images per second": _rate_text(cost.get("images_per_second")),
                 "measured on": f"{cost['device']}, {cost['precision']}".replace("None", "fp32") if cost else UNDEFINED,
-                "features in the cache": f"{cost['bytes'] / MIB:,.0f} MiB" if cost else UNDEFINED,
+                "features in the cache": f"{cost['bytes'] / MIB:,.1f} MiB" if cost else UNDEFINED,
             }
         caption = "Cost: one batch of 8 images, forward pass alone, on the machine that ran the notebooks."
         return Table(pd.DataFrame.from_dict(lines, orient="index"), caption)
@@ -248,9 +246,11 @@ def _name(run: GridRun) -> str:
     backbone, pretrained = str(run.values["backbone"]), str(run.values["pretrained"])
     if backbone.startswith("local-dir:"):
         backbone = Path(backbone.removeprefix("local-dir:")).name
-    pretrained = Path(pretrained).name
-    others = [f"{key} {value}" for key, value in run.varied.items() if key not in ("backbone", "pretrained")]
-    return ", ".join(filter(None, [backbone.removeprefix("hf-hub:"), pretrained, *others]))
+    return ", ".join(filter(None, [backbone.removeprefix("hf-hub:"), Path(pretrained).name]))
+
+
+def _others(run: GridRun) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run.varied.items() if key not in ("backbone", "pretrained"))
 
 
 def _score_text(run: RunMetrics, method: str) -> str:
@@ -263,6 +263,10 @@ def _score_text(run: RunMetrics, method: str) -> str:
 
 def _millions(count: int | None) -> str:
     return UNDEFINED if count is None else f"{count / 1e6:.3g} M"
+
+
+def _rate_text(rate: float | None) -> str:
+    return UNDEFINED if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _may_have_seen(tcga_of_encoder: str, tcga_of_data: str) -> str:

@@ -13,7 +13,7 @@ METHOD = "linear_probe"
 
 
 def make_run(seed, wrong, files=None, classes=("a", "b"), changed=()):
-    """Return a run on 60 patches; a fraction `wrong` of its decisions is wrong, and the labels of `changed` are flipped."""
+    """Return a run on 60 patches; a fraction `wrong` of its decisions is wrong, labels of `changed` are flipped."""
     names = np.array([f"{k:02d}" for k in range(60)], dtype=object)
     labels = np.random.default_rng(7).integers(0, 2, (60, 2)).astype(np.uint8)
     flip = np.random.default_rng(seed).random((60, 2)) < wrong
