@@ -72,7 +72,7 @@ def _check(backbone: str, pretrained: str) -> bool:
         found = find_encoder(backbone, pretrained)
     facts = {
         "encoder": entry.title,
-        "source": f"https://huggingface.co/{entry.hub}{' (gated)' if entry.gated else ''}" if entry.hub else "",
+        "source": f"hf-hub:{entry.hub}{' (gated)' if entry.gated else ''}" if entry.hub else "",
         "licence": entry.licence,
         "trained on": entry.pretraining.replace("**", ""),
         "TCGA": f"{entry.tcga}{f' ({entry.tcga_source})' if entry.tcga_source else ''}",

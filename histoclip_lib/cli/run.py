@@ -57,6 +57,8 @@ def run(
             from histoclip_lib.report.navigation import front_page
             from histoclip_lib.runs.grids import is_grid
             from histoclip_lib.runs.overview import write_overview
+
+            runs = _without_absent_encoders(runs)
         if jobs is None and scheduler is None:
             failed = _run_here(runs, schema, reports, force, debug)
         else:
@@ -72,6 +74,22 @@ def run(
     if failed and len(runs) > 1:
         complain(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
     raise typer.Exit(1 if failed else 0)
+
+
+def _without_absent_encoders(runs: Runs) -> Runs:
+    """Leave out the runs of grids over encoders whose encoder cannot be had here, and say why."""
+    from histoclip_lib.clip.availability import find_encoder
+    from histoclip_lib.runs.grids import is_grid
+
+    kept = []
+    for path, values in runs:
+        alone = len({other["backbone"] for where, other in runs if where == path}) == 1
+        found = None if alone or not is_grid(path) else find_encoder(str(values["backbone"]), str(values["pretrained"]))
+        if found is None or not found.reason:
+            kept.append((path, values))
+        else:
+            say(messages(), f"{visible(values['name'])} is left out: {visible(found.reason)}")
+    return kept
 
 
 def _run_here(runs: Runs, schema: Schema, reports: Path, force: bool, debug: bool) -> list[str]:

@@ -79,7 +79,7 @@ def _why_not(entry: EncoderEntry, repository: str) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    gate = f"https://huggingface.co/{repository} gives its files to accounts that have accepted its terms"
+    gate = f"hf-hub:{repository} gives its files to accounts that have accepted its terms"
     if not repository:
         return "The address of its weights is not asked before a run; it takes network access."
     if constants.HF_HUB_OFFLINE:
@@ -89,7 +89,7 @@ def _why_not(entry: EncoderEntry, repository: str) -> str:
     except GatedRepoError:
         return f"{gate}, and this one has not. Accept them, then run `hf auth login`."
     except RepositoryNotFoundError:
-        return f"https://huggingface.co/{repository} does not exist, or is private."
+        return f"hf-hub:{repository} does not exist, or is private."
     except Exception as error:  # no network, a proxy, a certificate: all mean that the hub cannot be asked
         return f"The hub cannot be reached ({type(error).__name__}).{f' {gate}.' if entry.gated else ''}"
     return ""

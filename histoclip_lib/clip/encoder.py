@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -220,6 +221,23 @@ class CLIP:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def parameters_of(clip: CLIP) -> dict[str, int]:
+    """Return the number of parameters of the image tower and of the whole model."""
+    image = sum(parameter.numel() for parameter in clip.model.visual.parameters())
+    return {"image_parameters": image, "parameters": sum(parameter.numel() for parameter in clip.model.parameters())}
+
+
+def images_per_second(clip: CLIP, images: torch.Tensor) -> float:
+    """Return how many images (B, 3, S, S), uint8, the encoder passes in a second: the fastest of some passes."""
+    seconds = []
+    for _ in range(4):  # the first one prepares
+        started = time.perf_counter()
+        for values in clip.encode_images(images):
+            values.cpu()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return len(images) / min(seconds)
 
 
 def load_clip(

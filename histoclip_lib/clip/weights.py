@@ -117,5 +117,5 @@ def remedy(entry: EncoderEntry) -> str:
     if not entry.hub:
         return "Set `pretrained` to the file, or to its folder."
     if entry.gated:
-        gate = f"Accept the terms of {entry.hub} on the Hugging Face hub and log in with `hf auth login`. "
+        gate = f"Accept the terms on the page of {entry.hub} on the hub and log in with `hf auth login`. "
     return f"{gate}Run once with network access, or set `pretrained` to a folder with the files."

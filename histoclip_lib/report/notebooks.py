@@ -8,9 +8,9 @@ from pathlib import Path
 from histoclip_lib.common.registry import Registry
 
 MODEL_FILES = ("README.md", "config.json", "model.safetensors", "reference.safetensors")
-TABLE, COMPARE = "table", "compare"  # the notebooks over runs
+TABLE, COMPARE, ENCODERS = "table", "compare", "encoders"  # the notebooks over runs
 PREDICTIONS = "predictions"  # the notebook of `histoclip predict`
-OTHERS = (TABLE, COMPARE, PREDICTIONS)
+OTHERS = (TABLE, COMPARE, ENCODERS, PREDICTIONS)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from histoclip_lib.evaluation.text import number_text
 from histoclip_lib.report import figures, tables
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
+from histoclip_lib.runs.record import update_record
 from histoclip_lib.runs.run import Run
 
 if TYPE_CHECKING:
@@ -250,10 +251,13 @@ class ZeroShot(Chapter):
         from histoclip_lib.prompting.sensitivity import score_variants
 
         run = self.run
-        return score_variants(
+        variants = score_variants(
             self.pooled[run.val], run.text_encoder, run.vocabulary, self.truth, self.context_of(run, run.folds[0][0]),
             draws=int(run["wordings"]), seed=int(run["seed"]),
         )  # fmt: skip
+        spread = variants.table.groupby("strategy", sort=False)["mAcc"].agg(["min", "max"])
+        update_record(run.folder, wordings={name: line.tolist() for name, line in spread.iterrows()})
+        return variants
 
     def prompt_spread(self) -> Image:
         """Draw mAcc and mAP of every choice of words."""

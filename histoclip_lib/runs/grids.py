@@ -165,6 +165,11 @@ def read_grid(path: Path, schema: dict[str, dict[str, Parameter]]) -> list[GridR
     ]
 
 
+def varies_encoder(runs: list[GridRun]) -> bool:
+    """Whether the runs of a grid have several encoders."""
+    return len({(run.values.get("backbone"), run.values.get("pretrained")) for run in runs}) > 1
+
+
 def grid_table(runs: list[GridRun], reports: Path) -> pd.DataFrame:
     """Return what the runs of a grid found, as text.
 

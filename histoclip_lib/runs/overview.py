@@ -28,11 +28,11 @@ from histoclip_lib.report.executed import executed_notebooks, parameter_value, r
 from histoclip_lib.report.figures import critical_differences, patch_grid, short
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, overview_navigation
-from histoclip_lib.report.notebooks import COMPARE, TABLE
+from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE
 from histoclip_lib.report.overview import linked_name, list_runs, results_table, run_cards, when_made
 from histoclip_lib.report.run_pages import write_page, write_run_pages
 from histoclip_lib.report.tables import Table
-from histoclip_lib.runs.grids import GridRun, grid_table, read_grid, seed_spread
+from histoclip_lib.runs.grids import GridRun, grid_table, read_grid, seed_spread, varies_encoder
 from histoclip_lib.runs.papermill import executed_values
 from histoclip_lib.runs.pipeline import StepEvent, execute_notebook, find_notebooks, load_schema
 from histoclip_lib.runs.record import LIBRARY, read_record, update_record
@@ -410,8 +410,10 @@ def write_overview(
         pages = []
         for path in grids:
             stem = f"{GRID_PREFIX}{path.stem}"
-            shown = [reports / run.name for run in read_grid(path, load_schema())]
-            pages.append(write(TABLE, stem, {"grid": str(path)}, f"Grid {path.stem}", shown, path.read_bytes()))
+            runs_of_grid = read_grid(path, load_schema())
+            shown = [reports / run.name for run in runs_of_grid]
+            notebook = ENCODERS if varies_encoder(runs_of_grid) else TABLE
+            pages.append(write(notebook, stem, {"grid": str(path)}, f"Grid {path.stem}", shown, path.read_bytes()))
         listed = "\0".join(sorted(path.name for path in reports.glob("*_*.ipynb")))
         runs = sorted({path.parent for path in (*reports.glob("*/metrics.json"), *reports.glob("*/0*.ipynb"))})
         pages.append(write(TABLE, OVERVIEW, {}, "", runs, listed.encode(errors="surrogateescape")))

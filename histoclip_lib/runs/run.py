@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from histoclip_lib.runs import chapters, slides_chapter
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
+RATE_BATCH = 8  # images by which the speed of an encoder is measured
 HEAD_OPTIONS = ("heads", "layers", "hidden", "dropout")
 
 
@@ -221,8 +222,25 @@ class Run:
         features = encode_dataset(self.encoder, self.patches, self["views"], self["encode_batch_size"])
         noted = {"folder": str(features.folder), "names": features.names}
         update_record(self.folder, features=noted, encoder=describe_encoder(self.encoder))
+        self._note_cost(features)
         self.__dict__["features"] = features
         return features
+
+    def _note_cost(self, features: ImageFeatures) -> None:
+        """Note what the encoder costs: parameters, bytes of its features, and images in a second, measured once."""
+        import torch
+        from PIL import Image
+
+        from histoclip_lib.clip.encoder import images_per_second, parameters_of
+
+        encoder, known = self.encoder, read_record(self.folder).get("cost") or {}
+        about = {"backbone": encoder.backbone, "pretrained": encoder.pretrained, "precision": str(encoder.amp_dtype)}
+        about |= {"device": encoder.device.type, "bytes": features.pooled.nbytes + features.tokens.nbytes}
+        if about.items() <= known.items():
+            return
+        images = [Image.fromarray(self.patches.image(int(index))) for index in self.train[:RATE_BATCH]]
+        rate = images_per_second(encoder, torch.stack([encoder.resize(image) for image in images]))
+        update_record(self.folder, cost=about | parameters_of(encoder) | {"images_per_second": rate})
 
     @cached_property
     def features(self) -> ImageFeatures:

@@ -43,7 +43,7 @@ def test_any_patch_and_resolution_give_an_image_of_the_encoder_s_size(side, mpp,
     ("entry", "mpp", "match", "says"),
     [
         (TRAINED, 0.25, False, "at 0.5 µm per pixel. These patches have 256 pixels at 0.25 µm, a field of 64 µm"),
-        (TRAINED, 0.25, False, "tissue appears larger than in its training, by a factor of 1.8. **match_mpp: true"),
+        (TRAINED, 0.25, False, "tissue appears larger than in its training, by a factor of 1.8. ** match_mpp: true"),
         (TRAINED, 0.25, True, "resampled to 128 pixels and mirrored at their edges to 224"),
         (TRAINED, 0.45, False, "which is about the same"),
         (TRAINED, 1.0, True, "appears smaller than in its training, by a factor of 2.3. Only a part of a patch"),
@@ -53,9 +53,8 @@ def test_any_patch_and_resolution_give_an_image_of_the_encoder_s_size(side, mpp,
 )
 def test_a_note_compares_patches_and_training(entry, mpp, match, says):
     known = None if mpp is None else np.full(3, mpp)
-    assert says in field_note(entry, entry.name, 224, 256, known, match).replace("`` ", "").replace(" ``", "").replace(
-        "`", ""
-    )
+    text = field_note(entry, entry.name, 224, 256, known, match)
+    assert says in " ".join(text.replace("`", " ").split())
 
 
 def test_what_cannot_be_matched_is_refused():

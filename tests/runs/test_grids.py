@@ -324,3 +324,42 @@ def test_what_is_ahead_is_a_row_that_the_library_knows():
     from histoclip_lib.evaluation.methods import table_one_columns
 
     assert set(grids.HEADLINE) <= set(table_one_columns())
+
+
+# Encoders
+
+
+def test_a_grid_over_encoders_has_a_page_of_its_own_and_leaves_out_those_that_cannot_be_had(tmp_path, monkeypatch):
+    from small_runs import make_run
+
+    from histoclip_lib.cli.run import _without_absent_encoders
+    from histoclip_lib.runs import encoders
+    from histoclip_lib.runs.grids import varies_encoder
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    schema = {
+        "a": {
+            name: Parameter(name, str, default, "")
+            for name, default in {"name": "", "backbone": "", "pretrained": "", "dataset": "folder"}.items()
+        }
+    }
+    path = write(tmp_path, "name: g\ngrid: {backbone: [lite0-minilm, plip, local-dir:other]}\n")
+    runs = read_grid(path, schema)
+    assert varies_encoder(runs)
+    assert not varies_encoder(runs[:1])
+    kept = _without_absent_encoders([(path, run.values) for run in runs])
+    assert [values["backbone"] for _, values in kept] == ["lite0-minilm"]
+
+    for seed, run in enumerate((runs[0], runs[2])):
+        make_run(tmp_path, run.name, seed=seed, noise=0.2 + 0.3 * seed, about={"backbone": run.values["backbone"]})
+    page = encoders.EncoderGrid(tmp_path, runs)
+    assert list(page.names) == ["lite0-minilm", "plip", "other"]
+    assert "1 of 3 have no results" in page.finding().data
+    assert page.ranking.names == ["lite0-minilm", "other"]
+    assert list(page.methods_table().frame.columns) == ["lite0-minilm", "other"]
+    assert "cannot be had here. HF_HUB_OFFLINE is set" in page.runs().data
+    for part in ("methods_plot", "rank_plot", "pairs", "cost", "pretraining", "prompts", "agreement_plot"):
+        assert getattr(page, part)() is not None
+    assert "The patches are not shown" in page.hard_patches().data or page.hard_patches().data
+    assert encoders.EncoderGrid(tmp_path / "none", runs).finding().data.startswith("**No encoder has results yet.**")

@@ -19,6 +19,7 @@ _MODULES = {
         "multilabel_confusion_map",
     ),
     "data": ("co_occurrence_map", "prevalence_bars"),
+    "encoders": ("agreement_map", "encoder_ranks", "methods_by_encoder"),
     "evaluation": ("comparison_map", "critical_differences", "forest_plot", "per_class_map"),
     "leakage": ("similarity_histogram",),
     "patches": ("confident_errors", "find_confident_errors", "near_duplicate_pairs", "patch_grid", "sample_patches"),
