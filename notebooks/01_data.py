@@ -31,9 +31,7 @@ mpp: float = 0.0  # micrometres per pixel of the patches; 0: as the data set or 
 protocol: str = "cv"  # cv: each patch is held out once; split: one division, the paper's 8:2 [cv | split]
 folds: int = 5  # of the cross-validation [at least 3]
 split: str = "grouped"  # random (the paper's), grouped (no patient in two parts) or given [random | grouped | given]
-val_fraction: float = (
-    0.2  # fraction of patches to validate on in one division, for random and grouped [above 0, below 1]
-)
+val_fraction: float = 0.2  # fraction of patches to validate on in one division [above 0, below 1]
 seed: int = 0  # of the split, the training and the bootstrap [at least 0]
 examples: int = 8  # patches in each gallery [at least 1]
 reports_dir: str = "reports"  # folder below which each run has its own
