@@ -14,7 +14,7 @@ METHODS = {
 }  # fmt: skip
 SMALL = {
     "n_patches": 160, "views": 2, "epochs": 30, "resamples": 100, "examples": 3, "wordings": 3, "seeds": [0, 1],
-    "draws": 1,
+    "draws": 1, "slides": "",
 }  # fmt: skip
 
 
