@@ -15,7 +15,7 @@ METHODS = {
 }  # fmt: skip
 SMALL = {
     "n_patches": 120, "views": 2, "epochs": 12, "warmup_epochs": 2, "resamples": 100, "examples": 2, "wordings": 2,
-    "seeds": [0, 1], "draws": 1, "folds": 3,
+    "seeds": [0, 1], "draws": 1, "folds": 3, "slides": "",
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ class Slides(Chapter):
             shown[name] = [_measured(line, "share") for line in lines]
         if (self.slides.error != "").any():
             shown["not read to its end"] = self.slides.error.to_numpy()
-        return Table(shown, "Share of the tissue that lies in positive tiles, with 95 % intervals.")
+        return Table(shown.rename_axis(None), "Share of the tissue that lies in positive tiles, with 95 % intervals.")
 
     def files(self) -> HTML | None:
         """Return the files of the slides, each as a link."""

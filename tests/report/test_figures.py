@@ -674,5 +674,5 @@ def test_slide_burdens_are_drawn_with_intervals(n_slides):
     drawn = figures.slide_burdens(slides, classes)
     draw(drawn)
     assert drawn.get_figwidth() <= WIDEST
-    assert drawn.alternative.startswith(f"Share of the tissue that is positive, {n_slides} slides.")
+    assert drawn.alternative.startswith(f"Share of the tissue that is positive, {n_slides} slide")
     assert ("median 0.50" in drawn.alternative) == (n_slides > 30)

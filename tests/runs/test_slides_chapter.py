@@ -85,7 +85,7 @@ def test_viewer_and_figures_are_drawn(chapter):
     assert [len(own) for own in explorer.data["top"]] == [STORED, STORED]
     assert "in the mask" in chapter.maps().alt
     assert chapter.top_tiles().alt.startswith("The tiles with the highest probability. tumor: p 0.90")
-    assert chapter.burdens().alt.startswith("Share of the tissue that is positive, 1 slides. tumor: one_.tif 0.50")
+    assert chapter.burdens().alt.startswith("Share of the tissue that is positive, 1 slide. tumor: one_.tif 0.50")
 
 
 def test_without_slides_the_notebook_says_so_and_shows_nothing(tmp_path):

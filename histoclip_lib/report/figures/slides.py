@@ -176,14 +176,16 @@ def slide_burdens(slides: pd.DataFrame, classes: list[str]) -> Figure:
         axes.hlines(places, low, high, color=class_colour(k), lw=2, alpha=0.5)
         axes.plot(share, places, "o", color=class_colour(k), ms=6 if named else 3)
         axes.set_title(wrapped(name, 22), fontsize=9)
-        axes.set(xlim=(-0.03, 1.03), ylim=(len(slides) - 0.5, -0.5), xlabel="share of the tissue")
+        axes.set(xlim=(-0.03, 1.03), ylim=(len(slides) - 0.5, -0.5), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
         short = [wrapped(slide) for slide in slides.slide]
         said.append(f"{name}: {listed(short, share) if named else f'median {np.nanmedian(share):.2f}'}")
     grid[0, 0].set_yticks(places if named else [], [wrapped(slide, 18) for slide in slides.slide] if named else [])
+    drawn.supxlabel("share of the tissue", fontsize=10)
     drawn.tight_layout()
+    count = "1 slide" if len(slides) == 1 else f"{len(slides)} slides"
     return described(
         drawn,
-        f"Share of the tissue that is positive, {len(slides)} slides. {'; '.join(said)}.",
-        f"Share of the tissue of {len(slides)} slides that lies in positive tiles, with 95 % intervals that know that "
+        f"Share of the tissue that is positive, {count}. {'; '.join(said)}.",
+        f"Share of the tissue of {count} that lies in positive tiles, with 95 % intervals that know that "
         "neighbours are alike.",
     )
