@@ -42,8 +42,8 @@ def attention_maps(head: CMM, reader: FeatureReader, index: np.ndarray, equal_le
 
     The tokens of a patch are first brought to their mean length: a few are far longer than others wherever they lie,
     and attention and linear maps alike follow them. On the demo this raised the per-pixel average precision from 0.564
-    to 0.604, on CoNSeP from 0.114 to 0.131. The price is faithfulness, since the head itself relies on long tokens: in the
-    `deletion_test` the map of the tokens as they are has 1.28 and 1.07, this one 0.59 and 0.67.
+    to 0.604, on CoNSeP from 0.114 to 0.131. The price is faithfulness, since the head itself relies on long tokens: in
+    the `deletion_test` the map of the tokens as they are has 1.28 and 1.07, this one 0.59 and 0.67.
 
     Parameters
     ----------
