@@ -61,7 +61,8 @@ def subgroup_table(
             found = evaluate(labels[part], own, classes, units[part], resamples, seed, folds)
             line = {"patches": int(part.sum()), "groups": len(np.unique(units[part]))}
             for key, label in METRICS.items():
-                interval = f" ({range_text(found[f'{key}_ci'])})" if found[f"{key}_ci"] else ""
+                known = found[f"{key}_ci"] and line["groups"] > 1  # one group drawn again and again has no spread
+                interval = f" ({range_text(found[f'{key}_ci'])})" if known else ""
                 line[label] = number_text(found[key]) + interval
             lines[column, value or UNKNOWN] = line
     return pd.DataFrame.from_dict(lines, orient="index")

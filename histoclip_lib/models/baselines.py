@@ -506,7 +506,7 @@ class GaussianWithText:
         return f"The Gaussian discriminant's weights, {gaussian:g} and {text:g} of the text, were chosen {how}."
 
 
-@baseline("gaussian_text", "Gaussian discriminant with text", with_text=True)
+@baseline("gaussian_text", "Gaussian discriminant, text", with_text=True)
 def fit_gaussian_with_text(
     features: ImageFeatures, patches: PatchDataset, train: np.ndarray, seed: int, class_embeddings: np.ndarray
 ) -> GaussianWithText:

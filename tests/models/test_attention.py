@@ -45,6 +45,11 @@ def test_map_is_attention_times_gradient_of_the_own_logit_for_tokens_of_equal_le
         evidence = (attention * gradient)[:, :, k].clamp_min(0).mean(dim=1).detach()
         expected = (evidence / evidence.sum(dim=-1, keepdim=True)).unflatten(-1, (4, 4))
         np.testing.assert_allclose(maps[:, k], expected, rtol=1e-4, atol=1e-7)
+        logits, attention = head(grids[index, 0].flatten(2).transpose(1, 2))
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), attention)
+        raw = (attention * gradient)[:, :, k].clamp_min(0).mean(dim=1).detach().unflatten(-1, (4, 4))
+        as_is = attention_maps(head, reader_of(grids), index, equal_length=False)[:, k]
+        np.testing.assert_allclose(as_is, raw / raw.sum(dim=(1, 2), keepdim=True), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, rtol=1e-5)
 
 

@@ -254,3 +254,18 @@ def test_the_overview_leads_to_the_page_of_a_grid(grid, executed, monkeypatch, a
     assert executed == ["grid_my & grid", "index"]
     for width in (390, 1440):
         accessible(pages[0], width=width)
+
+
+def test_runs_of_several_data_sets_are_pooled_and_ranked(tmp_path):
+    """One run of each data set counts; runs of one data set alone say nothing across data sets."""
+    for seed, data in enumerate(("one", "two", "two", "three")):
+        folder = make_run(tmp_path, f"{data}_{seed}", seed=seed, data_dir=data)
+        (folder / "run.json").write_text(json.dumps({"parameters": {"data_dir": data}}))
+    runs = open_runs(str(tmp_path))
+    assert "over 3 data sets" in runs.across().data
+    assert [line[0] for line in cells(runs.across_table())] == ["one_0", "three_3", "two_1", "mean over 3 data sets"]
+    assert "Friedman's p" in runs.ranks_note().data
+    assert "Mean ranks of 6 methods over 3 data sets" in str(runs.ranks().metadata) + str(runs.ranks().alt)
+    (tmp_path / "nothing").mkdir()
+    alone = open_runs(str(tmp_path / "nothing"))
+    assert alone.across() is alone.across_table() is alone.ranks() is alone.ranks_note() is None

@@ -23,10 +23,10 @@ from histoclip_lib.report.figures.base import CLASS_COLOURS, class_colour, descr
 from histoclip_lib.report.figures.patches import outline
 
 MARKERS = {
-    TRAINED: "o", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^", "corrected": "v", "centre": "D",
-    "uniform": "|",
+    TRAINED: "o", "as_is": ".", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^", "corrected": "v",
+    "centre": "D", "uniform": "|",
 }  # fmt: skip
-COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:7], "0.3"], strict=True))
+COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:8], "0.3"], strict=True))
 OPACITY = 0.55
 SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
 PALETTE = 255  # colours; a picture in all colours takes three times the bytes
