@@ -83,7 +83,7 @@ def _without_absent_encoders(runs: Runs) -> Runs:
 
     kept = []
     for path, values in runs:
-        alone = len({other["backbone"] for where, other in runs if where == path}) == 1
+        alone = len({other.get("backbone") for where, other in runs if where == path}) == 1
         found = None if alone or not is_grid(path) else find_encoder(str(values["backbone"]), str(values["pretrained"]))
         if found is None or not found.reason:
             kept.append((path, values))

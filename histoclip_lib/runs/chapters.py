@@ -367,7 +367,11 @@ class Training(Chapter):
 
     def features_note(self) -> Markdown:
         """Say how large the features are and what their views cost."""
-        return Markdown("\n\n".join(filter(None, [self.run.features.about(), self.run.queries_note()])))
+        without = (
+            "With `tokens: none` both heads attend to the global embedding alone, and no region can be attended to."
+        )
+        notes = [self.run.features.about(), without * (self.run["tokens"] == "none"), self.run.queries_note()]
+        return Markdown("\n\n".join(filter(None, notes)))
 
     def curves(self) -> Image:
         """Draw loss and validation mAcc of both heads, in a cross-validation those of the first fold."""
