@@ -1,8 +1,5 @@
 """The registry of data sets: loading by name, options, and what importing it loads."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -108,17 +105,6 @@ def test_a_run_s_parameters_are_enough_to_load_its_data(toy, tmp_path):
 def test_two_data_sets_of_one_name_are_refused(toy):
     with pytest.raises(HistoCLIPError, match="'toy' is registered twice"):
         registry.dataset("toy", title="Other", licence="", about="")(print)
-
-
-def test_importing_the_room_and_asking_for_names_loads_no_heavy_package():
-    code = (
-        "import sys, PIL.Image as image; limit = image.MAX_IMAGE_PIXELS\n"
-        "from histoclip_lib.data import DATASETS, PatchDataset, check_images, split_dataset; list(DATASETS)\n"
-        "print([n for n in ('torch', 'pandas', 'pyarrow', 'sklearn', 'timm', 'joblib') if n in sys.modules])\n"
-        "print(image.MAX_IMAGE_PIXELS == limit)"
-    )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert finished.stdout == "[]\nTrue\n"
 
 
 def test_a_resolution_that_is_given_counts_before_that_of_the_data(tmp_path, write_folder):

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 
 import nbformat
@@ -83,15 +84,19 @@ class Case:
     def labels(self):
         return self.patches.labels[self.index]
 
+    @cache  # noqa: B019
     def attention(self, chosen=None):
         return attention_explorer(self.patches, self.index, self.maps, self.probabilities, chosen)
 
+    @cache  # noqa: B019
     def gallery(self, count=4, seed=0):
         return patch_gallery(self.patches, self.index, self.probabilities, count, seed)
 
+    @cache  # noqa: B019
     def browser(self):
         return patch_browser(self.patches, self.index, 4, 0)
 
+    @cache  # noqa: B019
     def thresholds(self):
         return threshold_explorer(self.labels, self.probabilities, self.patches.classes)
 
@@ -154,7 +159,7 @@ def outcomes(labels, probabilities):
 
 
 def test_maps_are_kept_to_a_256th_of_their_range(case):
-    chosen = [4, 7]
+    chosen = (4, 7)
     for i, shown in zip(chosen, case.attention(chosen).data["patches"], strict=True):
         for own, kept in zip(case.maps[i], shown["maps"], strict=True):
             cells = np.frombuffer(base64.b64decode(kept["cells"]), dtype=np.uint8).reshape(GRID, GRID)
@@ -164,7 +169,7 @@ def test_maps_are_kept_to_a_256th_of_their_range(case):
 
 
 def test_area_and_share_are_those_of_the_mask(case):
-    shown = case.attention([2]).data["patches"][0]
+    shown = case.attention((2,)).data["patches"][0]
     mask = case.patches.mask(case.index[2])
     for k, kept in enumerate(shown["maps"]):
         inside = mask == k + 1
@@ -174,7 +179,7 @@ def test_area_and_share_are_those_of_the_mask(case):
         enlarged = enlarge(case.maps[2, k].astype(float), SIDE)
         assert kept["area"] == pytest.approx(0.25)
         assert kept["inside"] == pytest.approx(enlarged[inside].sum() / enlarged.sum(), abs=1e-4)
-    step = case.attention([2]).data["maskStep"]
+    step = case.attention((2,)).data["maskStep"]
     np.testing.assert_array_equal(decoded(shown["mask"]) / step, mask)
 
 
@@ -182,7 +187,7 @@ def test_the_place_is_said_in_words_and_an_even_map_has_none(case):
     maps = np.zeros_like(case.maps)
     maps[:, :, 0, 0] = 1
     maps[0, 1] = 1 / GRID**2
-    first, even = replace(case, maps=maps).attention([0]).data["patches"][0]["maps"][:2]
+    first, even = replace(case, maps=maps).attention((0,)).data["patches"][0]["maps"][:2]
     assert first["where"] == "at the top left"
     assert even["where"] is None
     assert set(base64.b64decode(even["cells"])) == {0}
@@ -190,15 +195,13 @@ def test_the_place_is_said_in_words_and_an_even_map_has_none(case):
 
 def test_patches_are_the_square_that_the_encoder_sees():
     case = make_case(n=6, size=(300, 400))
-    shown = case.attention([1]).data["patches"][0]
+    shown = case.attention((1,)).data["patches"][0]
     assert decoded(shown["image"]).shape == (224, 224, 3)
     assert decoded(shown["mask"]).shape == (224, 224)
     assert max(decoded(case.gallery().data["patches"][0]["image"]).shape) == 112
 
 
-@pytest.mark.parametrize(
-    ("n", "n_classes", "masks"), [(20, 3, True), (20, 20, True), (20, 20, False), (60, 12, False), (20, 2, False)]
-)
+@pytest.mark.parametrize(("n", "n_classes", "masks"), [(20, 3, True), (10, 20, True), (30, 12, False)])
 def test_any_number_of_classes_with_and_without_masks(n, n_classes, masks):
     case = make_case(n, [f"class {k}" for k in range(n_classes)], masks)
     shown = case.attention()
@@ -224,7 +227,7 @@ def test_twenty_classes_on_a_fine_grid_stay_within_the_budget():
 def test_rounding_carries_no_score_over_the_threshold(case):
     probabilities = case.probabilities.copy()
     probabilities[0, :2] = 0.49999, 0.5
-    shown = replace(case, probabilities=probabilities).attention([0]).data["patches"][0]
+    shown = replace(case, probabilities=probabilities).attention((0,)).data["patches"][0]
     assert shown["probabilities"][:2] == [0.4999, 0.5]
 
 
@@ -248,7 +251,7 @@ def test_where_everything_is_right_or_wrong_the_places_are_filled(case, flip):
     assert len(choose_to_explore(nothing, nothing + 0.1)) == MOST_EXPLORED
 
 
-@pytest.mark.parametrize("chosen", [[], list(range(MOST_EXPLORED + 1))])
+@pytest.mark.parametrize("chosen", [(), tuple(range(MOST_EXPLORED + 1))])
 def test_too_few_and_too_many_patches_are_refused(case, chosen):
     with pytest.raises(HistoCLIPError, match=f"{len(chosen)} patches are chosen"):
         case.attention(chosen)
@@ -815,7 +818,7 @@ def test_in_jupyterlab_every_patch_is_found_and_an_unreadable_one_is_named(lab, 
 
 
 def test_in_jupyterlab_any_patch_can_be_added_to_the_attention(lab, case):
-    opened = lab(case.attention([0, 1]))
+    opened = lab(case.attention((0, 1)))
     box = attention_of(opened)
     box.get_by_label("Add the patch at place").fill("30")
     box.get_by_label("Add the patch at place").press("Enter")
