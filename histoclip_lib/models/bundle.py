@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from histoclip_lib import __version__
+from histoclip_lib.clip.field import match_field
 from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import write_text
@@ -49,6 +50,8 @@ class ModelConfig:
         The encoder, and a digest of its image tower's weights and preprocessing.
     preprocessing : dict
         Size, mean, standard deviation and interpolation of the encoder, for a reader of the file.
+    tokens, token_grid, match_mpp
+        As for `load_clip`.
     patch_px : int
         Side of the training patches in pixels; with `mpp` it gives the field in micrometres.
     mpp : float or None
@@ -80,6 +83,9 @@ class ModelConfig:
     pretrained: str
     encoder_digest: str
     preprocessing: dict
+    tokens: str
+    token_grid: int
+    match_mpp: bool
     patch_px: int
     mpp: float | None
     views: int
@@ -187,7 +193,10 @@ class SavedModel:
         """
         from histoclip_lib.clip.encoder import load_clip
 
-        clip = load_clip(self.config.backbone, self.config.pretrained, self.device, self.precision)
+        clip = load_clip(
+            self.config.backbone, self.config.pretrained, self.device, self.precision,
+            tokens=self.config.tokens, token_grid=self.config.token_grid,
+        )  # fmt: skip
         if clip.digest() != self.config.encoder_digest:
             raise HistoCLIPError(
                 f"{self.folder}: the encoder {shown(self.config.backbone)} here has other weights or another "
@@ -198,6 +207,8 @@ class SavedModel:
 
     def prepare(self, image: np.ndarray | Image.Image) -> torch.Tensor:
         """Return an RGB image (H, W, 3), uint8, in the encoder's size: a tensor (3, S, S), uint8."""
+        if self.config.match_mpp:
+            image = match_field(np.asarray(image), self.mpp, self.encoder.entry.mpp, self.encoder.side)
         return self.encoder.resize(image if isinstance(image, Image.Image) else Image.fromarray(image))
 
     def predict_tensor(self, images: torch.Tensor, views: int = 1) -> ImagePredictions:
@@ -320,6 +331,9 @@ def describe_encoder(clip: CLIP) -> dict[str, object]:
         "pretrained": clip.pretrained,
         "encoder_digest": clip.digest(),
         "preprocessing": asdict(clip.preprocess_cfg),
+        "tokens": clip.tokens,
+        "token_grid": clip.token_grid,
+        "match_mpp": clip.match_mpp,
     }
 
 

@@ -195,8 +195,11 @@ def predict_one(
 
     try:
         coordinates = _of_slide(options.coordinates, slide)
+        loaded = _loaded(model, options.device, options.precision, options.patch_mpp)
+        if loaded.config.match_mpp:
+            raise HistoCLIPError(f"{model} was trained with match_mpp, which slides do not take. Train without it.")
         result = predict_slide(
-            _loaded(model, options.device, options.precision, options.patch_mpp), slide, folder, options.mpp,
+            loaded, slide, folder, options.mpp,
             options.overlap, options.min_tissue, _of_slide(options.tissue, slide),
             None if coordinates is None else read_coordinates(coordinates), options.views, options.batch_size,
             PATIENCE, progress,
