@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from histoclip_lib.models.baselines import LinearProbe
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.models.studies import Finished
+    from histoclip_lib.prompting.vocabulary import Vocabulary
     from histoclip_lib.report.explorers import Explorer
 
 OURS, PROBE, ENSEMBLE = comparisons.OURS, comparisons.PROBE, "histoclip_ensemble"
@@ -222,15 +223,15 @@ class ZeroShot(Chapter):
         from histoclip_lib.prompting.sensitivity import prompts_table
         from histoclip_lib.prompting.strategies import score_zero_shot
 
-        run = self.run
-        words = {name: run.words(name) for name in (run.prompts, run.other_prompts)}
-        scored = {
-            f"{name} ({own.photo_of})": score_zero_shot(
-                self.pooled[run.val], run.text_encoder, own, self.context_of(run)
-            )
-            for name, own in words.items()
-        }
-        caption = "Each strategy on the validation part with the prompts of this run, and with another set of prompts."
+        run, scored = self.run, {}
+        for name in (run.prompts, run.other_prompts):
+            own = run.words(name)
+
+            def score(_: int, train: np.ndarray, val: np.ndarray, own: Vocabulary = own) -> dict[str, Predictions]:
+                return score_zero_shot(self.pooled[val], run.text_encoder, own, self.context_of(run, train))
+
+            scored[f"{name} ({own.photo_of})"] = run.by_fold(score)
+        caption = "Each strategy on held-out patches with the prompts of this run, and with another set of prompts."
         return Table(prompts_table(scored, self.truth), caption)
 
     def baseline_note(self) -> Markdown:
