@@ -78,10 +78,10 @@ def predict(
         if slides is not None:
             failed |= _predict_slides(loaded.folder, slides, out, options, jobs, scheduler)
         from histoclip_lib.cli.progress import shown
-        from histoclip_lib.runs.prediction import write_predictions_page
+        from histoclip_lib.runs.prediction import write_prediction_pages
 
         with shown(messages()) as report:
-            page = write_predictions_page(out, report)
+            page = write_prediction_pages(out, report)
     for name, reason in failed.items():
         complain(f"{name}: {reason}" if name not in reason else reason)
     typer.echo(visible(page.resolve()))

@@ -9,8 +9,8 @@ from histoclip_lib.common.registry import Registry
 
 MODEL_FILES = ("README.md", "config.json", "model.safetensors", "reference.safetensors")
 TABLE, COMPARE, ENCODERS = "table", "compare", "encoders"  # the notebooks over runs
-PREDICTIONS = "predictions"  # the notebook of `histoclip predict`
-OTHERS = (TABLE, COMPARE, ENCODERS, PREDICTIONS)
+PREDICTIONS, SLIDES, SLIDE = "predictions", "slides", "slide"  # the notebooks of `histoclip predict`
+OTHERS = (TABLE, COMPARE, ENCODERS, PREDICTIONS, SLIDES, SLIDE)
 
 
 @dataclass(frozen=True)

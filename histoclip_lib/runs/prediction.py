@@ -34,6 +34,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".j
 CHUNK = 256  # images in a part: what a kill costs at most
 PARTS, SUMMARY, TABLE, ATTENTION = ".parts", "predictions.json", "predictions.parquet", "attention.npy"
 RESAMPLES, SHOWN = 1000, 8
+MOST_PAGES = 24  # of slides: each starts a process of its own
 
 
 def find_images(inputs: list[Path]) -> tuple[list[Path], PatchDataset | None]:
@@ -243,15 +244,35 @@ def _listed(skipped: dict[str, str]) -> str:
 # The page
 
 
-def write_predictions_page(folder: Path, report: Callable[[StepEvent], None]) -> Path:
-    """Execute the notebook `predictions` for what lies in a folder, and write the page `index.html` there."""
-    from histoclip_lib.report.notebooks import PREDICTIONS
+def write_prediction_pages(folder: Path, report: Callable[[StepEvent], None]) -> Path:
+    """Write the pages of what lies in a folder: images, slides, and one for each of the first MOST_PAGES slides.
+
+    Each is the page of an executed notebook. The first, which links the others, is returned: `index.html`.
+    """
+    from histoclip_lib.report.navigation import Link
+    from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES
     from histoclip_lib.report.run_pages import write_page
     from histoclip_lib.runs.pipeline import execute_notebook, find_notebooks
 
-    notebook, title = find_notebooks() / f"{PREDICTIONS}.ipynb", f"Predictions: {folder.resolve().name}"
-    execute_notebook(notebook, folder, "index", {"folder": str(folder)}, report, Path.cwd(), title)
-    write_page(folder / "index.ipynb", title, [])
+    name = folder.resolve().name
+    has_images, has_slides = (folder / SUMMARY).is_file(), (folder / "slides.parquet").is_file()
+    over_slides = "slides" if has_images else "index"
+    links = [Link("Images", "index.html")] * has_images + [Link("Slides", f"{over_slides}.html")] * has_slides
+
+    def write(notebook: str, place: Path, stem: str, title: str, above: str, **values: str) -> None:
+        source = find_notebooks() / f"{notebook}.ipynb"
+        execute_notebook(source, place, stem, {"folder": str(folder), **values}, report, Path.cwd(), title)
+        navigation = [Link(link.label, above + link.href, not above and link.href == f"{stem}.html") for link in links]
+        write_page(place / f"{stem}.ipynb", title, navigation)
+
+    if has_slides:
+        slides = pd.read_parquet(folder / "slides.parquet")
+        predicted = slides[slides.get("n_predicted", pd.Series(dtype=float)) > 0]
+        for line in predicted.head(MOST_PAGES).itertuples():
+            write(SLIDE, folder / line.folder, "index", line.slide, "../", slide=line.folder)
+        write(SLIDES, folder, over_slides, f"Slides: {name}", "")
+    if has_images:
+        write(PREDICTIONS, folder, "index", f"Predictions: {name}", "")
     return folder / "index.html"
 
 

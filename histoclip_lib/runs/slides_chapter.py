@@ -1,4 +1,4 @@
-"""What the notebook 07_slides shows: whole slides under the model of the run."""
+"""What is shown of whole slides: by 07_slides under the model of a run, and by the pages of `histoclip predict`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from IPython.display import HTML, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import as_typed, element, html, table
-from histoclip_lib.evaluation.text import number_text, value_text
+from histoclip_lib.evaluation.text import number_text, p_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference
 from histoclip_lib.report import figures
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table, size_text
-from histoclip_lib.runs.chapters import Chapter
 from histoclip_lib.runs.run import Run
 
 if TYPE_CHECKING:
@@ -43,15 +42,31 @@ FILES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Slides(Chapter):
-    """The notebook 07_slides; `slides` has a line for each of `paths`, and `view` is the slide that is shown.
+class Slides:
+    """Slides that were predicted below a folder.
 
-    Without slides all are empty.
+    Attributes
+    ----------
+    root : Path
+        Where `predict_slides` wrote.
+    place : str
+        Of `root` as seen from the page, for links.
+    slides : DataFrame or None
+        A line for each; None without slides.
+    view : SlideView or None
+        The slide that is shown.
+    least_cover : float
+        Share of a tile from which a class in the slide's mask counts as present.
+    draws : tuple of int
+        Number of bootstrap samples, and their seed.
     """
 
+    root: Path
+    place: str = ""
     slides: pd.DataFrame | None = None
-    paths: tuple[Path, ...] = ()
     view: SlideView | None = None
+    least_cover: float = 0.02
+    draws: tuple[int, int] = (1000, 0)
 
     @classmethod
     def of(cls, run: Run) -> Slides:
@@ -64,8 +79,7 @@ class Slides(Chapter):
         """
         given = str(run["slides"])
         if not given:
-            return cls(run)
-        from histoclip_lib.report.slide_views import SlideView
+            return cls(run.folder)
         from histoclip_lib.runs.slides import SlideOptions, find_slides, predict_slides
 
         found, _ = find_slides([paint(int(run["seed"])) if given == PAINTED else Path(given)])
@@ -73,13 +87,11 @@ class Slides(Chapter):
             raise HistoCLIPError(f"slides: {given} holds no slide. Name a slide, a folder of slides or a slides.csv.")
         options = SlideOptions(device=str(run["device"]), precision=str(run["precision"]))
         slides = predict_slides(run.folder / "model", found, run.folder / FOLDER, options)
-        readable = [i for i, n in enumerate(slides.get("n_predicted", ())) if n > 0]
-        if not readable:
-            raise HistoCLIPError(f"slides: none could be predicted. {slides.slide[0]}: {slides.error[0]}")
-        views = (SlideView.of(found.paths[i], run.folder / FOLDER / slides.folder[i]) for i in readable)
-        first = next(views)
-        labelled = (view for view in (first, *views) if view.mask is not None or view.points is not None)
-        return cls(run, slides, tuple(found.paths), next(labelled, first))
+        draws = int(run["resamples"]), int(run["seed"])
+        return cls(
+            run.folder / FOLDER, f"{FOLDER}/", slides, _first_labelled(run.folder / FOLDER, slides),
+            float(run["least_cover"]), draws,
+        )  # fmt: skip
 
     @property
     def classes(self) -> list[str]:
@@ -89,7 +101,7 @@ class Slides(Chapter):
     @cached_property
     def scored(self) -> dict[str, pd.DataFrame]:
         """Scores of the slide that is shown against its mask and at its points, where there are any."""
-        return {} if self.view is None else self.view.scores(float(self.run["least_cover"]), *self.draws[:2])
+        return {} if self.view is None else self.view.scores(self.least_cover, *self.draws)
 
     def finding(self) -> Markdown:
         """Say in a sentence how the maps agree with the labels, or what was found."""
@@ -173,15 +185,93 @@ class Slides(Chapter):
         """Return the files of the slides, each as a link."""
         if self.view is None:
             return None
-        root = self.run.folder / FOLDER
-        folders = ["", *self.slides.folder]
         lines = [
-            (element("a", name, href=quote(f"{FOLDER}/{name}")), size_text((root / name).stat().st_size), text)
-            for folder in folders
+            (element("a", name, href=quote(f"{self.place}{name}")), size_text((self.root / name).stat().st_size), text)
+            for folder in ("", *self.slides.folder)
             for file, text in FILES.items()
-            if (root / (name := f"{folder}/{file}".lstrip("/"))).is_file()
+            if (self.root / (name := f"{folder}/{file}".lstrip("/"))).is_file()
         ]
         return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the slides.")))
+
+    def pages(self) -> HTML | None:
+        """Return a link to the page of each slide that has one."""
+        items = [
+            element("li", element("a", name, href=quote(f"{self.place}{folder}/index.html")))
+            for folder, name in zip(self.slides.folder, self.slides.slide, strict=True)
+            if (self.root / folder / "index.ipynb").is_file()
+        ]
+        return HTML(html(element("ul", *items))) if items else None
+
+    def by_metadata(self) -> Table | None:
+        """Return the mean share of positive tissue for each value of the metadata; None without metadata."""
+        import pandas as pd
+
+        from histoclip_lib.slides.aggregation import burdens_by_metadata
+
+        found = burdens_by_metadata(self.slides, self.classes, self.draws[1])
+        if found.empty:
+            return None
+        lines = {}
+        for line in found.to_dict("records"):
+            about = {"slides": f"{line['n_slides']:,}", "groups": f"{line['n_groups']:,}"}
+            value = lines.setdefault((line["column"].removeprefix("meta_"), line["value"]), about)
+            gap = Difference(line["mean"], line["low"], line["high"])
+            value[line["class"]] = number_text(gap.value) if np.isnan(gap.low) else value_text(gap)
+        return Table(
+            pd.DataFrame.from_dict(lines, orient="index"),
+            "Mean share of positive tissue by metadata, with 95 % intervals over groups.",
+        )
+
+    def target(self) -> Markdown | None:
+        """Say how well metadata, class burdens and both predict the target; None where the slides have none."""
+        from histoclip_lib.slides.aggregation import study_target
+
+        if "target" not in self.slides or self.slides.target.isna().all():
+            return None
+        study = study_target(self.slides, self.classes, self.draws[1])
+        lines = [
+            f"- {line['model']}: AUROC {line['auroc']:.3f} ({line['low']:.3f} to {line['high']:.3f})"
+            for line in study.scores.to_dict("records")
+        ]
+        lines += [
+            f"- {line['model']} minus {line['against']}: {line['difference']:+.3f} ({line['low']:+.3f} to "
+            f"{line['high']:+.3f}), p = {p_text(line['p'])}"
+            for line in study.tests.to_dict("records")
+        ]
+        return Markdown("\n".join([study.note, "", *lines]))
+
+
+def open_slides(folder: str, slide: str = "") -> Slides:
+    """Open the slides that `histoclip predict` wrote below a folder; `slide` is the folder of the one that is shown."""
+    import pandas as pd
+
+    from histoclip_lib.report.slide_views import SlideView
+    from histoclip_lib.runs.slides import SLIDES
+    from histoclip_lib.slides.prediction import read_slide_result
+
+    root = Path(folder)
+    try:
+        slides = pd.read_parquet(root / SLIDES)
+    except (OSError, ValueError) as error:
+        raise HistoCLIPError(f"{root} holds no slides ({error}). Run `histoclip predict` again.") from error
+    if not slide:
+        return Slides(root, "", slides, _first_labelled(root, slides))
+    view = SlideView.of(read_slide_result(root / slide).path, root / slide)
+    return Slides(root, "../", slides[slides.folder == slide].reset_index(drop=True), view)
+
+
+def _first_labelled(root: Path, slides: pd.DataFrame) -> SlideView:
+    """Return the first slide that has labels beside it, or the first that could be read."""
+    from histoclip_lib.report.slide_views import SlideView
+    from histoclip_lib.slides.prediction import read_slide_result
+
+    readable = [folder for folder, n in zip(slides.folder, slides.get("n_predicted", ()), strict=False) if n > 0]
+    if not readable:
+        raise HistoCLIPError(f"None of the slides could be predicted. {slides.slide[0]}: {slides.error[0]}")
+    views = (SlideView.of(read_slide_result(root / folder).path, root / folder) for folder in readable)
+    first = next(views)
+    labelled = (view for view in (first, *views) if view.mask is not None or view.points is not None)
+    return next(labelled, first)
 
 
 def paint(seed: int) -> Path:

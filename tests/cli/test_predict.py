@@ -6,7 +6,7 @@ from histoclip_lib.runs import prediction
 
 
 def test_images_are_predicted_and_a_bad_one_makes_the_exit_code_1(invoke, saved_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction, "write_predictions_page", lambda folder, report: folder / "index.html")
+    monkeypatch.setattr(prediction, "write_prediction_pages", lambda folder, report: folder / "index.html")
     folder, patches = saved_model[:2]
     (tmp_path / "mine").mkdir()
     Image.fromarray(patches.image(0)).save(tmp_path / "mine" / "a b.png")

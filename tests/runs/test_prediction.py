@@ -107,7 +107,7 @@ def test_the_page_shows_predictions_without_truth(model, images, tmp_path, monke
     monkeypatch.setattr("histoclip_lib.runs.pipeline.execute_notebook", execute_here)
     found, _ = find_images([images])
     predict_images(model, found, tmp_path / "out", views=1)
-    page = prediction.write_predictions_page(tmp_path / "out", lambda event: None).read_text()
+    page = prediction.write_prediction_pages(tmp_path / "out", lambda event: None).read_text()
     assert "5 images: " in page and "Images that could not be read." in page
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["images"] == 5
     assert "false negative" not in page.split("<script")[0]

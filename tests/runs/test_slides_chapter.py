@@ -44,7 +44,7 @@ def chapter(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    return Slides(Run(tmp_path, PARAMETERS), slides, (tmp_path / "one_.tif", tmp_path / "two.tif"), view)
+    return Slides(tmp_path / "slides", "slides/", slides, view, draws=(200, 0))
 
 
 def test_the_finding_says_how_the_maps_agree_and_what_failed(chapter):
@@ -56,7 +56,7 @@ def test_the_finding_says_how_the_maps_agree_and_what_failed(chapter):
 
 def test_without_labels_the_finding_says_what_there_is(chapter):
     view = SlideView(chapter.view.path, chapter.view.result, chapter.view.tiles)
-    bare = Slides(chapter.run, chapter.slides, chapter.paths, view)
+    bare = Slides(chapter.root, chapter.place, chapter.slides, view, draws=(200, 0))
     assert bare.finding().data.startswith(
         f"**240 tiles of {as_typed('one_.tif')} with tissue were predicted; most of it is positive for tumor."
     )

@@ -45,7 +45,7 @@ _GRID = 4  # pixels in one cell of the grid on which regions are laid out
     ),
     options=("n_patches",),
     needs_folder=False,
-    mpp=0.8,  # by the size of the nuclei
+    mpp=painting.MPP,
     tcga="no",
 )
 def load_synthetic(n_patches: int = 600, seed: int = 0, cache_dir: str | Path | None = None) -> PatchDataset:
