@@ -77,6 +77,9 @@ shown.burdens()
 # %%
 shown.table()
 
+# %%
+shown.failed()
+
 # %% [markdown]
 # ## Files
 

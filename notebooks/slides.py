@@ -49,6 +49,9 @@ shown.burdens()
 shown.table()
 
 # %%
+shown.failed()
+
+# %%
 shown.by_metadata()
 
 # %%

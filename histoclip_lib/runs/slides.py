@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -207,6 +208,8 @@ def predict_one(
         write_exports(folder, result)
         return result.error or ""
     except HistoCLIPError as error:
+        with suppress(OSError):  # where there is nothing in it
+            folder.rmdir()
         return str(error)
 
 

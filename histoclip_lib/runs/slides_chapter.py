@@ -166,7 +166,7 @@ class Slides:
         return as_image(figures.slide_burdens(self.slides.dropna(subset="n_predicted"), self.classes))
 
     def table(self) -> Table | None:
-        """Return the share of positive tissue of each slide, and why a slide was not read to its end."""
+        """Return the share of positive tissue of each slide."""
         if self.view is None:
             return None
         shown = self.slides.set_index("slide")[["n_tiles", "n_ood"]].rename(
@@ -177,9 +177,14 @@ class Slides:
             columns = {f"share_{name}": "share", f"share_low_{name}": "share_low", f"share_high_{name}": "share_high"}
             lines = self.slides[[*columns]].rename(columns=columns).to_dict("records")
             shown[name] = [_measured(line, "share") for line in lines]
-        if (self.slides.error != "").any():
-            shown["not read to its end"] = self.slides.error.to_numpy()
         return Table(shown.rename_axis(None), "Share of the tissue that lies in positive tiles, with 95 % intervals.")
+
+    def failed(self) -> Table | None:
+        """Return the slides that were not read to their end, and why; None where there are none."""
+        if self.view is None or (self.slides.error == "").all():
+            return None
+        failed = self.slides[self.slides.error != ""].set_index("slide")[["error"]].rename(columns={"error": "why"})
+        return Table(failed, "Slides that were not read to their end.")
 
     def files(self) -> HTML | None:
         """Return the files of the slides, each as a link."""
