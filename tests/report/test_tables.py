@@ -102,12 +102,12 @@ def test_strategies_are_scored_on_the_validation_part_and_on_all():
     methods = {"baseline": guesses(patches, accuracy=0.7)}
     table = tables.whole_set_table(methods, patches, VAL)
     right = methods["baseline"].decisions == patches.labels
-    assert table.loc["Baseline", "mAcc, validation"] == f"{right[VAL].mean():.4f}"
+    assert table.loc["Baseline", "mAcc, held out"] == f"{right[VAL].mean():.4f}"
     assert table.loc["Baseline", "mAcc, all patches"] == f"{right.mean():.4f}"
     assert table.loc["Baseline", "b"] == f"{methods['baseline'].decisions[:, 1].mean():.2f}"
     assert table.loc["Truth", "b"] == f"{patches.labels[:, 1].mean():.2f}"
     assert table.loc["Truth", "labels per patch"] == f"{patches.labels.sum() / 60:.2f}"
-    assert table.loc["Truth", "mAcc, validation"] == ""
+    assert table.loc["Truth", "mAcc, held out"] == ""
 
 
 def test_the_last_epoch_is_reported_and_the_best_is_called_an_oracle():
