@@ -14,7 +14,7 @@ METHODS = {
     "mlp", "histoclip_text_free", "histoclip_ensemble", "histoclip_global", "histoclip_patch",
 }  # fmt: skip
 SMALL = {
-    "n_patches": 120, "views": 2, "epochs": 12, "warmup_epochs": 2, "resamples": 100, "examples": 2, "wordings": 2,
+    "n_patches": 120, "views": 2, "epochs": 8, "warmup_epochs": 1, "resamples": 100, "examples": 2, "wordings": 1,
     "seeds": [0, 1], "draws": 1, "folds": 3, "slides": "",
 }  # fmt: skip
 

@@ -170,7 +170,7 @@ def test_identical_features_have_a_cosine_of_zero():
 
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_have_the_same_pixels(tissue, kind):
-    for image in tissue[:6]:
+    for image in tissue[:3]:
         copy = np.ascontiguousarray(COPIES[kind](image))
         assert pixel_correlation(image, copy) >= SAME_PIXELS
         assert pixel_correlation(copy, image) >= SAME_PIXELS

@@ -19,7 +19,7 @@ from histoclip_lib.features import remote as remote_encoding
 from histoclip_lib.features.encode import encode_dataset
 from histoclip_lib.features.remote import ENCODER_NAMES, encode_shards_on
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*has no workers yet")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*has no workers yet")]
 
 N_SHARDS = 5
 N_PATCHES = (N_SHARDS - 1) * SIZE + 50  # the last shard is short
