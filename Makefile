@@ -25,7 +25,7 @@ pictures: $(READY)
 	$(BIN)/python tools/pictures.py reports/demo docs/images
 
 bench: $(READY)
-	for name in encode head pipeline scaling; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in encode head pipeline scaling slides; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # Known vulnerabilities of what is installed. pip-audit has an environment of its own: .venv stays as it is.
 audit: $(READY)
