@@ -88,7 +88,7 @@ def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
     return table
 
 
-def correction_note(comparisons: dict[str, Comparison], units: np.ndarray) -> str:
+def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, folds: int = 1) -> str:
     """Say in Markdown how p is corrected, and where there are too few units for a small one.
 
     Parameters
@@ -97,9 +97,11 @@ def correction_note(comparisons: dict[str, Comparison], units: np.ndarray) -> st
         As `against_every_method` returns.
     units : ndarray of shape (B,)
         What the tests swapped, as `uncertainty.bootstrap_units` returns.
+    folds : int
+        See `uncertainty.compare`.
     """
     note = f"p is corrected by Holm's method for {len(comparisons)} comparisons in each metric."
-    if (smallest := smallest_p(units)) * len(comparisons) >= ALPHA:
+    if (smallest := smallest_p(units, folds)) * len(comparisons) >= ALPHA:
         note += (
             f" With {len(np.unique(units))} groups no p falls below {smallest:.2g} before the correction, so after it "
             f"none can be below {ALPHA}."

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import binom, rankdata
 
 from histoclip_lib.common.arrays import agreement, all_right, nan_mean
 from histoclip_lib.common.predictions import Predictions, log_losses
@@ -310,13 +310,16 @@ def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int, folds: int = 1) -
     return (1 + n_extreme) / (1 + len(flips))
 
 
-def smallest_p(units: np.ndarray) -> float:
-    """Return the p below which no permutation test can fall for want of units; 0 where there are enough of them.
+def smallest_p(units: np.ndarray, folds: int = 1) -> float:
+    """Return the p below which a permutation test cannot fall for want of units; 0 where that is less than 0.001.
 
-    Where every swap is tried, the one of all units gives the same difference as none, with the other sign.
+    Where every unit speaks for the same method, by as much, the swap of all of them gives the same difference with the
+    other sign. In a cross-validation swaps count that come within the `stretch` of it.
     """
     n_units = len(np.unique(units))
-    return 2 / 2**n_units if n_units <= EXACT_UNITS else 0.0
+    fewest = int((n_units - n_units / stretch(folds)) / 2 + 1e-9)
+    p = 2 * float(binom.cdf(fewest, n_units, 0.5))
+    return p if p >= 0.001 else 0.0
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -461,7 +464,7 @@ def interval_note(patches: PatchDataset, val: np.ndarray, folds: int = 1) -> str
     )
     if n_groups < ENOUGH_GROUPS and folds == 1:
         note += " With so few, intervals are somewhat too narrow."
-    if smallest := smallest_p(patches.groups[val]):
+    if smallest := smallest_p(patches.groups[val], folds):
         note += f" No p can fall below {smallest:.2g}."
     return note + folds_note(folds)
 

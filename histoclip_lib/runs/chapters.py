@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from IPython.display import Markdown
 
-from histoclip_lib.common.arrays import nan_mean, unit
+from histoclip_lib.common.arrays import agreement, nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, join_folds, mean_accuracy
 from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
 from histoclip_lib.evaluation import studies as study_tables
@@ -543,7 +543,7 @@ class Results(Chapter):
 
     def correction_note(self) -> Markdown:
         """Say which differences remain significant after correction."""
-        return Markdown(comparisons.correction_note(self._against, self.units))
+        return Markdown(comparisons.correction_note(self._against, self.units, len(self.run.folds)))
 
     def all_pairs(self) -> Image:
         """Draw the difference in mAcc of every pair of methods."""
@@ -800,11 +800,11 @@ class Errors(Chapter):
 
     def finding(self) -> Markdown:
         """Say in a sentence how many decisions are wrong, and of which class most."""
-        known, decisions = ~np.isnan(self.truth), self.ours.decisions
-        wrong, missed = known & (self.truth != decisions), ((self.truth == 1) & ~decisions).sum()
-        worst = int(wrong.sum(axis=0).argmax())
+        wrong = agreement(self.truth, self.ours.decisions) == 0
+        missed = (wrong & ~self.ours.decisions).sum()
+        worst, known = int(wrong.sum(axis=0).argmax()), int((~np.isnan(self.truth)).sum())
         return Markdown(
-            f"**HistoCLIP with patch keys gets {wrong.sum():,} of {known.sum():,} labels wrong: {missed:,} false "
+            f"**HistoCLIP with patch keys gets {wrong.sum():,} of {known:,} labels wrong: {missed:,} false "
             f"negatives and {wrong.sum() - missed:,} false positives, most of them for {self.classes[worst]} "
             f"({wrong[:, worst].sum():,}).**"
         )

@@ -1,4 +1,4 @@
-"""Labels that are not known: every metric, interval, test and fit is that of the known cells alone."""
+"""Labels that are not known, which count nowhere, and folds, which widen intervals."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from histoclip_lib.evaluation.confusion import (
     predicted_when_missed,
 )
 from histoclip_lib.evaluation.metrics import point_metrics
-from histoclip_lib.evaluation.uncertainty import compare, evaluate
+from histoclip_lib.evaluation.uncertainty import accuracy_gap, compare, evaluate, smallest_p
 
 CLASSES = ["a", "b", "c"]
 
@@ -110,3 +110,12 @@ def test_folds_stretch_intervals_and_raise_p(case):
     assert folded.high - folded.value == pytest.approx(1.5 * (alone.high - alone.value))
     assert folded.value - folded.low == pytest.approx(1.5 * (alone.value - alone.low))
     assert folded.p > alone.p
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+@pytest.mark.parametrize("n_units", [4, 8, 10])
+def test_no_p_is_below_the_smallest_where_all_units_agree(n_units, folds):
+    labels, units = np.ones((n_units, 1)), np.arange(n_units)
+    right, wrong = (from_probabilities(np.full((n_units, 1), p)) for p in (0.9, 0.1))
+    found = accuracy_gap(labels, right, wrong, units, 10, 0, folds)
+    assert found.p == pytest.approx(smallest_p(units, folds))
