@@ -164,6 +164,7 @@ def renamed(data, **changed):
 QUESTIONS = {
     "01_data": lambda data: [("find", [1, 1, -1]), ("patch", 59)],
     "02_zero_shot": lambda data: [renamed(data), renamed(data, template="a photo")],
+    "04_results": lambda data: [],
     "06_attention": lambda data: [("patch", data["total"]), ("patch", 0)],
 }
 
@@ -242,7 +243,7 @@ def test_a_notebook_runs_from_top_to_bottom(lab, played, stem):
 
 
 def test_a_run_in_the_lab_is_found_in_the_repository_s_reports(lab, played):
-    assert (lab.folder / "reports" / "lab" / "history.csv").is_file()
+    assert (lab.folder / "reports" / "lab" / "metrics.json").is_file()
     assert not (lab.folder / "notebooks" / "reports").exists()
 
 
