@@ -138,9 +138,7 @@ def _rows(path: Path, text: str, separator: str, start: int) -> list[tuple[int, 
     return rows
 
 
-def _with_key(
-    path: Path, header: list[str], key: str, aliases: tuple[str, ...]
-) -> tuple[list[str], tuple[str, ...]]:
+def _with_key(path: Path, header: list[str], key: str, aliases: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
     """Return a header in which the column `key` is called so, and a note where it was called otherwise."""
     if key in header:
         return header, ()
