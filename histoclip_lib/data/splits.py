@@ -207,8 +207,8 @@ def _stratified_folds(
 
     if dataset.groups is None:
         raise HistoCLIPError(
-            f"split: {dataset.name} has no groups, so it cannot be split by group. {_remedy(dataset, 'groups')}use split: "
-            "random."
+            f"split: {dataset.name} has no groups, so it cannot be split by group. {_remedy(dataset, 'groups')}use "
+            "split: random."
         )
     groups, labels = dataset.groups[order], dataset.labels[order]
     if len(np.unique(groups)) < n_folds:
@@ -232,7 +232,7 @@ def _given_validation(dataset: PatchDataset) -> np.ndarray:
     if dataset.parts is None:
         raise HistoCLIPError(
             f"split: {dataset.name} has no official split. {_remedy(dataset, 'parts')}use split: "
-            f" {'random' if dataset.groups is None else 'grouped or random'}."
+            f"{'random' if dataset.groups is None else 'grouped or random'}."
         )
     held_out = "test" if (dataset.parts == "test").any() else "val"
     return np.flatnonzero(dataset.parts == held_out)
