@@ -121,8 +121,8 @@ class Data(Chapter):
         if unknown := int((~patches.known).sum()):
             sentence += f"; {unknown:,} of {patches.labels.size:,} labels are not known"
         return Markdown(
-            f"{self.caution}**{sentence}.** The most common class is {most} ({prevalence.max():.0%} of the patches), the "
-            f"rarest {least} ({prevalence.min():.0%})."
+            f"{self.caution}**{sentence}.** The most common class is {most} ({prevalence.max():.0%} of the patches), "
+            f"the rarest {least} ({prevalence.min():.0%})."
         )
 
     def about(self) -> Markdown:
