@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -169,7 +169,7 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
     except HistoCLIPError:
         raise
     except Image.UnidentifiedImageError as error:
-        if kind := _tiff_of_floats(source):
+        if kind := _wide_tiff(source):
             raise HistoCLIPError(f"{place}: it holds {kind} values. {FLOATS}") from error
         raise HistoCLIPError(
             f"{place}: is not an image, or in none of the formats {', '.join(FORMATS)}. Save it as PNG or TIFF."
@@ -180,16 +180,17 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
         raise HistoCLIPError(f"{place}: cannot be decoded ({error or type(error).__name__}). Copy it again.") from error
 
 
-def _tiff_of_floats(source: Path | bytes) -> str:
-    """Return the type of the values of a TIFF that Pillow does not know; an empty text where it is not of more bits."""
-    import tifffile
-
+def _wide_tiff(source: Path | bytes) -> str:
+    """Return the type of the values of a TIFF with over 16 bits a channel, which Pillow does not read in colour."""
     try:
-        with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            dtype = file.pages[0].dtype
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16))
+            file.seek(tags.next)
+            tags.load(file)
+            bits, kind = max(tags[TiffImagePlugin.BITSPERSAMPLE]), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
     except Exception:  # damaged, or no TIFF
         return ""
-    return str(dtype) if dtype is not None and dtype.itemsize > 2 else ""
+    return {2: "int", 3: "float"}.get(kind, "uint") + str(bits) if bits > 16 else ""
 
 
 def _orientation(image: Image.Image) -> int:
