@@ -35,7 +35,8 @@ PATIENTS = {
 }
 FORMAT = (
     "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or "
-    "source image), `split` (train, val or test), `mask`, `mpp` and `meta_*` are optional."
+    "source image), `split` (train, val or test), `mask`, `mpp` and `meta_*` are optional. `histoclip import` reads "
+    "labels of other forms."
 )
 
 
@@ -95,10 +96,12 @@ def load(
         raise HistoCLIPError(f"{error}\n{FORMAT}") from error
     if not table.lines:
         raise HistoCLIPError(f"{table_path} has no rows. {FORMAT}")
-    for option, names in (("classes", classes), ("ignore", ignore)):
-        if absent := [name for name in names if name not in table.columns or name == "file"]:
-            columns = shown([name for name in table.columns if name != "file"], 300)
-            raise HistoCLIPError(f"{option}: {shown(absent)} is not in {table_path}. Its columns are {columns}.")
+    for option, names, barred in (("ignore", ignore, ("file",)), ("classes", classes, (*RESERVED_COLUMNS, *ignore))):
+        usable = [name for name in table.columns if name not in barred]
+        if wrong := [name for name in names if name not in usable]:
+            raise HistoCLIPError(
+                f"{option}: {shown(wrong)} is none of the columns of {table_path}: {shown(usable, 300)}."
+            )
     all_columns = table.columns
     table = replace(table, columns={name: cells for name, cells in all_columns.items() if name not in ignore})
     classes = _classes(table, table_path, classes)

@@ -184,7 +184,9 @@ def _wide_tiff(source: Path | bytes) -> str:
     """Return the type of the values of a TIFF with over 16 bits a channel, which Pillow does not read in colour."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16))
+            header = file.read(8)
+            header += file.read(8) if b"+" in header[2:4] else b""  # BigTIFF
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
             file.seek(tags.next)
             tags.load(file)
             bits, kind = max(tags[TiffImagePlugin.BITSPERSAMPLE]), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]

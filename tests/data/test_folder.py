@@ -187,8 +187,9 @@ def test_columns_that_are_no_classes_are_named_with_the_line_to_write(root):
     assert """write `ignore: ["Follow-up #", "notsure"]` in the parameter file""" in message
     assert folder.load(root, ignore=("Follow-up #", "notsure")).classes == ["tumor", "stroma"]
     assert folder.load(root, classes=("stroma",)).classes == ["stroma"]
-    with pytest.raises(HistoCLIPError, match=r"ignore: \['flag'\] is not in .*'Follow-up #'"):
-        folder.load(root, ignore=("flag",))
+    for given in ({"ignore": ("flag",)}, {"classes": ("mask",)}, {"classes": ("notsure",), "ignore": ("notsure",)}):
+        with pytest.raises(HistoCLIPError, match=r": \['\w+'\] is none of the columns of .*'Follow-up #'"):
+            folder.load(root, **given)
 
 
 def test_captions_of_thousands_of_lines_give_a_short_message(root):

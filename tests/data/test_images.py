@@ -134,11 +134,12 @@ def test_12_bits_stored_as_16_are_refused():
 @pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3)])
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_more_than_16_bits_are_refused_with_how_to_convert_them(dtype, shape):
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, np.ones(shape, dtype), photometric="rgb" if len(shape) == 3 else "minisblack")
-    message = refusal(buffer.getvalue())
-    assert dtype in message
-    assert "astype('uint8')).save('new.png')" in message
+    for big in (False, True):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, np.ones(shape, dtype), photometric="rgb" if shape[2:] else "minisblack", bigtiff=big)
+        message = refusal(buffer.getvalue())
+        assert dtype in message
+        assert "astype('uint8')).save('new.png')" in message
 
 
 def test_an_image_that_is_hidden_by_its_alpha_channel_is_refused():
