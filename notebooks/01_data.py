@@ -24,6 +24,10 @@
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
 dataset: str = "synthetic"  # synthetic, folder, bcss_wsss, luad_histoseg or pannuke
 data_dir: str = ""  # folder of the data; synthetic needs none
+classes: list[str] = []  # your own data: columns of labels.csv that are classes; empty: all that are not reserved
+ignore: list[str] = []  # your own data: columns of labels.csv to leave out
+group_pattern: str = ""  # your own data: a regular expression that finds the patient in the group or file name
+follow_links: bool = False  # whether links may lead out of data_dir, as to a shared store of images
 n_patches: int = 600  # synthetic: patches to paint [at least 1]
 mask_coverage: float = 0.01  # BCSS, LUAD: part of the mask from which a class is present [above 0, at most 1]
 min_nuclei: int = 1  # PanNuke: a class is present where it has this many nuclei [at least 1]
@@ -48,6 +52,14 @@ data.about()
 
 # %%
 run.patches
+
+# %% [markdown]
+# ## The check
+#
+# Every image and mask was opened. Look for what is named here before you trust a number.
+
+# %%
+data.checked()
 
 # %% [markdown]
 # ## The parts

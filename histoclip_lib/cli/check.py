@@ -39,8 +39,10 @@ def check(params: ParamFiles, reports: Reports = Path("reports"), debug: Debug =
 
 
 def _check_run(path: Path, values: dict[str, object], schema: Schema, reports: Path) -> None:
+    import numpy as np
+
     from histoclip_lib.clip.availability import forecast
-    from histoclip_lib.data.checks import check_images
+    from histoclip_lib.data.checks import check_images, too_few
     from histoclip_lib.data.registry import load_dataset_from
     from histoclip_lib.data.splits import make_folds
     from histoclip_lib.runs.pipeline import finished_steps
@@ -50,7 +52,7 @@ def _check_run(path: Path, values: dict[str, object], schema: Schema, reports: P
         patches = load_dataset_from(values)
     parts = ("protocol", "split", "seed", "val_fraction", "folds")
     folds = make_folds(patches, *(values[name] for name in parts))
-    check_images(patches, not quiet)
+    notes = (*patches.notes, *check_images(patches, not quiet))
     classes = ", ".join(f"{c} {p:.2f}" for c, p in zip(patches.classes, patches.prevalence, strict=True))
     sizes = f"{len(patches)} patches in {len(folds)} folds"
     if len(folds) == 1:
@@ -64,5 +66,6 @@ def _check_run(path: Path, values: dict[str, object], schema: Schema, reports: P
     typer.echo(visible(f"{path}: {sizes}; {classes}"))
     for line in lines:
         typer.echo(f"  {visible(line)}")
-    for warning in caught:
-        say(messages(), f"  note: {visible(warning.message)}")
+    scored = np.concatenate([val for _, val in folds])
+    for note in (*notes, *filter(None, [too_few(patches, scored)]), *(warning.message for warning in caught)):
+        say(messages(), f"  note: {visible(note)}")

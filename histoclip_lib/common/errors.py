@@ -42,3 +42,21 @@ def bullet_list(offenders: list[str], limit: int = 20) -> str:
     if len(offenders) > limit:
         lines.append(f"  - ... and {len(offenders) - limit} more")
     return "\n".join(lines)
+
+
+def ranges(numbers: list[int], limit: int = 10) -> str:
+    """Return ascending integers as ranges, the first `limit` of them, and a count of all where there are more.
+
+    Examples
+    --------
+    >>> ranges([2, 3, 4, 9])
+    '2-4, 9'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:limit])
+    return text if len(runs) <= limit else f"{text}, ... ({len(numbers):,} in all)"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 SHOWN_PATCHES, THUMBNAIL_SIDE = 6, 72  # in a notebook; pixels
+NOTED = 3  # examples in a note
 
 
 class PatchSource(Protocol):
@@ -29,6 +30,25 @@ class PatchSource(Protocol):
 
     def digest(self, index: int) -> str:
         """Return a hex digest that changes whenever the pixels of patch `index` may have changed."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was found in the data: what, in how many places, and a few of them."""
+
+    what: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, what: str, found: list[str]) -> tuple[Note, ...]:
+        """Return a note with the first examples of what was found, none where nothing was."""
+        return (cls(what, len(found), tuple(found[:NOTED])),) if found else ()
+
+    def __str__(self) -> str:
+        """Return the note in one line."""
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{self.what}: {self.count:,}" + (f" ({', '.join(self.examples)}{more})" if self.examples else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +80,12 @@ class PatchDataset:
         Whether `source.mask` gives masks.
     patch_mpp : ndarray of shape (B,), float, or None
         Micrometres per pixel of each patch; NaN where it is not known.
+    notes : tuple of Note
+        What the loader understood though it is written otherwise, and what may be wrong.
+    remedies : dict of str to str
+        A sentence on what to do where `groups` or `parts` are lacking.
+    labels_follow_masks : bool
+        Whether a rule makes the labels from the masks, so that neither can contradict the other.
 
     Raises
     ------
@@ -87,6 +113,9 @@ class PatchDataset:
     has_masks: bool = False
     patch_mpp: np.ndarray | None = None
     meta: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+    remedies: dict[str, str] = field(default_factory=dict)
+    labels_follow_masks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what the rest of the library could not work with."""

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from histoclip_lib.common.csv_tables import Table, read_table
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
-from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, ranges, shown
+from histoclip_lib.data import links
+from histoclip_lib.data.base import Note, PatchDataset
 from histoclip_lib.data.images import ImageFiles
 from histoclip_lib.data.registry import LEAST_MPP, MOST_MPP, dataset
+from histoclip_lib.data.splits import PARTS, groups_by_pattern, part_of
 
 RESERVED_COLUMNS = ("file", "group", "split", "mask", "mpp")
+FILE_ALIASES = ("filename", "filepath", "image", "imagename", "imagefile", "imagepath", "path")
 LABELS = {"": np.nan, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}  # in any case
 META = "meta_"  # columns that begin so say what else is known of a patch
 MAX_NAME = 255  # characters of a class or group: tables give every row the width of the longest
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
+ABSENT = "does not exist"
+TABLES = (".csv", ".tsv", ".tab", ".xlsx")  # what people have instead of labels.csv
+# What makes a patient in names of groups that are alike: TCGA barcodes, and numbers however they are written.
+PATIENTS = {
+    r"TCGA-\w{2}-\w{4}": re.compile(r"(TCGA-\w{2}-\w{4})\b.*"),
+    "0*([0-9]+)": re.compile(r"0*([0-9]+)(?:\.0*)?"),
+}
 FORMAT = (
     "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or "
-    "source image), `split` (train or val), `mask`, `mpp` and `meta_*` are optional."
+    "source image), `split` (train, val or test), `mask`, `mpp` and `meta_*` are optional. `histoclip import` reads "
+    "labels of other forms."
 )
 
 
@@ -33,8 +48,15 @@ FORMAT = (
         "**Your own data**, read from `labels.csv` in the folder format. Its origin and terms are known to whoever "
         "made the folder."
     ),
+    options=("classes", "ignore", "group_pattern", "follow_links"),
 )
-def load(data_dir: str | Path) -> PatchDataset:
+def load(
+    data_dir: str | Path,
+    classes: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
+    group_pattern: str = "",
+    follow_links: bool = False,
+) -> PatchDataset:
     """Load a data set in the folder format.
 
     Parameters
@@ -42,53 +64,95 @@ def load(data_dir: str | Path) -> PatchDataset:
     data_dir : str or Path
         Folder with `labels.csv`; the paths in it are relative to this folder. `csv_tables.read_table` says what a table
         may look like; a label may also be written as 1.0, true or yes, 0.0, false or no, in any case. An empty cell is
-        a label that is not known.
+        a label that is not known, or a patch without a mask.
+    classes, ignore : tuple of str
+        Columns that are the classes, in this order, and columns to leave out. Masks number the columns of the table
+        that hold labels, so that those left out count too.
+    group_pattern : str
+        Regular expression that finds the group in the column `group`, or in `file` where there is none.
+    follow_links : bool
+        Whether links may lead out of the folder.
 
     Returns
     -------
     PatchDataset
-        With groups, official parts, masks and metadata (`meta_site` as `site`) where the table has them.
+        With groups, official parts, masks and metadata (`meta_site` as `site`) where the table has them; its notes say
+        what was understood though it is written otherwise, and which groups may be one patient.
 
     Raises
     ------
     HistoCLIPError
         For a missing folder or table and a table that `read_table` cannot read; for no class columns; listing every
-        column whose name differs from `file`, `group`, `split` or `mask` in case only, every invalid label, every file
-        that is absent, not a regular file, outside the folder (also by a symbolic link) or listed twice, and every
-        missing mask.
+        column whose name differs from `file`, `group`, `split` or `mask` in case only or is that of a part, every
+        column with invalid labels, every file that is absent, not a regular file, outside the folder or listed twice.
     """
     root = Path(data_dir)
     table_path = root / "labels.csv"
     if not table_path.is_file():
-        raise HistoCLIPError(f"{table_path} was not found. Set data_dir to the folder that holds it. {FORMAT}")
+        raise HistoCLIPError(f"{table_path} was not found. {_instead(root)} {FORMAT}")
     try:
-        table = read_table(table_path, "file")
+        table = read_table(table_path, "file", FILE_ALIASES)
     except HistoCLIPError as error:
         raise HistoCLIPError(f"{error}\n{FORMAT}") from error
     if not table.lines:
         raise HistoCLIPError(f"{table_path} has no rows. {FORMAT}")
-    classes = _classes(table, table_path)
+    for option, names, barred in (("ignore", ignore, ("file",)), ("classes", classes, (*RESERVED_COLUMNS, *ignore))):
+        usable = [name for name in table.columns if name not in barred]
+        if wrong := [name for name in names if name not in usable]:
+            raise HistoCLIPError(
+                f"{option}: {shown(wrong)} is none of the columns of {table_path}: {shown(usable, 300)}."
+            )
+    all_columns = table.columns
+    table = replace(table, columns={name: cells for name, cells in all_columns.items() if name not in ignore})
+    classes = _classes(table, table_path, classes)
+    labels = _labels(table, classes, ignore, table_path)
 
-    image_paths, real_paths = _paths_inside(root, table, "file", table_path)
+    image_paths, real_paths, respelled = _paths_inside(root, table, "file", table_path, follow_links)
     _refuse_twice(table, real_paths, table_path)  # a.png and ./a.png are the same file
-    mask_paths = _paths_inside(root, table, "mask", table_path)[0] if "mask" in table.columns else []
-    mask_values = np.full(256, 255, dtype=np.uint8)
-    mask_values[: len(classes) + 1] = np.arange(len(classes) + 1)
+    mask_paths = []
+    if "mask" in table.columns:
+        mask_paths, _, more = _paths_inside(root, table, "mask", table_path, follow_links)
+        respelled += more
+    mask_values, left_out = _mask_values(all_columns, classes)
+    parts, renamed = _parts(table, table_path)
+    groups = _groups(table, table_path, group_pattern)
     return PatchDataset(
         name="folder",
         classes=classes,
         files=table.columns["file"],
-        labels=_labels(table, classes, table_path),
+        labels=labels,
         source=ImageFiles(image_paths, mask_paths, mask_values),
-        groups=_column(table, "group", table_path),
-        parts=_column(table, "split", table_path, allowed=("train", "val")),
-        has_masks=bool(mask_paths),
+        groups=groups,
+        parts=parts,
+        has_masks=any(mask_paths),
         patch_mpp=_mpp(table, table_path),
         meta={
             name.removeprefix(META): np.array([cell[:MAX_NAME] for cell in cells], dtype=str)
             for name, cells in table.columns.items()
             if name.startswith(META)
         },
+        notes=(
+            *(Note(note, 1) for note in table.notes),
+            *Note.of("files found under another spelling", respelled),
+            *Note.of("parts written otherwise", renamed),
+            *Note.of("columns left out that count in the numbers of masks", left_out if any(mask_paths) else []),
+            *_alike(groups),
+        ),
+        remedies={
+            "groups": "Add a column `group` to labels.csv, or find the patient in file names with group_pattern.",
+            "parts": "Add a column `split` (train, val or test) to labels.csv.",
+        },
+    )
+
+
+def _instead(root: Path) -> str:
+    """Say what may be done where there is no labels.csv."""
+    found = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLES) if root.is_dir() else []
+    if not found:
+        return "Set data_dir to the folder that holds it."
+    return (
+        f"There is {', '.join(found[:3])}: `histoclip import {root / found[0]} --images {root} --out DIR` makes a "
+        "folder with labels.csv of it, for data_dir."
     )
 
 
@@ -113,13 +177,19 @@ def _mpp(table: Table, table_path: Path) -> np.ndarray | None:
     return None if np.isnan(values).all() else np.array(values)
 
 
-def _classes(table: Table, table_path: Path) -> list[str]:
-    """Return the columns left over, refusing those that were meant to be others."""
+def _classes(table: Table, table_path: Path, wanted: tuple[str, ...]) -> list[str]:
+    """Return the columns wanted, or all left over, refusing those that were meant to be others."""
     others = {*RESERVED_COLUMNS, *(column for column in table.columns if column.startswith(META))}
-    classes = [column for column in table.columns if column not in others]
+    classes = list(dict.fromkeys(wanted)) or [column for column in table.columns if column not in others]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:
         raise HistoCLIPError(f"{table_path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
+    if parts := [name for name in classes if name.casefold() in PARTS]:
+        raise HistoCLIPError(
+            f"{table_path}: {', '.join(parts)} name parts of a split, and no classes. `histoclip import {table_path} "
+            f"--split {table_path} --out DIR` reads them as the split; or write one column `split` instead, or "
+            f"{_line('ignore', parts)} in the parameter file."
+        )
     if not classes:
         raise HistoCLIPError(f"{table_path} has no class column. {FORMAT}")
     if long := [shown(name) for name in classes if len(name) > MAX_NAME]:
@@ -130,9 +200,35 @@ def _classes(table: Table, table_path: Path) -> list[str]:
     if len(classes) > MAX_CLASSES:
         raise HistoCLIPError(
             f"{table_path}: {len(classes)} class columns, more than {MAX_CLASSES}. All columns but "
-            f"{', '.join(RESERVED_COLUMNS)} are class columns: remove the others."
+            f"{', '.join(RESERVED_COLUMNS)} are class columns: name those that are with `classes: [...]`."
         )
     return classes
+
+
+def _line(parameter: str, names: list[str] | tuple[str, ...]) -> str:
+    """Return a line of a parameter file that lists names."""
+    return f"`{parameter}: {json.dumps(list(names), ensure_ascii=False)}`"
+
+
+def _mask_values(columns: dict[str, list[str]], classes: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return what each value of a mask means, and the columns that count though they are left out.
+
+    Value k is the k-th column with labels, and none where that is no class wanted.
+
+    A mask of a single class may also be drawn with 255.
+    """
+    others = [name for name in columns if name in RESERVED_COLUMNS or name.startswith(META)]
+    numbered = [
+        name
+        for name, cells in columns.items()
+        if name in classes or (name not in others and any(cells) and all(cell.casefold() in LABELS for cell in cells))
+    ]
+    values = np.full(256, 255, dtype=np.uint8)
+    meant = [0, *(classes.index(name) + 1 if name in classes else 0 for name in numbered)]
+    values[: len(meant)] = meant[:255]
+    if len(numbered) == 1:
+        values[255] = 1
+    return values, [name for name in numbered if name not in classes]
 
 
 def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None:
@@ -140,69 +236,119 @@ def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None
     lines: dict[str, list[int]] = {}
     for line, path in zip(table.lines, real_paths, strict=True):
         lines.setdefault(path, []).append(line)
-    offenders = [
-        f"{os.path.basename(path)}: lines {', '.join(map(str, at))}" for path, at in lines.items() if len(at) > 1
-    ]
+    offenders = [f"{os.path.basename(path)}: lines {ranges(at)}" for path, at in lines.items() if len(at) > 1]
     if offenders:
         raise HistoCLIPError(f"{table_path}: each file may be listed once, but not:\n{bullet_list(offenders)}")
 
 
-def _labels(table: Table, classes: list[str], table_path: Path) -> np.ndarray:
-    """Return the labels, shape (B, N), uint8, or float32 where some are not known.
-
-    A column without a single label is named once, not on every line.
-    """
-    columns, offenders = [], []
+def _labels(table: Table, classes: list[str], ignored: tuple[str, ...], table_path: Path) -> np.ndarray:
+    """Return the labels, shape (B, N), uint8, or float32 where some are not known; refuse columns, not cells."""
+    columns, offenders, no_classes = [], [], []
     for name in classes:
         cells = table.columns[name]
         values = [LABELS.get(cell.casefold()) for cell in cells]
         wrong = [index for index, value in enumerate(values) if value is None]
-        if not any(cells):
-            offenders.append(f"column {name}: all cells are empty; remove the column")
-        elif len(wrong) == len(cells) > 1:
-            offenders.append(f"column {name}: no cell is 0 or 1, the first is {shown(cells[0])}; remove the column")
-        else:
-            offenders += [f"line {table.lines[index]}, column {name}: {shown(cells[index])}" for index in wrong]
+        if wrong:
+            offenders.append(f"column {name}: {len(wrong):,} of {len(cells):,} cells; {_by_value(table, name, wrong)}")
+        elif not any(cells):
+            offenders.append(f"column {name}: all cells are empty")
+        if not any(cells) or 2 * len(wrong) > sum(map(bool, cells)):
+            no_classes.append(name)
         columns.append(values)
     if offenders:
+        remedy = "Correct the cells."
+        if no_classes:
+            remedy = (
+                f"Where they are no classes, write {_line('ignore', (*ignored, *no_classes))} in the parameter file."
+            )
         raise HistoCLIPError(
-            f"{table_path}: class columns hold 0 or 1, and all columns but {', '.join(RESERVED_COLUMNS)} are class "
-            "columns. Where a label is not known, leave its cell empty. Not labels:\n" + bullet_list(offenders)
+            f"{table_path}: class columns hold 0 or 1, and nothing where a label is not known; all columns but "
+            f"{', '.join(RESERVED_COLUMNS)} and {META}* are class columns. {remedy} Not labels:\n"
+            + bullet_list(offenders)
         )
     labels = np.array(columns, dtype=np.float32).T.copy()
     return labels if np.isnan(labels).any() else labels.astype(np.uint8)
 
 
-def _column(table: Table, column: str, table_path: Path, allowed: tuple[str, ...] | None = None) -> np.ndarray | None:
-    """Return an optional text column, refusing empty cells and values that are not `allowed`."""
-    if column not in table.columns:
+def _by_value(table: Table, column: str, indices: list[int]) -> str:
+    """Return the first values among some cells of a column, each with the lines on which it stands."""
+    lines: dict[str, list[int]] = {}
+    for index in indices:
+        lines.setdefault(table.columns[column][index], []).append(table.lines[index])
+    listed = [f"{shown(value)} on line {ranges(at, 5)}" for value, at in list(lines.items())[:3]]
+    return ", ".join(listed) + (f", and {len(lines) - 3:,} other values" if len(lines) > 3 else "")
+
+
+def _parts(table: Table, table_path: Path) -> tuple[np.ndarray | None, list[str]]:
+    """Return the official parts in our words, None without such a column, and which were written otherwise."""
+    if "split" not in table.columns:
+        return None, []
+    cells = table.columns["split"]
+    parts = [part_of(cell) for cell in cells]
+    if wrong := [index for index, part in enumerate(parts) if not part]:
+        raise HistoCLIPError(
+            f"{table_path}, column split: expected train, val or test (validation, testing, ...), found "
+            f"{_by_value(table, 'split', wrong)}."
+        )
+    spelled = dict(zip(cells, parts, strict=True))
+    return np.array(parts), [f"{cell!r} is {part}" for cell, part in spelled.items() if cell != part]
+
+
+def _groups(table: Table, table_path: Path, pattern: str) -> np.ndarray | None:
+    """Return the groups as written, or as `pattern` finds them."""
+    if pattern:
+        return np.array(groups_by_pattern(pattern, table.columns.get("group", table.columns["file"]), "group_pattern"))
+    if "group" not in table.columns:
         return None
-    cells = table.columns[column]
-    offenders = [
-        f"line {line}: {shown(cell)}"
-        for line, cell in zip(table.lines, cells, strict=True)
-        if (cell not in allowed if allowed else not 0 < len(cell) <= MAX_NAME)
-    ]
-    if offenders:
-        expected = " or ".join(allowed or (f"a name of at most {MAX_NAME} characters on every line", "no such column"))
-        raise HistoCLIPError(f"{table_path}, column {column}: expected {expected}, found:\n{bullet_list(offenders)}")
+    cells = table.columns["group"]
+    if wrong := [index for index, cell in enumerate(cells) if not 0 < len(cell) <= MAX_NAME]:
+        raise HistoCLIPError(
+            f"{table_path}, column group: expected a name of at most {MAX_NAME} characters on every line, or no such "
+            f"column; found {_by_value(table, 'group', wrong)}."
+        )
     return np.array(cells, dtype=str)
 
 
-def _paths_inside(root: Path, table: Table, column: str, table_path: Path) -> tuple[list[Path], list[str]]:
-    """Return the files that a column names, as they are written and as they really are.
+def _alike(groups: np.ndarray | None) -> tuple[Note, ...]:
+    """Note the groups that may be one patient: two slides of one TCGA barcode, or one number written in two ways."""
+    names = [] if groups is None else np.unique(groups).tolist()
+    notes = []
+    for pattern, form in PATIENTS.items():
+        patients: dict[str, list[str]] = {}
+        for name in names:
+            if match := form.fullmatch(name):
+                patients.setdefault(match[1], []).append(name)
+        several = [" and ".join(alike) for alike in patients.values() if len(alike) > 1]
+        what = f"groups that may be one patient but are kept apart; `group_pattern: {pattern}` makes them one"
+        notes += Note.of(what, several)
+    return tuple(notes)
 
-    Refuses what is absent, not a regular file, or outside `root`, be it through `..` or a link.
+
+def _paths_inside(
+    root: Path, table: Table, column: str, table_path: Path, follow_links: bool
+) -> tuple[list[Path | None], list[str], list[str]]:
+    """Return the files that a column names as written, as they really are, and those found under another spelling.
+
+    Refuses what is absent, not a regular file, or outside `root`, be it through `..` or, where links are not followed,
+    through one. A mask may be missing: an empty cell gives None.
     """
-    inside = os.path.join(os.path.realpath(root), "")
+    inside = "" if follow_links else links.inside_of(root)
     folders: dict[str, str] = {}  # as written: as it really is; files share their folders
-    paths, real_paths, offenders = [], [], []
+    spellings: dict[str, list[str]] = {}
+    paths, real_paths, respelled, offenders = [], [], [], []
     for line, name in zip(table.lines, table.columns[column], strict=True):
-        path = root / name
-        real, problem = "", "is empty"
+        path, real, problem = root / name if name else None, "", "" if column == "mask" else "is empty"
         if name:
             try:
-                real, problem = _real_file(path, inside, folders)
+                real, problem = _real_file(root, name, inside, folders)
+                if problem == ABSENT:
+                    spellings = spellings or _spellings(root)
+                    found = spellings.get(_spelling(name), [])
+                    if len(found) == 1:
+                        path, (real, problem) = root / found[0], _real_file(root, found[0], inside, folders)
+                        respelled += [f"{name} is {found[0]}"]
+                    elif found:
+                        problem += f"; is it {' or '.join(found)}?"
             except (OSError, ValueError) as error:  # a name too long for the file system, or with a null character
                 problem = f"is not a file name ({error})"
             if problem and "\\" in name:
@@ -216,21 +362,36 @@ def _paths_inside(root: Path, table: Table, column: str, table_path: Path) -> tu
             f"{table_path}, column {column}: {len(offenders)} files cannot be used. Correct the table, or put them in "
             f"{root}:\n{bullet_list(offenders)}"
         )
-    return paths, real_paths
+    return paths, real_paths, respelled
 
 
-def _real_file(path: Path, inside: str, folders: dict[str, str]) -> tuple[str, str]:
+def _real_file(root: Path, name: str, inside: str, folders: dict[str, str]) -> tuple[str, str]:
     """Return where a file really is, and what is wrong with it (nothing: an empty text)."""
-    parent, name = os.path.split(path)
-    if parent not in folders:
-        folders[parent] = os.path.realpath(parent)
-    real = os.path.join(folders[parent], name)
-    if name in ("", ".", "..") or os.path.islink(real):
-        real = os.path.realpath(real)
+    real = links.real_path(root / name, folders)
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == "..":
+        return real, links.OUTSIDE
     if not real.startswith(inside):
-        return real, "is outside the folder"
+        return real, "is not a regular file" if os.path.normpath(name) == "." else f"{links.OUTSIDE}: {links.REMEDY}"
     try:
         facts = os.stat(real)
     except FileNotFoundError:
-        return real, "does not exist"
+        return real, ABSENT
     return real, "" if stat.S_ISREG(facts.st_mode) else "is not a regular file"
+
+
+def _spelling(name: str) -> str:
+    """Return what names have in common that differ in case, separators or the composition of accents only."""
+    return unicodedata.normalize("NFC", os.path.normpath(name.replace("\\", "/")).casefold())
+
+
+def _spellings(root: Path) -> dict[str, list[str]]:
+    """Return the files in a folder, relative to it, by `_spelling`; links are followed, each folder once."""
+    found: dict[str, list[str]] = {}
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [] if (real := os.path.realpath(folder)) in seen else sorted(subfolders)
+        for name in [] if real in seen else names:
+            file = os.path.relpath(os.path.join(folder, name), root)
+            found.setdefault(_spelling(file), []).append(file)
+        seen.add(real)
+    return found

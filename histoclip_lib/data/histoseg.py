@@ -13,6 +13,7 @@ from tqdm import tqdm
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.images import ImageFiles, read_class_map
+from histoclip_lib.data.links import refuse_links
 from histoclip_lib.data.registry import dataset
 
 BCSS_CLASSES = ("tumor", "stroma", "lymphocyte", "necrosis")
@@ -92,13 +93,17 @@ LUAD = Release(
         "Han et al. 2022). Training labels come with the file names, those of the official val and test parts from "
         "masks. Groups are patients (TCGA barcodes). TCGA is public and widely copied: a backbone may have seen it."
     ),
-    options=("split", "mask_coverage"),
+    options=("split", "mask_coverage", "follow_links"),
     paper={"baseline": 0.4266, "one_vs_rest": 0.3757, "power_set": 0.4713, "top_k": 0.4358, "histoclip": 0.9121},
     mpp=0.25,
     tcga="yes",
 )
 def load_bcss_wsss(
-    data_dir: str | Path, split: str = "random", mask_coverage: float = 0.01, progress: bool = True
+    data_dir: str | Path,
+    split: str = "random",
+    mask_coverage: float = 0.01,
+    follow_links: bool = False,
+    progress: bool = True,
 ) -> PatchDataset:
     """Load BCSS-WSSS: breast cancer patches, 224x224 pixels at 0.25 micrometres a pixel.
 
@@ -112,6 +117,8 @@ def load_bcss_wsss(
     mask_coverage : float
         A patch of these two parts carries a class that covers at least this fraction of its pixels. 0.01 reproduces 571
         of 576 labels in names of the training part; 0 (any pixel) only 497.
+    follow_links : bool
+        Whether links may lead out of the folder.
     progress : bool
         Whether to draw a bar while masks are read.
 
@@ -124,9 +131,10 @@ def load_bcss_wsss(
     Raises
     ------
     HistoCLIPError
-        For a missing or ambiguous folder, names of another form, images without a mask, and masks that cannot be read.
+        For a missing or ambiguous folder, names of another form, images without a mask, masks that cannot be
+        read, and files outside the folder where links are not followed.
     """
-    return _load(BCSS, data_dir, split == "given", mask_coverage, progress)
+    return _load(BCSS, data_dir, split == "given", mask_coverage, follow_links, progress)
 
 
 @dataset(
@@ -138,20 +146,24 @@ def load_bcss_wsss(
         "per pixel (`mpp` sets another value). Training labels come with the "
         "file names, those of the official val and test parts from masks. Groups are patients."
     ),
-    options=("split", "mask_coverage"),
+    options=("split", "mask_coverage", "follow_links"),
     paper={"baseline": 0.4485, "one_vs_rest": 0.2932, "power_set": 0.4422, "top_k": 0.4738, "histoclip": 0.9507},
     mpp=0.5,
     tcga="no",
 )
 def load_luad_histoseg(
-    data_dir: str | Path, split: str = "random", mask_coverage: float = 0.01, progress: bool = True
+    data_dir: str | Path,
+    split: str = "random",
+    mask_coverage: float = 0.01,
+    follow_links: bool = False,
+    progress: bool = True,
 ) -> PatchDataset:
     """Load LUAD-HistoSeg: lung adenocarcinoma patches, 224x224 pixels at 10x.
 
     Parameters, result and errors are those of `load_bcss_wsss`, but for the classes: tumor epithelial, necrosis,
     lymphocyte, tumor-associated stroma, in this order. Groups are patients.
     """
-    return _load(LUAD, data_dir, split == "given", mask_coverage, progress)
+    return _load(LUAD, data_dir, split == "given", mask_coverage, follow_links, progress)
 
 
 def labels_from_mask(class_map: np.ndarray, n_classes: int, coverage: float) -> np.ndarray:
@@ -163,7 +175,9 @@ def labels_from_mask(class_map: np.ndarray, n_classes: int, coverage: float) -> 
     return ((pixels > 0) & (pixels / class_map.size >= coverage)).astype(np.uint8)
 
 
-def _load(release: Release, data_dir: str | Path, official: bool, mask_coverage: float, progress: bool) -> PatchDataset:
+def _load(
+    release: Release, data_dir: str | Path, official: bool, mask_coverage: float, follow_links: bool, progress: bool
+) -> PatchDataset:
     if not 0 <= mask_coverage <= 1:
         raise HistoCLIPError(f"mask_coverage: {mask_coverage} must lie between 0 and 1.")
     data_dir = Path(data_dir)
@@ -176,10 +190,14 @@ def _load(release: Release, data_dir: str | Path, official: bool, mask_coverage:
     for part in ("val", "test") if official else ():
         part_images, part_masks = _official_part(release, train_dir.parent, part)
         _check_names(release, part_images, part)
+        if not follow_links:
+            refuse_links(data_dir, part_masks)  # before they are read
         labels += _mask_labels(release, part_masks, mask_coverage, part, progress)
         image_paths += part_images
         mask_paths += part_masks
         parts += [part] * len(part_images)
+    if not follow_links:
+        refuse_links(data_dir, image_paths)
     return PatchDataset(
         name=release.name,
         classes=list(release.classes),
@@ -189,6 +207,8 @@ def _load(release: Release, data_dir: str | Path, official: bool, mask_coverage:
         groups=np.array([release.patient_of(path.name) for path in image_paths]),
         parts=np.array(parts) if official else None,
         has_masks=official,
+        remedies={"parts": "Its official parts are loaded with split: given."},
+        labels_follow_masks=True,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -21,6 +21,10 @@ MAX_PIXELS = 16_000_000  # held here, before anything is decoded: Pillow's own l
 MAX_BYTES = 2**28
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 MANY_BITS = ";16"  # in the name of Pillow's raw mode, such as "RGB;16B"
+FLOATS = (
+    "Which of them is white is not known. Save 8 bits, where they go from 0 to 1 with "
+    "`Image.fromarray((255 * tifffile.imread(file)).round().astype('uint8')).save('new.png')`."
+)
 DARK = 16  # of 255: what 12 bits reach where 16 are expected
 
 
@@ -29,7 +33,8 @@ def read_rgb(source: Path | bytes, place: str) -> np.ndarray:
 
     Grey and 1-bit images give three equal channels, a palette its colours, CMYK what Pillow converts it to (without
     colour management). Where there is transparency the image is laid on white, which is what a slide shows where there
-    is no tissue. Of 16 bits a channel the upper 8 are kept, so that 65,535 becomes 255.
+    is no tissue; an image that is transparent everywhere, with something under it, is refused. Of 16 bits a channel the
+    upper 8 are kept, so that 65,535 becomes 255.
 
     Parameters
     ----------
@@ -60,15 +65,18 @@ def as_rgb(image: Image.Image, many_bits: bool, place: str) -> np.ndarray:
     Raises
     ------
     HistoCLIPError
-        For 32 bits a channel, and 16 bits of which only the lower 12 are used.
+        For 32 bits a channel, 16 bits of which only the lower 12 are used, and an image that is wholly transparent.
     """
     if image.mode in ("I", "F"):
-        raise _refusal(place, f"it has 32 bits a pixel (mode {image.mode}), and which value is white is not known")
+        kind = {"I": "int32", "F": "float32"}[image.mode]
+        raise HistoCLIPError(f"{place}: it has 32 bits a pixel ({kind}). {FLOATS}")
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         rgb = np.repeat(grey[..., None], 3, axis=2)
     elif image.has_transparency_data:
         layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema()[1] == 0 and any(a != b for a, b in layers.convert("RGB").getextrema()):
+            raise _refusal(place, "its alpha channel is 0 everywhere, which hides what is there")
         rgb = np.asarray(Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB"))
     else:
         rgb = np.asarray(image.convert("RGB"))
@@ -85,21 +93,23 @@ def has_many_bits(image: Image.Image) -> bool:
 
 
 def read_class_map(path: Path, mask_values: np.ndarray) -> np.ndarray:
-    """Read a P or L mask image and translate its values, shape (H, W), uint8.
+    """Read a P, L or 1-bit mask image and translate its values, shape (H, W), uint8.
 
     Raises
     ------
     HistoCLIPError
-        If the image is not single-channel or holds a value that `mask_values` marks with 255, and wherever `read_rgb`
-        raises it.
+        If the image is not single-channel or holds a value that `mask_values` marks with 255 or both 1 and 255 for one
+        class, and wherever `read_rgb` raises it.
     """
     with _opened(path, str(path)) as (image, _):
-        if image.mode not in ("P", "L"):
+        if image.mode not in ("P", "L", "1"):
             raise HistoCLIPError(
-                f"{path}: a mask must be a P or L image (one channel of class numbers), this one is {image.mode}."
+                f"{path}: a mask must be a P, L or 1-bit image (one channel of class numbers), not {image.mode}."
             )
-        stored = np.asarray(image)
+        stored = np.asarray(image).astype(np.uint8, copy=False)
     class_map = mask_values[stored]
+    if mask_values[255] != 255 and np.isin((1, 255), stored).all():  # 255 may mean "not annotated" there
+        raise HistoCLIPError(f"{path}: a mask of one class holds 1 or 255 for it, not both.")
     if (class_map == 255).any():
         values = np.unique(stored[class_map == 255]).tolist()
         raise HistoCLIPError(f"{path}: mask values {values} do not name a class.")
@@ -159,6 +169,8 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
     except HistoCLIPError:
         raise
     except Image.UnidentifiedImageError as error:
+        if kind := _wide_tiff(source):
+            raise HistoCLIPError(f"{place}: it holds {kind} values. {FLOATS}") from error
         raise HistoCLIPError(
             f"{place}: is not an image, or in none of the formats {', '.join(FORMATS)}. Save it as PNG or TIFF."
         ) from error
@@ -166,6 +178,21 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
         raise _too_large(place, str(error)) from error
     except Exception as error:  # Pillow's decoders raise some ten kinds on damaged files
         raise HistoCLIPError(f"{place}: cannot be decoded ({error or type(error).__name__}). Copy it again.") from error
+
+
+def _wide_tiff(source: Path | bytes) -> str:
+    """Return the type of the values of a TIFF with over 16 bits a channel, which Pillow does not read in colour."""
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            header = file.read(8)
+            header += file.read(8) if b"+" in header[2:4] else b""  # BigTIFF
+            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+            file.seek(tags.next)
+            tags.load(file)
+            bits, kind = max(tags[TiffImagePlugin.BITSPERSAMPLE]), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
+    except Exception:  # damaged, or no TIFF
+        return ""
+    return {2: "int", 3: "float"}.get(kind, "uint") + str(bits) if bits > 16 else ""
 
 
 def _orientation(image: Image.Image) -> int:

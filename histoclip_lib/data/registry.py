@@ -111,8 +111,9 @@ def load_dataset(
     mpp : float
         Micrometres per pixel of the patches, where what the data set says does not hold; 0 for that.
     **options
-        `n_patches` (synthetic), `mask_coverage` (BCSS-WSSS, LUAD-HistoSeg), `min_nuclei` (PanNuke). Those of other data
-        sets are ignored.
+        `n_patches` (synthetic), `mask_coverage` (BCSS-WSSS, LUAD-HistoSeg), `min_nuclei` (PanNuke), `classes`,
+        `ignore`, `group_pattern` (folder), `follow_links` (all that are read from a folder). Those of other data sets
+        are ignored.
 
     Raises
     ------
@@ -161,7 +162,8 @@ def _with_mpp(patches: PatchDataset, mpp: float, entry: DatasetEntry) -> PatchDa
 def dataset_parameters(values: Mapping[str, object]) -> dict[str, object]:
     """Return those of a run's parameters that decide which patches are loaded."""
     names = ("dataset", "data_dir", "split", "mpp", *DATASETS[str(values["dataset"])].options)
-    return {name: values[name] for name in dict.fromkeys(names) if name in values}
+    given = {name: values[name] for name in dict.fromkeys(names) if name in values}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}  # hashable
 
 
 def load_dataset_from(values: Mapping[str, object]) -> PatchDataset:

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
 
 from histoclip_lib.common.arrays import nan_mean
-from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.data.base import PatchDataset
 
 SPLITS = ("random", "grouped", "given")
 PROTOCOLS = ("cv", "split")
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "tuning"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
+}
+
+
+def part_of(text: str) -> str:
+    """Return `train`, `val` or `test` for what people call these; an empty text for anything else."""
+    return PARTS.get(re.sub(r"[^a-z]", "", text.casefold()), "")
+
+
+def groups_by_pattern(pattern: str, texts: list[str], option: str) -> list[str]:
+    """Return what a regular expression finds in each text: its first group, or all of it.
+
+    Raises
+    ------
+    HistoCLIPError
+        Naming `option`, for what is no regular expression, and listing the texts in which it finds nothing.
+    """
+    try:
+        matches = [re.search(pattern, text) for text in texts]
+    except re.error as error:
+        raise HistoCLIPError(f"{option}: {shown(pattern)} is no regular expression ({error}).") from error
+    groups = ["" if match is None else (match[1] if match.re.groups else match[0]) or "" for match in matches]
+    if missed := [text for text, group in zip(texts, groups, strict=True) if not group]:
+        raise HistoCLIPError(
+            f"{option}: {shown(pattern)} finds nothing in {len(missed):,} of {len(texts):,}:\n{bullet_list(missed)}"
+        )
+    return groups
 
 
 def split_dataset(
@@ -26,7 +57,8 @@ def split_dataset(
     method : {"random", "grouped", "given"}
         `random` shuffles patches, as the paper does; patches of one patient are then on both sides.
         `grouped` keeps each group on one side and the class prevalences as equal as groups allow.
-        `given` follows the official parts: `train` against `test`, or against `val` where there is no `test`.
+        `given` follows the official parts: `train` against `test`, or against `val` where there is no `test`. Beside a
+        `test` part, `val` is left out: nothing is chosen by it.
     seed : int
         Decides `random` and `grouped` together with the set of file names, whatever their order.
     val_fraction : float
@@ -175,8 +207,8 @@ def _stratified_folds(
 
     if dataset.groups is None:
         raise HistoCLIPError(
-            f"split: {dataset.name} has no groups, so it cannot be split by group. Add a column `group` to labels.csv, "
-            "or use split: random."
+            f"split: {dataset.name} has no groups, so it cannot be split by group. {_remedy(dataset, 'groups')}use "
+            "split: random."
         )
     groups, labels = dataset.groups[order], dataset.labels[order]
     if len(np.unique(groups)) < n_folds:
@@ -191,11 +223,16 @@ def _stratified_folds(
         return [order[val] for _, val in folds.split(labels, label_set.ravel(), groups)]
 
 
+def _remedy(dataset: PatchDataset, lacking: str) -> str:
+    """Return how to get what a data set lacks, and the beginning of the alternative."""
+    return f"{dataset.remedies[lacking]} Or " if lacking in dataset.remedies else "Instead "
+
+
 def _given_validation(dataset: PatchDataset) -> np.ndarray:
     if dataset.parts is None:
         raise HistoCLIPError(
-            f"split: {dataset.name} has no official split. Add a column `split` (train or val) to labels.csv, or use "
-            "split: grouped or random."
+            f"split: {dataset.name} has no official split. {_remedy(dataset, 'parts')}use split: "
+            f"{'random' if dataset.groups is None else 'grouped or random'}."
         )
     held_out = "test" if (dataset.parts == "test").any() else "val"
     return np.flatnonzero(dataset.parts == held_out)

@@ -14,7 +14,7 @@ from IPython.display import HTML
 from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
-from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.base import Note, PatchDataset
 from histoclip_lib.evaluation.artifacts import METRICS, PROPER, BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import in_table_order, label_of, paper_numbers, short_label, table_one_columns
 from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, range_text
@@ -139,6 +139,12 @@ def dataset_table(patches: PatchDataset, parts: dict[str, np.ndarray]) -> pd.Dat
             line["of these in other parts"] = len(np.intersect1d(patches.groups[index], patches.groups[others]))
         lines[part] = line
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def notes_table(notes: tuple[Note, ...]) -> pd.DataFrame:
+    """Return what was noted of the data, in how many places, and a few of them."""
+    lines = {"found": [f"{note.count:,}" for note in notes], "such as": ["; ".join(note.examples) for note in notes]}
+    return pd.DataFrame(lines, index=[note.what for note in notes])
 
 
 def last_and_best(history: pd.DataFrame) -> pd.DataFrame:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import HTML, Image
 
+    from histoclip_lib.data.base import Note
     from histoclip_lib.evaluation.leakage import NearDuplicates
     from histoclip_lib.evaluation.localisation import MapScores
     from histoclip_lib.features.reader import FeatureReader
@@ -52,6 +53,14 @@ class Chapter:
         return self.run.patches.labels[self.run.val]
 
     @property
+    def caution(self) -> str:
+        """A paragraph that comes first where the held-out patches are too few to conclude anything."""
+        from histoclip_lib.data.checks import too_few
+
+        few = too_few(self.run.patches, self.run.val)
+        return f"**{few}**\n\n" * bool(few)
+
+    @property
     def classes(self) -> list[str]:
         """The N class names."""
         return self.run.patches.classes
@@ -76,8 +85,11 @@ class Chapter:
         return uncertainty.bootstrap_units(self.run.patches, self.run.val)
 
 
+@dataclass(frozen=True, eq=False)
 class Data(Chapter):
-    """The notebook 01_data."""
+    """The notebook 01_data; `notes` are what the loader and the check of all images noted."""
+
+    notes: tuple[Note, ...]
 
     @classmethod
     def of(cls, run: Run) -> Data:
@@ -85,9 +97,9 @@ class Data(Chapter):
         from histoclip_lib.data.checks import check_images
 
         folds = run.folds
-        check_images(run.patches)
+        notes = (*run.patches.notes, *check_images(run.patches))
         artifacts.save_split(run.folder / "split.csv", run.patches, folds)
-        return cls(run)
+        return cls(run, notes)
 
     @property
     def named_parts(self) -> dict[str, np.ndarray]:
@@ -109,8 +121,8 @@ class Data(Chapter):
         if unknown := int((~patches.known).sum()):
             sentence += f"; {unknown:,} of {patches.labels.size:,} labels are not known"
         return Markdown(
-            f"**{sentence}.** The most common class is {most} ({prevalence.max():.0%} of the patches), the rarest "
-            f"{least} ({prevalence.min():.0%})."
+            f"{self.caution}**{sentence}.** The most common class is {most} ({prevalence.max():.0%} of the patches), "
+            f"the rarest {least} ({prevalence.min():.0%})."
         )
 
     def about(self) -> Markdown:
@@ -119,6 +131,15 @@ class Data(Chapter):
 
         entry = DATASETS[str(self.run["dataset"])]
         return Markdown(f"{entry.about}\n\nLicence: {entry.licence}")
+
+    def checked(self) -> Table | Markdown:
+        """Return what the check of files, labels, images and masks noted; nothing is left out because of it."""
+        if not self.notes:
+            return Markdown("The check of labels, images and masks noted nothing.")
+        return Table(
+            tables.notes_table(self.notes),
+            "What the check of labels, images and masks noted. No patch is left out because of it.",
+        )
 
     def parts(self) -> Table:
         """Return the size of both parts, or of the folds, and how many of their groups are in others too."""
@@ -492,7 +513,7 @@ class Results(Chapter):
 
     def finding(self) -> Markdown:
         """Say in one sentence how HistoCLIP compares with the linear probe and with zero-shot."""
-        return Markdown(f"**{self._sentence}**")
+        return Markdown(f"{self.caution}**{self._sentence}**")
 
     @cached_property
     def _sentence(self) -> str:

@@ -9,6 +9,7 @@ import operator
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import papermill
 
@@ -16,7 +17,7 @@ from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import resolve
 from histoclip_lib.common.yaml_files import read_yaml
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list[int], "list[str]": list[str]}
 TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
 COMPARISONS = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
 SHARED = ("name", "reports_dir")  # parameters that every notebook declares, to find its run
@@ -201,9 +202,11 @@ def _convert(value: object, kind: type) -> object:
         return ""  # `key:` with nothing behind it
     if kind is str and isinstance(value, str) and not _fits_a_path(value):
         raise ValueError("is longer than any name or path can be")
-    if type(value) is not kind or (kind is list and any(type(entry) is not int for entry in value)):
+    (entry_kind,) = get_args(kind) or (kind,)
+    entries = value if get_args(kind) and isinstance(value, list) else [value]
+    if any(type(entry) is not entry_kind for entry in entries) or (get_args(kind) and entries is not value):
         raise ValueError
-    if kind in (int, list) and any(abs(number) > LARGEST for number in (value if kind is list else [value])):
+    if entry_kind is int and any(abs(number) > LARGEST for number in entries):
         raise ValueError("is beyond 2**53")
     return value
 

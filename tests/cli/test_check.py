@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from histoclip_lib.common.errors import HistoCLIPError
@@ -64,8 +65,25 @@ def test_check_reports_an_unknown_encoder_and_weights_that_do_not_match(invoke, 
 def test_check_draws_no_bar_where_there_is_no_terminal(invoke, write):
     result = invoke("check", write("run.yaml", "name: demo\nn_patches: 24\n"))
     assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
+    assert result.stderr == (
+        "  note: Nothing can be concluded from these 24 patches: no class has 10 that show it and 10 that do not.\n"
+    )
     assert "24 patches" in result.stdout
+
+
+def test_check_notes_what_may_be_wrong_and_leaves_nothing_out(invoke, params, tmp_path):
+    path = params(ignore="[remark]", split="random")
+    table = pd.read_csv(tmp_path / "good/labels.csv", dtype=str)
+    table["remark"], table["group"] = "see below", ["1", "01"] * 10
+    table.rename(columns={"file": "filename"}).to_csv(tmp_path / "good/labels.csv", index=False)
+    (tmp_path / "good/001.png").write_bytes((tmp_path / "good/000.png").read_bytes())
+    result = invoke("check", path)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"{path}: 20 patches in 5 folds; tumor 0.50, [red]stroma 0.25")
+    notes = re.findall(r"^  note: (.*)$", result.stderr, flags=re.MULTILINE)
+    assert notes[0] == "column 'filename' is read as 'file': 1"
+    assert notes[1].startswith("groups that may be one patient but are kept apart; `group_pattern: 0*([0-9]+)` makes ")
+    assert notes[2:] == ["images under several names with contradicting labels: 1 (000.png = 001.png: tumor)"]
 
 
 def test_check_lists_truncated_images_and_continues_with_the_next_file(invoke, params, tmp_path):

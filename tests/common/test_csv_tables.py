@@ -46,6 +46,10 @@ def refusal(path):
         b"\n\nfile,tumor\n\na.png,1\n   \nb.png,0\n,\n\n",
         b"file,tumor,,\na.png,1,,\nb.png,0,,\n,,,\n",
         b"file,tumor\na.png,1,,\nb.png,0\n",
+        b"file|tumor\na.png|1\nb.png|0\n",
+        b"file  tumor\na.png 1\nb.png     0\n",
+        b"# made by hand\n#\n\nfile,tumor\na.png,1\nb.png,0\n",
+        b"tumor\tfile\n1\ta.png\n0\tb.png\n",
     ],
 )
 def test_variants_of_csv_are_read_alike(write, content):
@@ -54,9 +58,18 @@ def test_variants_of_csv_are_read_alike(write, content):
 
 
 def test_rows_know_their_lines(write):
-    table = read_table(write('file,a\n\n"x\ny",1\n\nz,0\n'), "file")
+    table = read_table(write('# of\r\nfile,a\n\n"x\ny",1\n\nz,0\n'), "file")
     assert table.columns["file"] == ["x\ny", "z"]
-    assert table.lines == [3, 6]
+    assert table.lines == [4, 7]
+
+
+def test_an_alias_of_the_key_is_read_as_it_with_a_note(write):
+    for name in ("File", "filename", "Image_Name", "path"):
+        table = read_table(write(f"{name},tumor\na.png,1\nb.png,0\n"), "file", ("filename", "imagename", "path"))
+        assert table.columns == COLUMNS
+        assert table.notes == (f"column {name!r} is read as 'file'",)
+    with pytest.raises(HistoCLIPError, match="Which of 'path', 'filename' is it"):
+        read_table(write("path,filename\n"), "file", ("filename", "path"))
 
 
 def test_separators_within_quotes_are_text(write):
@@ -78,11 +91,14 @@ def test_separators_within_quotes_are_text(write):
         (b"file,a\n" + b"x" * 200_000 + b",1\n", "line 2: is not CSV (field larger than field limit"),
         (b"image,a\nx,1\n", "has the columns ['image', 'a']. One of them must be 'file'"),
         (b"File,a\nx,1\n", "Write 'file' for 'File'"),
-        (b"file|a\nx|1\n", "has the columns ['file|a']"),
+        (b"patch\ta\nx\t1\ny\t0\n", "has the columns ['patch', 'a']. One of them must be 'file'"),
+        (b"patch a\nx 1\ny 0\n", "has the columns ['patch', 'a']. One of them must be 'file'"),
+        (b"# x\na.png;1\nb.png;0\n", "has the columns ['a.png', '1']. These look like values: put a line before"),
         (b"file,,a\nx,1,1\n", "column 2 has no name"),
         (b"file,a,b,a,b,file\nx,1,1,1,1,1\n", "'file' appears 2 times\n  - 'a' appears 2 times\n  - 'b' "),
         (b"file,a\nx\ny,1\nz,1,1\n", "2 lines have more or fewer. Put a cell with ',' in it"),
-        (b"file,a\nx\ny,1\nz,1,1\n", "\n  - line 2: 1 cells\n  - line 4: 3 cells"),
+        (b"file,a\nx\ny,1\nz,1,1\n", "\n  - 1 cells: line 2\n  - 3 cells: line 4"),
+        (b"# x\n\nfile,a\n" + b"x\n" * 5000, "\n  - 1 cells: line 4-5003"),
     ],
 )
 def test_invalid_tables_are_refused_with_place_and_remedy(write, content, reason):

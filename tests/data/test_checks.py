@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from patches import TWO_CLASSES, Arrays, encoded, from_files, make
+from patches import TWO_CLASSES, Arrays, blank, encoded, from_files, make
 from PIL import Image
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.data.checks import check_images
+from histoclip_lib.data.checks import check_images, too_few
 from histoclip_lib.data.images import ImageFiles
 
 
@@ -99,3 +99,53 @@ def test_tiny_patches_are_refused(sizes):
     source = Arrays([np.zeros((*size, 3), dtype=np.uint8) for size in sizes])
     with pytest.raises(HistoCLIPError, match="is too small for a patch"):
         check_images(make([[1, 0]] * len(sizes), source=source), progress=False)
+
+
+def notes(*arguments, **more):
+    return [str(note) for note in check_images(make(*arguments, **more), progress=False)]
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+
+
+def test_sound_patches_give_no_notes():
+    masks = [np.repeat(np.uint8([[0, 1]]), 40, axis=0).repeat(20, axis=1)] * 3
+    assert notes([[1, 0]] * 3, source=Arrays([noise(0), noise(0), noise(1)], masks), has_masks=True) == []
+
+
+def test_one_image_under_several_names_with_contradicting_labels_is_noted():
+    images = [noise(0), noise(0), noise(1), noise(1), noise(0)]
+    labels = [[1, 0], [1, 1], [1, np.nan], [1, 0], [1, 0]]
+    assert notes(labels, source=Arrays(images)) == [
+        "images under several names with contradicting labels: 1 (0.png = 1.png = 4.png: stroma)"
+    ]
+
+
+def test_masks_that_contradict_labels_are_noted_both_ways():
+    masks = [np.zeros((40, 40), np.uint8) for _ in range(5)]
+    masks[1][:4] = 1
+    masks[2][:, 0] = 2
+    labels = [[0, 0], [0, 0], [0, 1], [1, 1], [np.nan, 0]]
+    masks[4][:] = 1
+    source = Arrays([noise(k) for k in range(5)], masks)
+    assert notes(labels, source=source, has_masks=True) == [
+        "masks that show a class whose label is 0: 1 (1.png: tumor on 10.0%)",
+        "masks that do not show a class whose label is 1: 2 (3.png: tumor, 3.png: stroma)",
+    ]
+    assert notes(labels, source=source, has_masks=True, labels_follow_masks=True) == []
+
+
+def test_blank_patches_are_noted_and_are_no_copies_of_each_other():
+    white, colour = blank() + np.uint8(255), blank() + np.uint8([9, 8, 7])
+    images = [noise(0), blank(), white, white, colour, noise(1)]
+    labels = [[1, 0], [1, 0], [0, 1], [1, 0], [1, 0], [0, 1]]
+    assert notes(labels, source=Arrays(images)) == ["patches of one colour: 4 (1.png, 2.png, 3.png, ...)"]
+
+
+@pytest.mark.parametrize(("n", "enough"), [(3, False), (18, False), (20, True)])
+def test_few_patches_say_that_nothing_can_be_concluded(n, enough):
+    text = too_few(make([[1], [0]] * (n // 2) + [[1]] * (n % 2)), np.arange(n))
+    assert (text == "") == enough
+    assert enough or text.startswith(f"Nothing can be concluded from these {n} patches")
+    assert too_few(make([[1]] * 50), np.arange(50))

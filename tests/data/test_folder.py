@@ -11,6 +11,7 @@ from PIL import Image
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data import folder
 from histoclip_lib.data.checks import check_images
+from histoclip_lib.data.splits import split_dataset
 
 LABELS = {"tumor": [1, 0, 1, 0], "stroma": [0, 0, 1, 1]}
 HOSTILE = ["<b>", "a|b", "x" * 200, "肿瘤", "two\nlines", 'comma, "quote"', "=1+1"]
@@ -111,8 +112,8 @@ def test_a_missing_folder_or_table_says_what_was_looked_for_and_what_it_should_h
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"file,tumor\n000.png,1\n001.png,0,1\n", "line 3: 3 cells"),
-        (b"image,tumor\n000.png,1\n", r"has the columns \['image', 'tumor'\]"),
+        (b"file,tumor\n000.png,1\n001.png,0,1\n", "3 cells: line 3"),
+        (b"who,tumor\n000.png,1\n", r"has the columns \['who', 'tumor'\]"),
         (b"file,tumor\n", "has no rows"),
         (b"file,group\n000.png,a\n", "has no class column"),
         (b"file,tumor,stroma,tumor\n000.png,1,0,1\n", "'tumor' appears 2 times"),
@@ -151,15 +152,16 @@ def test_labels_are_understood_however_they_are_written(root, ones_and_zeros):
 
 
 @pytest.mark.parametrize("value", ["2", "-1", "0.5", "y", "nan", "NA", "ja", "01", "1e0", "\u0661", "<b>"])
-def test_every_invalid_label_is_listed_with_its_place(root, value):
+def test_every_column_with_invalid_labels_is_listed_with_their_lines(root, value):
     def change(table):
-        table.loc[1, "tumor"] = value
+        table.loc[1:2, "tumor"] = value
         table.loc[3, "stroma"] = value
 
     rewrite(root, change)
     message = refusal(root)
-    assert f"line 3, column tumor: {value!r}" in message
-    assert f"line 5, column stroma: {value!r}" in message
+    assert "Correct the cells" in message
+    assert f"column tumor: 2 of 4 cells; {value!r} on line 3-4\n" in message
+    assert f"column stroma: 1 of 4 cells; {value!r} on line 5" in message
     assert message.count("  - ") == 2
 
 
@@ -173,22 +175,133 @@ def test_an_empty_cell_is_a_label_that_is_not_known(root):
     assert "column tumor: all cells are empty" in refusal(root)
 
 
-def test_a_column_that_holds_no_label_at_all_is_named_once(root):
-    rewrite(root, lambda table: table.insert(1, "note", [f"see page {n}" for n in range(4)]))
+def test_columns_that_are_no_classes_are_named_with_the_line_to_write(root):
+    def change(table):
+        table["Follow-up #"] = ["3", "5", "1", "12"]
+        table["notsure"] = ["", "?", "", ""]
+
+    rewrite(root, change)
     message = refusal(root)
-    assert "column note: no cell is 0 or 1, the first is 'see page 0'; remove the column" in message
-    assert message.count("  - ") == 1
+    assert message.count("  - ") == 2
+    assert """column Follow-up #: 3 of 4 cells; '3' on line 2, '5' on line 3, '12' on line 5""" in message
+    assert """write `ignore: ["Follow-up #", "notsure"]` in the parameter file""" in message
+    assert folder.load(root, ignore=("Follow-up #", "notsure")).classes == ["tumor", "stroma"]
+    assert folder.load(root, classes=("stroma",)).classes == ["stroma"]
+    for given in ({"ignore": ("flag",)}, {"classes": ("mask",)}, {"classes": ("notsure",), "ignore": ("notsure",)}):
+        with pytest.raises(HistoCLIPError, match=r": \['\w+'\] is none of the columns of .*'Follow-up #'"):
+            folder.load(root, **given)
+
+
+def test_captions_of_thousands_of_lines_give_a_short_message(root):
+    rewrite(root, lambda table: table.insert(1, "caption", [f"a patch {n}" for n in range(4)]))
+    with (root / "labels.csv").open("a") as file:
+        file.writelines(f"{n}.png,see {n},x,0\n000.png,y,1,1\n" for n in range(4000))
+    message = refusal(root)
+    assert message.count("  - ") == 2
+    assert len(message) < 900
+
+
+def test_masks_number_the_columns_of_the_table_whichever_are_classes(tmp_path, write_folder):
+    write_folder(tmp_path, {"a": [0, 1], "note": [5, 6], "b": [1, 0]}, mask="mask.png")
+    Image.fromarray(np.repeat(np.uint8([[0, 1, 2]]), 48, axis=0).repeat(16, axis=1)).save(tmp_path / "mask.png")
+    for classes, row in (((), [0, 1, 2]), (("b",), [0, 0, 1]), (("b", "a"), [0, 2, 1])):
+        dataset = folder.load(tmp_path, classes=classes, ignore=("note",))
+        assert dataset.mask(0)[0, ::16].tolist() == row
+        assert [str(note) for note in dataset.notes] == [
+            "columns left out that count in the numbers of masks: 1 (a)"
+        ] * (classes == ("b",))
+
+
+@pytest.mark.parametrize(("mode", "value"), [("L", 255), ("L", 1), ("1", 1)])
+def test_masks_of_one_class_may_be_binary_in_any_way(tmp_path, write_folder, mode, value):
+    write_folder(tmp_path, {"tumor": [1, 0]}, mask=["mask.png", ""])
+    Image.new(mode, (48, 48), value).save(tmp_path / "mask.png")
+    dataset = folder.load(tmp_path)
+    assert (dataset.mask(0) == 1).all()
+    assert dataset.mask(1) is None
+    check_images(dataset, progress=False)
+
+
+def test_columns_named_like_parts_are_no_classes(root):
+    rewrite(root, lambda table: [table.insert(1, part, ["TRUE", "FALSE"] * 2) for part in ("train", "val", "test")])
+    message = refusal(root)
+    assert "test, val, train name parts of a split" in message
+    assert f"`histoclip import {root / 'labels.csv'} --split {root / 'labels.csv'} --out DIR` reads them" in message
+    assert folder.load(root, ignore=("train", "val", "test")).classes == ["tumor", "stroma"]
+
+
+@pytest.mark.parametrize("name", ["filename", "image", "image_name", "path", "File"])
+def test_the_column_of_files_may_be_called_otherwise(root, name):
+    rewrite(root, lambda table: table.rename(columns={"file": name}, inplace=True))
+    dataset = folder.load(root)
+    assert dataset.files[0] == "000.png"
+    assert [str(note) for note in dataset.notes] == [f"column {name!r} is read as 'file': 1"]
+    rewrite(root, lambda table: table.insert(1, "filepath", "x"))
+    assert "Which of " in refusal(root)
+
+
+@pytest.mark.parametrize("name", ["labels.tsv", "labels.xlsx", "train.csv"])
+def test_a_table_of_another_name_is_named_with_the_command_that_imports_it(root, name):
+    (root / "labels.csv").rename(root / name)
+    assert f"There is {name}: `histoclip import {root / name} --images {root} --out DIR`" in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("groups", "noted", "pattern"),
+    [
+        (["1", "1.0", "01", "10"], "01 and 1 and 1.0", "0*([0-9]+)"),
+        (
+            ["TCGA-A1-A0SK-01Z", "TCGA-A1-A0SK-DX1", "TCGA-A2-A0SK-DX1", "x"],
+            "TCGA-A1-A0SK-01Z and ",
+            r"TCGA-\w{2}-\w{4}|x",
+        ),
+    ],
+)
+def test_groups_that_may_be_one_patient_are_noted_and_a_pattern_joins_them(root, groups, noted, pattern):
+    rewrite(root, lambda table: table.insert(1, "group", groups))
+    (note,) = folder.load(root).notes
+    assert "groups that may be one patient" in note.what
+    assert pattern.removesuffix("|x") in note.what
+    assert note.count == 1
+    assert noted in note.examples[0]
+    joined = folder.load(root, group_pattern=pattern)
+    assert joined.notes == ()
+    assert len(set(joined.groups)) < 4
+    with pytest.raises(HistoCLIPError, match=r"group_pattern: 'q' finds nothing in 4 of 4"):
+        folder.load(root, group_pattern="q")
+
+
+def test_a_group_pattern_finds_patients_in_file_names(root):
+    assert folder.load(root, group_pattern="0([0-9])").groups.tolist() == ["0"] * 4
+
+
+def test_names_are_found_in_another_spelling_where_only_one_file_fits(root):
+    (root / "images").mkdir()
+    (root / "000.png").rename(root / "images/Gr\u00fcn.PNG")
+    (root / "001.png").rename(root / "images/b.png")
+    names = ["images\\gru\u0308n.png", "Images/b.PNG", "002.png", "003.png"]
+    rewrite(root, lambda table: table.__setitem__("file", names))
+    dataset = folder.load(root)
+    assert dataset.files == names
+    (note,) = dataset.notes
+    assert str(note).startswith("files found under another spelling: 2 (")
+    assert "Images/b.PNG is images/b.png" in note.examples
+    check_images(dataset, progress=False)
+    (root / "images/B.png").write_bytes((root / "images/b.png").read_bytes())
+    assert re.search(
+        r"line 3: 'Images/b\.PNG' does not exist; is it images/[bB]\.png or images/[bB]\.png\?", refusal(root)
+    )
 
 
 def test_lines_are_those_of_the_file_though_some_are_empty(root):
     (root / "labels.csv").write_text("file,tumor\n\n000.png,1\n\n001.png,x\n002.png,0\n")
-    assert "line 5, column tumor: 'x'" in refusal(root)
+    assert "column tumor: 1 of 3 cells; 'x' on line 5" in refusal(root)
 
 
 def test_classes_and_groups_have_limited_length(root):
     rewrite(root, lambda table: table.insert(1, "group", ["a", "x" * 100_000, "b", "b"]))
     message = refusal(root)
-    assert re.search(r"column group: expected a name of at most 255 characters.*\n  - line 3: 'xxx", message)
+    assert re.search(r"column group: expected a name of at most 255 characters.*'xxx.* on line 3", message)
     assert len(message) < 600
     (root / "labels.csv").write_text(f"file,{'y' * 1000}\n000.png,1\n")
     assert "a class has at most 255 characters" in refusal(root)
@@ -222,6 +335,21 @@ def test_a_file_outside_the_folder_is_refused(root, name):
     (root / "link.png").symlink_to(root.parent / "outside.png")
     rewrite(root, lambda table: table.__setitem__("file", ["000.png", name, "002.png", "003.png"]))
     assert f"line 3: {name!r} is outside the folder" in refusal(root)
+
+
+def test_links_that_lead_out_are_followed_where_that_is_asked_for(root):
+    (root.parent / "store").mkdir()
+    (root / "000.png").rename(root.parent / "store/000.png")
+    (root / "000.png").symlink_to(root.parent / "store/000.png")
+    (root / "images").symlink_to(root.parent / "store")
+    assert "line 2: '000.png' is outside the folder: a link leads there; where that is meant" in refusal(root)
+    assert "write `follow_links: true`" in refusal(root)
+    dataset = folder.load(root, follow_links=True)
+    check_images(dataset, progress=False)
+    names = ["../store/000.png", "images/000.png", "002.png", "003.png"]
+    rewrite(root, lambda table: table.__setitem__("file", names))
+    with pytest.raises(HistoCLIPError, match=r"1 files cannot be used(.|\n)*'../store/000.png' is outside"):
+        folder.load(root, follow_links=True)
 
 
 def test_a_link_within_the_folder_and_a_linked_folder_are_followed(root):
@@ -284,28 +412,36 @@ def test_a_file_listed_twice_is_refused_however_it_is_spelled(root, other):
     (root / "sub").mkdir()
     rewrite(root, lambda table: table.__setitem__("file", ["000.png", "001.png", other, "003.png"]))
     assert "000.png: lines 2, 4" in refusal(root)
+    (root / "labels.csv").write_text("file,tumor\n" + "000.png,1\n" * 5000)
+    assert "000.png: lines 2-5001" in refusal(root)
 
 
-def test_an_image_without_mask_is_refused_where_the_table_has_masks(root):
+def test_a_mask_that_is_not_there_is_refused_but_a_patch_may_have_none(root):
     Image.new("L", (48, 48)).save(root / "mask.png")
     rewrite(root, lambda table: table.insert(1, "mask", ["mask.png", "", "mask.png", "gone.png"]))
     message = refusal(root)
-    assert "column mask: 2 files cannot be used" in message
-    assert "line 3: '' is empty" in message
+    assert "column mask: 1 files cannot be used" in message
     assert "line 5: 'gone.png' does not exist" in message
 
 
 def test_an_empty_group_is_refused(root):
     rewrite(root, lambda table: table.insert(1, "group", ["a", "b", "", "b"]))
-    assert re.search("(?s)column group: expected a name.* on every line.*line 4: ''", refusal(root))
+    assert re.search("(?s)column group: expected a name.* on every line.*found '' on line 4", refusal(root))
 
 
-def test_a_part_other_than_train_and_val_is_refused(root):
-    rewrite(root, lambda table: table.insert(1, "split", ["train", "val", "Train", "test"]))
-    message = refusal(root)
-    assert "column split: expected train or val" in message
-    assert "line 4: 'Train'" in message
-    assert "line 5: 'test'" in message
+def test_parts_are_understood_in_the_words_that_people_use(root):
+    rewrite(root, lambda table: table.insert(1, "split", ["Train", "validation", "TRAINING", "test"]))
+    dataset = folder.load(root)
+    assert dataset.parts.tolist() == ["train", "val", "train", "test"]
+    assert str(dataset.notes[0]).startswith("parts written otherwise: 3 ('Train' is train, ")
+    train, held_out = split_dataset(dataset, "given", 0)
+    assert train.tolist() == [0, 2]
+    assert held_out.tolist() == [3]  # where there is a test part, val chooses nothing
+    rewrite(root, lambda table: table.__setitem__("split", ["train", "val", "fold 1", "fold 1"]))
+    assert (
+        "column split: expected train, val or test (validation, testing, ...), found 'fold 1' on line 4-5"
+        in refusal(root)
+    )
 
 
 # Resolution

@@ -282,6 +282,15 @@ def test_entries_that_are_not_regular_files_are_listed(tmp_path):
     assert all(f"+{number}[1101].png" in str(caught.value) for number in (1, 2, 3))
 
 
+def test_links_are_followed_out_of_the_folder_where_that_is_asked_for(tmp_path):
+    build(tmp_path / "store", "bcss")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train").symlink_to(tmp_path / "store/train")
+    with pytest.raises(HistoCLIPError, match=r"files are outside; a link leads there.*`follow_links: true`"):
+        load_bcss_wsss(tmp_path / "data")
+    assert len(load_bcss_wsss(tmp_path / "data", follow_links=True)) == len(load_bcss_wsss(tmp_path / "store"))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

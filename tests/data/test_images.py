@@ -131,10 +131,24 @@ def test_12_bits_stored_as_16_are_refused():
     assert (read_rgb(saved(Image.new("RGB", (40, 50), (9, 9, 9))), "a") == 9).all()  # 8 bits may be dark
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
-def test_32_bits_are_refused(mode, dtype):
-    content = saved(Image.fromarray(np.ones((40, 50), dtype=dtype)), "TIFF")
-    assert f"32 bits a pixel (mode {mode})" in refusal(content)
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3)])
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_more_than_16_bits_are_refused_with_how_to_convert_them(dtype, shape):
+    for big in (False, True):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, np.ones(shape, dtype), photometric="rgb" if shape[2:] else "minisblack", bigtiff=big)
+        message = refusal(buffer.getvalue())
+        assert dtype in message
+        assert "astype('uint8')).save('new.png')" in message
+
+
+def test_an_image_that_is_hidden_by_its_alpha_channel_is_refused():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    for form in ("TIFF", "PNG"):
+        assert "its alpha channel is 0 everywhere" in refusal(saved(Image.fromarray(pixels), form))
+    pixels[0, 0, 3] = 1
+    assert (read_rgb(saved(Image.fromarray(pixels), "TIFF"), "a")[1:] == 255).all()
 
 
 # One frame, one way up
@@ -279,7 +293,17 @@ def test_mask_values_that_name_no_class_are_listed(tmp_path):
         read_class_map(tmp_path / "mask.png", TWO_CLASSES)
 
 
+def test_a_mask_of_one_class_holds_one_value_for_it(tmp_path):
+    values = np.array([0, 1] + [255] * 253 + [1], dtype=np.uint8)
+    for stored, expected in (([0, 255], [0, 1]), ([0, 1], [0, 1])):
+        Image.fromarray(np.array([stored], dtype=np.uint8)).save(tmp_path / "mask.png")
+        assert read_class_map(tmp_path / "mask.png", values).tolist() == [expected]
+    Image.fromarray(np.array([[0, 1, 255]], dtype=np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(HistoCLIPError, match="holds 1 or 255 for it, not both"):
+        read_class_map(tmp_path / "mask.png", values)
+
+
 def test_a_colour_image_is_no_mask(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "mask.png")
-    with pytest.raises(HistoCLIPError, match=r"mask\.png: a mask must be a P or L image .* this one is RGB"):
+    with pytest.raises(HistoCLIPError, match=r"mask\.png: a mask must be a P, L or 1-bit image .*, not RGB"):
         read_class_map(tmp_path / "mask.png", TWO_CLASSES)

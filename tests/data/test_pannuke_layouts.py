@@ -19,6 +19,7 @@ from PIL import Image
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.pannuke.layouts import labels_from_counts, load_pannuke
 from histoclip_lib.data.pannuke.parquet import TISSUES
+from histoclip_lib.data.splits import split_dataset
 
 COUNT_COLUMNS = ["Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial"]
 SIZE = 256
@@ -128,7 +129,7 @@ def expect_real(dataset, folds):
 def test_every_array_layout_loads(real, tmp_path, layout):
     folder, folds = real
     place(folder, tmp_path / "data", layout)
-    dataset = load_pannuke(tmp_path / "data", cache_dir=tmp_path / "cache", progress=False)
+    dataset = load_pannuke(tmp_path / "data", follow_links=True, cache_dir=tmp_path / "cache", progress=False)
     assert len(set(expect_real(dataset, folds))) == len(dataset)
     assert dataset.parts.tolist() == ["train"] * N_TRAIN + ["test"] * 2
     assert dataset.files[-1] == "fold3/00001"
@@ -137,11 +138,12 @@ def test_every_array_layout_loads(real, tmp_path, layout):
 def test_some_folds_have_no_official_parts(real, tmp_path):
     folder, folds = real
     place(folder, tmp_path, "official", folds=(2, 3))
-    dataset = load_pannuke(tmp_path, cache_dir=tmp_path / "cache", progress=False)
+    dataset = load_pannuke(tmp_path, follow_links=True, cache_dir=tmp_path / "cache", progress=False)
     expect_real(dataset, {fold: folds[fold] for fold in (2, 3)})
     assert dataset.parts is None
     counts = np.concatenate([folds[2][1], folds[3][1]])
-    many = load_pannuke(tmp_path, min_nuclei=18, cache_dir=tmp_path / "cache", progress=False)
+    linked = {"follow_links": True, "progress": False}
+    many = load_pannuke(tmp_path, min_nuclei=18, **linked, cache_dir=tmp_path / "cache")
     assert many.labels.tolist() == (counts >= 18).astype(int).tolist()
 
 
@@ -193,7 +195,7 @@ def test_sources_are_pickled_without_their_arrays(real, tmp_path, form):
         place(folder, tmp_path, "official", folds=(2, 3))
     else:
         write_parquets(tmp_path, {fold: folds[fold] for fold in (2, 3)}, folder, "fold{fold}.parquet")
-    source = load_pannuke(tmp_path, cache_dir=tmp_path / "cache", progress=False).source
+    source = load_pannuke(tmp_path, follow_links=True, cache_dir=tmp_path / "cache", progress=False).source
     source.image(0), source.mask(0)  # what these open must not be pickled
     pickled = pickle.dumps(source)
     assert len(pickled) < 5000
@@ -236,6 +238,49 @@ def test_folds_that_cannot_be_told_are_refused(tmp_path):
     write_fold(tmp_path / "twice/b")
     with pytest.raises(HistoCLIPError, match="more than once"):
         load_small(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("form", ["arrays", "parquet"])
+def test_a_fold_that_is_a_copy_of_another_is_refused_by_content(real, tmp_path, form):
+    folder, folds = real
+    copied = {1: folds[1], 2: folds[2], 3: folds[2]}
+    if form == "parquet":
+        (tmp_path / "arrays").mkdir()
+        for fold, of in ((1, 1), (2, 2), (3, 2)):
+            (tmp_path / f"arrays/{fold}").symlink_to(folder / str(of))
+        write_parquets(tmp_path / "data", copied, tmp_path / "arrays", "fold{fold}.parquet")
+    else:
+        place(folder, tmp_path / "data", "flat", folds=(1, 2))
+        (tmp_path / "data/fold3").symlink_to("fold2")
+    with pytest.raises(HistoCLIPError, match="folds 2 and 3 hold the same images, as after a wrong download"):
+        load_pannuke(tmp_path / "data", follow_links=True, cache_dir=tmp_path / "cache", progress=False)
+
+
+def test_a_copy_of_the_masks_alone_is_refused(tmp_path):
+    masks = np.zeros((3, 32, 32, 6))
+    masks[1, 3, 4, 0] = 7
+    for fold in (1, 2):
+        write_fold(tmp_path, fold, images=np.full((3, 32, 32, 3), 100.0 * fold), masks=masks)
+    with pytest.raises(HistoCLIPError, match="folds 1 and 2 hold the same masks"):
+        load_small(tmp_path)
+
+
+def test_links_are_followed_out_of_the_folder_where_that_is_asked_for(tmp_path):
+    write_fold(tmp_path / "store", 1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/fold1").symlink_to(tmp_path / "store/fold1")
+    with pytest.raises(HistoCLIPError, match=r"1 files are outside; a link leads there.* `follow_links: true`"):
+        load_small(tmp_path / "data")
+    assert len(load_small(tmp_path / "data", follow_links=True)) == 3
+
+
+def test_a_split_that_cannot_be_made_names_what_pannuke_lacks(tmp_path):
+    write_fold(tmp_path, 2)
+    dataset = load_small(tmp_path)
+    with pytest.raises(HistoCLIPError, match=r"no groups.* Its patients are not published\. Or use split: random"):
+        split_dataset(dataset, "grouped", 0)
+    with pytest.raises(HistoCLIPError, match=r"needs folds 1, 2 and 3; found: 2\. Or use split: random"):
+        split_dataset(dataset, "given", 0)
 
 
 def test_a_fold_of_another_official_size_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from pathlib import Path
+from typing import get_origin
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +74,7 @@ def test_parameter_files(place, schema, content):
     values = try_case("parameter files", lambda: read_params(put(place / "a.yaml", content), schema))
     if values is not None:
         legal = {name: p for declared in schema.values() for name, p in declared.items()}
-        assert all(type(values[name]) is parameter.type for name, parameter in legal.items())
+        assert all(type(values[name]) is (get_origin(each.type) or each.type) for name, each in legal.items())
         json.dumps(values)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
-from histoclip_lib.data.importers.plan import part_of
+from histoclip_lib.data.splits import part_of
 
 MAX_BYTES = 2**27
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".xlsx")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from histoclip_lib.data.importers.plan import Found, ImportOptions, Item, image_files, part_of
+from histoclip_lib.data.importers.plan import Found, ImportOptions, Item, image_files
 from histoclip_lib.data.importers.registry import importer
+from histoclip_lib.data.splits import part_of
 
 
 def _is_folders(path: Path, options: ImportOptions) -> bool:

@@ -14,17 +14,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable, shown
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable
 from histoclip_lib.common.files import replacing, write_text
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
 from histoclip_lib.data.regions import Field, Region, class_map
+from histoclip_lib.data.splits import groups_by_pattern, part_of
 
 COMMON_OPTIONS = ("out", "classes", "ignore", "group_pattern", "split")
-PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "tuning"), "val"),
-    **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
-}
 EXAMPLES = 3  # of what is left out, in a plan
 LIMIT = 254  # classes, as in the folder format
 
@@ -493,11 +489,6 @@ def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item,
     return list(merged.values())
 
 
-def part_of(text: str) -> str:
-    """Return `train`, `val` or `test` for what people call these; an empty text for anything else."""
-    return PARTS.get(re.sub(r"[^a-z]", "", text.casefold()), "")
-
-
 def _with_parts(patches: list[PlannedPatch], found: Found, options: ImportOptions) -> list[PlannedPatch]:
     if options.split is not None:
         from histoclip_lib.data.importers.split_files import read_split
@@ -527,19 +518,9 @@ def _with_groups(patches: list[PlannedPatch], found: Found, options: ImportOptio
     if not options.group_pattern:
         return patches
     texts = [patch.item.group or patch.file for patch in patches]
-    matches = [re.search(options.group_pattern, text) for text in texts]
-    if missed := [text for text, match in zip(texts, matches, strict=True) if match is None or not _group(match)]:
-        raise HistoCLIPError(
-            f"--group-pattern: {shown(options.group_pattern)} finds nothing in {len(missed):,} of {len(texts):,}:\n"
-            + bullet_list(missed)
-        )
-    groups = [_group(match) for match in matches]
+    groups = groups_by_pattern(options.group_pattern, texts, "--group-pattern")
     found.notes.append(f"groups: --group-pattern makes {len(set(groups)):,} of {len(set(texts)):,} names")
     return [replace(patch, item=replace(patch.item, group=group)) for patch, group in zip(patches, groups, strict=True)]
-
-
-def _group(match: re.Match[str]) -> str:
-    return (match[1] if match.re.groups else match[0]) or ""
 
 
 def _write_image(item: Item, target: Path, copy: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.importers.cells import FALSE, TRUE, read_cells
-from histoclip_lib.data.importers.plan import PARTS
+from histoclip_lib.data.splits import PARTS
 
 MAX_BYTES = 2**27
 FORMS = (

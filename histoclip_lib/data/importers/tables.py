@@ -10,8 +10,9 @@ from pathlib import Path
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.data.importers.cells import CLASS, FALSE, TRUE, Cells, is_number, plain, read_cells
-from histoclip_lib.data.importers.plan import Found, ImportOptions, Item, image_files, part_of
+from histoclip_lib.data.importers.plan import Found, ImportOptions, Item, image_files
 from histoclip_lib.data.importers.registry import importer
+from histoclip_lib.data.splits import part_of
 
 COUNT_PREFIX = re.compile(r"(n|num|count|prob)_", re.IGNORECASE)
 CELL_SEPARATORS = ("|", ";", ",")

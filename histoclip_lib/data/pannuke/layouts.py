@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 from histoclip_lib.common.cache import cache_dir as default_cache_dir
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.data.base import PatchDataset, PatchSource
+from histoclip_lib.data.links import refuse_links
 from histoclip_lib.data.pannuke.arrays import CLASSES, ArraySource, FoldArrays, cached_counts, check_fold, open_array
 from histoclip_lib.data.registry import dataset
 
 OFFICIAL_SIZES = {1: 2656, 2: 2523, 3: 2722}  # patches in each fold
 TEST_FOLD = 3
+COMPARED = 8  # patches by which a fold is recognised as a copy
 MAX_DEPTH = 5  # `fold_1/Fold 1/images/fold1` has four folders
 FOLD_NAME = re.compile(r"(?<![a-z])fold[ _-]?([0-9])(?![0-9])", re.IGNORECASE)
 LAYOUTS = (
@@ -38,13 +41,17 @@ SOURCE = "PanNuke is distributed by the Warwick TIA Centre (Gamper et al. 2020, 
         "present where at least `min_nuclei` of its nuclei are annotated. Patients are not published, so patches of "
         "one patient may be on both sides of any split. Part of it comes from TCGA: a backbone may have seen it."
     ),
-    options=("min_nuclei",),
+    options=("min_nuclei", "follow_links"),
     paper={"baseline": 0.4107, "one_vs_rest": 0.4371, "power_set": 0.5263, "top_k": 0.4862, "histoclip": 0.8824},
     mpp=0.25,
     tcga="in part",
 )
 def load_pannuke(
-    data_dir: str | Path, min_nuclei: int = 1, cache_dir: str | Path | None = None, progress: bool = True
+    data_dir: str | Path,
+    min_nuclei: int = 1,
+    follow_links: bool = False,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
 ) -> PatchDataset:
     """Load PanNuke, 256x256 pixels at 0.25 micrometres a pixel: the folds found, in order.
 
@@ -54,6 +61,8 @@ def load_pannuke(
         Folder that holds the folds, at most five levels below it.
     min_nuclei : int
         A patch carries the classes of which it has at least this many nuclei.
+    follow_links : bool
+        Whether links may lead out of the folder.
     cache_dir : str or Path, optional
         Where the nucleus counts are kept, since counting reads all the masks (8.4 GB a fold); by default
         `histoclip_lib.common.cache.cache_dir()`.
@@ -70,8 +79,8 @@ def load_pannuke(
     Raises
     ------
     HistoCLIPError
-        If nothing is found, the fold of a file is unclear, files of a fold are missing, or arrays and tables
-        do not have the format of the release.
+        If nothing is found, the fold of a file is unclear, files of a fold are missing or outside the folder, arrays
+        and tables do not have the format of the release, or two folds hold the same images.
     """
     if min_nuclei < 1:
         raise HistoCLIPError(f"min_nuclei: {min_nuclei} must be 1 or more.")
@@ -81,8 +90,10 @@ def load_pannuke(
             f"{data_dir} holds PanNuke twice. Set data_dir to the folder of one copy:\n"
             + bullet_list([str(path) for path in (*arrays, *parquets)])
         )
+    if not follow_links:
+        refuse_links(Path(data_dir), (*arrays, *parquets))
     if arrays:
-        folds, counts, tissue, source = _load_arrays(Path(data_dir), arrays, cache_dir, progress)
+        folds, counts, tissue, source = _load_arrays(Path(data_dir), arrays, follow_links, cache_dir, progress)
     elif parquets:
         folds, counts, tissue, source = _load_parquets(Path(data_dir), parquets)
     else:
@@ -91,6 +102,8 @@ def load_pannuke(
             "its folder."
         )
     sizes = {fold: len(counted) for fold, counted in counts.items()}
+    if parquets:
+        _refuse_copies(sizes, source)
     _check_sizes(sizes)
     fold_of_patch = np.repeat(folds, [sizes[fold] for fold in folds])
     return PatchDataset(
@@ -102,6 +115,11 @@ def load_pannuke(
         parts=np.where(fold_of_patch == TEST_FOLD, "test", "train") if folds == [1, 2, 3] else None,
         tissue=np.concatenate([tissue[fold] for fold in folds]),
         has_masks=True,
+        remedies={
+            "groups": "Its patients are not published.",
+            "parts": f"The official rotation needs folds 1, 2 and 3; found: {', '.join(map(str, folds))}.",
+        },
+        labels_follow_masks=True,
     )
 
 
@@ -145,7 +163,9 @@ def _fold_names(data_dir: Path, path: Path) -> list[str]:
     return FOLD_NAME.findall(path.relative_to(data_dir).as_posix())
 
 
-def _load_arrays(data_dir: Path, paths: list[Path], cache_dir: str | Path | None, progress: bool) -> Folds:
+def _load_arrays(
+    data_dir: Path, paths: list[Path], follow_links: bool, cache_dir: str | Path | None, progress: bool
+) -> Folds:
     by_fold = _by_fold(data_dir, paths)
     several = [str(path) for found in by_fold.values() if len(found) > 1 for path in found]
     if several:
@@ -156,16 +176,20 @@ def _load_arrays(data_dir: Path, paths: list[Path], cache_dir: str | Path | None
     absent = [str(path) for fold in files.values() for path in (fold.masks, fold.types) if not path.is_file()]
     if absent:
         raise HistoCLIPError(f"{data_dir}: files of PanNuke are missing:\n{bullet_list(absent)}\n{SOURCE}.")
+    if not follow_links:
+        refuse_links(data_dir, [path for fold in files.values() for path in (fold.masks, fold.types)])
     problems = [problem for fold in files.values() for problem in check_fold(fold)]
     if problems:
         raise HistoCLIPError(f"{data_dir}: PanNuke's arrays cannot be used:\n{bullet_list(problems)}")
 
     tissue = {fold: np.array(open_array(found.types)) for fold, found in files.items()}
-    _check_sizes({fold: len(types) for fold, types in tissue.items()})  # before the long count
+    sizes = {fold: len(types) for fold, types in tissue.items()}
+    source = ArraySource(list(files.values()), np.cumsum([0, *sizes.values()]))
+    _refuse_copies(sizes, source)  # both before the long count
+    _check_sizes(sizes)
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     counts = {fold: cached_counts(found.masks, root, progress) for fold, found in files.items()}
-    starts = np.cumsum([0, *map(len, counts.values())])
-    return list(files), counts, tissue, ArraySource(list(files.values()), starts)
+    return list(files), counts, tissue, source
 
 
 def _fold_files(images: Path) -> FoldArrays:
@@ -203,6 +227,24 @@ def _load_parquets(data_dir: Path, paths: list[Path]) -> Folds:
     if problems:
         raise HistoCLIPError("\n".join(problems))
     return list(by_fold), counts, tissue, ParquetSource(row_groups, np.cumsum(lengths))
+
+
+def _refuse_copies(sizes: dict[int, int], source: PatchSource) -> None:
+    """Refuse folds with the same images or masks, which a wrong download gives; a few patches of each tell."""
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
+    for one, other in combinations(sizes, 2):
+        if sizes[one] != sizes[other]:
+            continue
+        places = np.unique(np.linspace(0, sizes[one] - 1, COMPARED).astype(int)).tolist() if sizes[one] else []
+        for kind, read in (("images", source.image), ("masks", source.mask)):
+            pairs = [(read(starts[one] + place), read(starts[other] + place)) for place in places]
+            blank = all(np.ptp(first) == 0 for first, _ in pairs)  # which says nothing
+            if not blank and all(np.array_equal(*pair) for pair in pairs):
+                raise HistoCLIPError(
+                    f"PanNuke: folds {one} and {other} hold the same {kind}, as after a wrong download. Of folds 1, 2 "
+                    f"and 3, which have {', '.join(map(str, OFFICIAL_SIZES.values()))} patches, one is missing: "
+                    "download it."
+                )
 
 
 def _check_sizes(sizes: dict[int, int]) -> None:
