@@ -106,8 +106,7 @@ training.fit_studies()
 # ## Design
 #
 # The head as reported, and with one choice made differently; in a cross-validation those that are fitted in every fold.
-# Look for intervals of the change that exclude 0; the other
-# differences are within chance.
+# A change with a corrected p of 0.05 or more is within chance.
 
 # %%
 training.design_plot()

@@ -49,10 +49,11 @@ results.table()
 results.interval_note()
 
 # %% [markdown]
-# ## Is one method better than another?
+# ## Which differences are real?
 #
 # HistoCLIP with patch keys minus every other method, on the same patches: the difference, its interval from the same
-# bootstrap draws, and a permutation test that swaps the two methods' predictions for whole groups.
+# bootstrap draws, and p of a permutation test that swaps the two methods' predictions for whole groups. A difference counts
+# where the corrected p is below 0.05, on this page and on every other.
 
 # %%
 results.differences()
@@ -61,8 +62,7 @@ results.differences()
 results.correction_note()
 
 # %% [markdown]
-# Any two methods in mAcc: the one of the line minus the one of the column. Look for the asterisks, which mark a corrected
-# p below 0.05.
+# Any two methods in mAcc: the one of the line minus the one of the column.
 
 # %%
 results.all_pairs()

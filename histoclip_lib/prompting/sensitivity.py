@@ -193,13 +193,13 @@ def ensembling_note(variants: Variants) -> str:
         if np.isnan(together):
             sentences.append(f"Its {metric} is not defined: no class has a positive patch.")
         elif np.ptp([together, *alone]) < 1e-9:
-            sentences.append(f"Its {metric} is {together:.4f} with every template, alone or together.")
+            sentences.append(f"Its {metric} is {together:.3f} with every template, alone or together.")
         else:
             beaten = int((together > alone).sum())
             sentences.append(
-                f"Its {metric} is {together:.4f} with the {len(single)} templates together; with one alone it is "
-                f"{alone.mean():.4f} on average, {alone.min():.4f} at the lowest and {alone.max():.4f} at the highest. "
-                f"Together they change it by {together - alone.mean():+.4f} against the mean, and beat {beaten} of the "
+                f"Its {metric} is {together:.3f} with the {len(single)} templates together; with one alone it is "
+                f"{alone.mean():.3f} on average, {alone.min():.3f} at the lowest and {alone.max():.3f} at the highest. "
+                f"Together they change it by {together - alone.mean():+.3f} against the mean, and beat {beaten} of the "
                 f"{len(single)}."
             )
     return f"**Ensembling, eq. (2), and the Baseline.** {' '.join(sentences)}"

@@ -11,8 +11,8 @@ from IPython.display import HTML, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import Node, element, html
-from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder
-from histoclip_lib.evaluation.comparisons import OURS, PROBE
+from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder, read_predictions
+from histoclip_lib.evaluation.comparisons import OURS, PROBE, accuracy_against, finding
 from histoclip_lib.evaluation.methods import short_label
 from histoclip_lib.evaluation.text import not_clip_text
 from histoclip_lib.report.executed import executed_notebooks, read_executed
@@ -115,9 +115,9 @@ def _number(score: Score | None) -> tuple[Node, ...]:
     if score is None:
         return ("–",)
     if score.interval is None:
-        return (f"{score.value:.4f}",)
+        return (f"{score.value:.3f}",)
     low, high = score.interval
-    return (f"{score.value:.4f} ", element("span", f"[{low:.3f}, {high:.3f}]", class_="interval"))
+    return (f"{score.value:.3f} ", element("span", f"[{low:.3f}, {high:.3f}]", class_="interval"))
 
 
 def _card(run: RunMetrics) -> Node:
@@ -137,11 +137,20 @@ def _card(run: RunMetrics) -> Node:
     if not run.is_current:
         said = "These are the results of an earlier run: it was started again and has not finished."
         parts.append(element("p", said, class_="caveat"))
-    if run.lead is not None and run.lead <= 0:
-        parts.append(element("p", "HistoCLIP does not beat the linear probe here."))
+    if said := _beside_probe(run):
+        parts.append(element("p", said))
     if not run.is_clip:
         parts.append(element("p", not_clip_text(run.backbone), class_="caveat"))
     return element("li", *parts, class_="card" if name == run.name else "card linked")
+
+
+def _beside_probe(run: RunMetrics) -> str:
+    """Say how HistoCLIP with patch keys compares with the linear probe; nothing where that cannot be tested."""
+    try:
+        gaps = accuracy_against(read_predictions(run.path / "predictions.parquet"), run.seed, run.folds)
+    except (HistoCLIPError, KeyError):  # unreadable, or without the head
+        return ""
+    return f"HistoCLIP {finding(gaps[PROBE])} the linear probe." if PROBE in gaps else ""
 
 
 def _broken_card(run: BrokenRun) -> Node:

@@ -762,7 +762,7 @@ class Results(Chapter):
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed", "views")}
         card = model_card(
             self.scored, run.patches, run.folds, name=run.name, **about,
-            training={**run.head_options, **options}, findings=self._sentence,
+            training={**run.head_options, **options}, against=self._against, findings=self._sentence,
         )  # fmt: skip
         folds = grouped_folds(run.patches, run.train, FOLDS, int(run["seed"]))
         reference, threshold = fit_ood(run.features.pooled.take(run.train), folds, int(run["seed"]))
