@@ -80,8 +80,8 @@ zero_shot.class_similarity()
 # %% [markdown]
 # ## Predictions of the strategies
 #
-# mAcc on the held-out patches, which every later table uses, and on all patches; and, under the name of each class, how
-# often it is predicted, with the true prevalence in the last line.
+# mAcc on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
+# the true prevalence in the last line.
 
 # %%
 zero_shot.table()

@@ -85,8 +85,7 @@ training.last_and_best()
 # - **Features** are centred and divided by one number; class queries are scaled by twice the square root of their width.
 #
 # Each line of the table changes one thing (four folds by group; differences below about 0.01 are within chance). The table
-# is fixed: it is not part of this run, and `benchmarks/head_study.py` makes it. On CoNSeP, its only real data, the linear
-# probe in the last line is better in all three measures.
+# is fixed: it is not part of this run, and `benchmarks/head_study.py` makes it.
 
 # %%
 training.head_study()

@@ -222,7 +222,7 @@ def prefix_prompt(ranked: tuple[int, ...], vocabulary: Vocabulary) -> str:
 
 
 def baseline_note(predictions: Predictions, labels: np.ndarray, rule: str) -> str:
-    """Say in Markdown what the Baseline amounts to; `predictions` and `labels` for all patches (B, N)."""
+    """Say in Markdown what the Baseline amounts to; `predictions` and `labels` are of the same patches (B, N)."""
     if rule != "sigmoid":
         return f"The Baseline is decided by the rule `{rule}`, not by the paper's eq. (6)."
     share = predictions.decisions.mean()

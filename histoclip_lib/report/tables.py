@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from bs4 import BeautifulSoup
 from IPython.display import HTML
 
 from histoclip_lib.common.arrays import nan_mean
@@ -41,16 +42,31 @@ FILES = {
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table that notebooks and pages show whole, whatever pandas' options are, with a caption."""
+    """A table that notebooks and pages show whole, whatever pandas' options are, with a caption.
+
+    `best` names columns whose `max` or `min` is set in bold.
+    """
 
     frame: pd.DataFrame
     caption: str = ""
+    best: dict[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None):
-            text = self.frame.to_html()
+            text = self._with_best(self.frame.to_html())
         opening, closing, rest = text.partition(">")
         return f"{opening}{closing}{html(element('caption', self.caption))}{rest}" if self.caption else text
+
+    def _with_best(self, text: str) -> str:
+        if not self.best:
+            return text
+        soup = BeautifulSoup(text, "html.parser")
+        for name, which in self.best.items():
+            values = pd.to_numeric(self.frame[name], errors="coerce")
+            for line in np.flatnonzero(values == values.agg(which)):
+                cell = soup.select("tbody tr")[line].find_all("td")[self.frame.columns.get_loc(name)]
+                cell.string.wrap(soup.new_tag("strong"))
+        return str(soup)
 
     def __repr__(self) -> str:
         """Return the table as plain text."""
@@ -69,6 +85,11 @@ def methods_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame:
         line |= {label: number_text(values.get(key)) for key, label in PROPER.items()}
         lines[label_of(name)] = line
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def best_values() -> dict[str, str]:
+    """Return the columns of `methods_table` in which a method can be best, and whether the highest or lowest is."""
+    return dict.fromkeys(METRICS.values(), "max") | dict.fromkeys(PROPER.values(), "min")
 
 
 def spread(values: list[float]) -> dict[str, str]:
@@ -98,20 +119,16 @@ def per_class_table(methods: dict[str, dict], metric: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(values, orient="index").astype(float)
 
 
-def whole_set_table(methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray) -> pd.DataFrame:
-    """Return mAcc of zero-shot strategies on the validation part and on all patches, and their class frequencies.
+def strategies_table(methods: dict[str, Predictions], labels: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Return mAcc of methods, and how often each predicts each class, beside the truth.
 
-    `methods` are predictions for all patches, `val` the positions of the validation part.
+    `methods` are predictions for the patches of `labels` (B, N), those that are held out, as in every other table.
     """
     lines = {}
     for name, predictions in methods.items():
-        decisions = predictions.decisions
-        lines[short_label(name)] = {
-            "mAcc, held out": f"{mean_accuracy(patches.labels[val], decisions[val]):.3f}",
-            "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.3f}",
-            **_frequencies(decisions, patches.classes),
-        }
-    lines["Truth"] = _frequencies(patches.labels, patches.classes)
+        macc = f"{mean_accuracy(labels, predictions.decisions):.3f}"
+        lines[short_label(name)] = {"mAcc": macc, **_frequencies(predictions.decisions, classes)}
+    lines["Truth"] = _frequencies(labels, classes)
     return pd.DataFrame.from_dict(lines, orient="index").fillna("")
 
 

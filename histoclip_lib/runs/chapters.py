@@ -184,11 +184,14 @@ class ZeroShot(Chapter):
         prevalence = nan_mean(run.patches.labels[train], axis=0)
         return StrategyContext(prevalence, rule, temperature, unit(run.features.pooled.take(train)))
 
+    @property
+    def held_out(self) -> dict[str, Predictions]:
+        """The strategies' predictions for the patches on which every table scores."""
+        return {name: own.take(self.run.val) for name, own in self.methods.items()}
+
     def finding(self) -> Markdown:
         """Say in a sentence how the best strategy compares with the majority."""
-        accuracies = {
-            name: mean_accuracy(self.truth, own.decisions[self.run.val]) for name, own in self.methods.items()
-        }
+        accuracies = {name: mean_accuracy(self.truth, own.decisions) for name, own in self.held_out.items()}
         majority = mean_accuracy(self.truth, self.run.without_images["majority"].decisions)
         best = max(accuracies, key=accuracies.get)
         stands = "above" if accuracies[best] > majority else "not above"
@@ -212,10 +215,11 @@ class ZeroShot(Chapter):
         return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
 
     def table(self) -> Table:
-        """Return mAcc and predicted prevalence of each strategy."""
+        """Return mAcc and predicted prevalence of each strategy, and of marking every label."""
+        shown = self.held_out | {"all_positive": self.run.without_images["all_positive"]}
         return Table(
-            tables.whole_set_table(self.methods, self.run.patches, self.run.val),
-            "mAcc of each strategy on the held-out patches and on all patches, and how often it predicts each class.",
+            tables.strategies_table(shown, self.truth, self.classes),
+            f"mAcc on the {len(self.truth):,} held-out patches, and how often each class is predicted there.",
         )
 
     def both_prompts(self) -> Table:
@@ -235,16 +239,17 @@ class ZeroShot(Chapter):
         return Table(prompts_table(scored, self.truth), caption)
 
     def baseline_note(self) -> Markdown:
-        """Say what the Baseline's decision amounts to."""
+        """Say what the Baseline's decision amounts to, and which classes zero-shot ranks below chance."""
+        from histoclip_lib.evaluation.metrics import ranking_note
         from histoclip_lib.prompting.strategies import baseline_note
 
-        rule = str(self.run["baseline_rule"])
-        return Markdown(baseline_note(self.methods["baseline"], self.run.patches.labels, rule))
+        note = baseline_note(self.held_out["baseline"], self.truth, str(self.run["baseline_rule"]))
+        return Markdown(f"{note}\n\n{ranking_note(self.held_out, self.truth, self.classes)}")
 
     def score_distributions(self) -> Image:
         """Draw the scores of patches with and without each class."""
-        named = {short_label(name): own for name, own in self.methods.items()}
-        return as_image(figures.score_distributions(named, self.run.patches.labels, self.classes))
+        named = {short_label(name): own for name, own in self.held_out.items()}
+        return as_image(figures.score_distributions(named, self.truth, self.classes))
 
     @cached_property
     def variants(self) -> object:
@@ -386,7 +391,7 @@ class Training(Chapter):
 
     def head_study(self) -> Table:
         """Return the fixed table by which the head's defaults were chosen."""
-        caption = "Fixed: how the defaults of the head were chosen, by cross-validation inside training parts."
+        caption = f"Fixed, the same in every run: how the defaults of the head were chosen. {study_tables.study_note()}"
         return Table(study_tables.head_study(), caption)
 
     @cached_property
@@ -506,8 +511,8 @@ class Results(Chapter):
 
     def table(self) -> Table:
         """Return the table of all methods."""
-        caption = f"All methods, scored {self.on_which}, with 95 % intervals."
-        return Table(tables.methods_table(self.scored, str(self.run["dataset"])), caption)
+        caption = f"All methods, scored {self.on_which}, with 95 % intervals; bold: the best of each column."
+        return Table(tables.methods_table(self.scored, str(self.run["dataset"])), caption, tables.best_values())
 
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""

@@ -11,7 +11,8 @@ from bs4 import BeautifulSoup
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, evaluate_methods
-from histoclip_lib.evaluation.methods import label_of, labels, paper_numbers, table_one_columns
+from histoclip_lib.evaluation.methods import label_of, labels, paper_numbers, short_label, table_one_columns
+from histoclip_lib.prompting.strategies import baseline_note
 from histoclip_lib.report import tables
 from histoclip_lib.report.html import clean_output, markdown_to_html
 
@@ -97,17 +98,32 @@ def test_dataset_table_counts_patches_labels_and_groups():
     assert "groups" not in tables.dataset_table(make(groups=False), {"train": TRAIN, "validation": VAL})
 
 
-def test_strategies_are_scored_on_the_validation_part_and_on_all():
+def test_strategies_are_scored_on_the_same_patches_as_in_the_table_of_all_methods():
     patches = make()
-    methods = {"baseline": guesses(patches, accuracy=0.7)}
-    table = tables.whole_set_table(methods, patches, VAL)
-    right = methods["baseline"].decisions == patches.labels
-    assert table.loc["Baseline", "mAcc, held out"] == f"{right[VAL].mean():.3f}"
-    assert table.loc["Baseline", "mAcc, all patches"] == f"{right.mean():.3f}"
+    truth, methods = patches.labels[VAL], {"baseline": guesses(patches, VAL, accuracy=0.7)}
+    methods["all_positive"] = Predictions(np.ones(truth.shape), np.ones(truth.shape, bool))
+    table = tables.strategies_table(methods, truth, patches.classes)
+    everywhere = tables.methods_table(evaluate_methods(methods, patches, VAL, 20, 0), "folder")
+    for name in methods:
+        assert table.loc[short_label(name), "mAcc"] == everywhere.loc[label_of(name), "mAcc"]
     assert table.loc["Baseline", "b"] == f"{methods['baseline'].decisions[:, 1].mean():.2f}"
-    assert table.loc["Truth", "b"] == f"{patches.labels[:, 1].mean():.2f}"
-    assert table.loc["Truth", "labels per patch"] == f"{patches.labels.sum() / 60:.2f}"
-    assert table.loc["Truth", "mAcc, held out"] == ""
+    assert table.loc["Truth", "b"] == f"{truth[:, 1].mean():.2f}"
+    assert table.loc["Truth", "labels per patch"] == f"{truth.sum() / len(truth):.2f}"
+    assert table.loc["Truth", "mAcc"] == ""
+    assert f"marking every label scores {table.loc['All positive', 'mAcc']}" in baseline_note(
+        methods["all_positive"], truth, "sigmoid"
+    )
+
+
+def test_the_best_value_of_each_column_is_bold(scored):
+    frame = tables.methods_table(scored, "folder")
+    page = BeautifulSoup(tables.Table(frame, "All.", tables.best_values())._repr_html_(), "html.parser")
+    for name, which in tables.best_values().items():
+        column = frame.columns.get_loc(name)
+        bold = [line.find_all("td")[column].strong is not None for line in page.select("tbody tr")]
+        values = pd.to_numeric(frame[name], errors="coerce")
+        assert bold == (values == values.agg(which)).tolist()
+    assert not page.select("thead strong")
 
 
 def test_the_last_epoch_is_reported_and_the_best_is_called_an_oracle():
@@ -132,7 +148,7 @@ def test_hostile_class_names_break_no_table():
     scored = all_scored(patches)
     drawn = {
         "data": tables.dataset_table(patches, {"train": TRAIN, "validation": VAL}).T,
-        "zero-shot": tables.whole_set_table({"top_k": guesses(patches)}, patches, VAL),
+        "zero-shot": tables.strategies_table({"top_k": guesses(patches)}, patches.labels, patches.classes),
         "classes": tables.per_class_table(scored, "accuracy"),
     }
     for frame in drawn.values():
