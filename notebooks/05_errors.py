@@ -31,6 +31,32 @@ errors = run.find_errors()
 errors.finding()
 
 # %% [markdown]
+# ## How much of a class must be there?
+#
+# Recall of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
+# regions.
+
+# %%
+errors.small_regions()
+
+# %%
+errors.recall_by_area()
+
+# %%
+errors.recall_table()
+
+# %% [markdown]
+# ## Sensitivity and specificity
+#
+# At the threshold 0.5, and below at one of your own for each class. Look at what a higher sensitivity costs in specificity.
+
+# %%
+errors.rates()
+
+# %%
+errors.threshold_explorer()
+
+# %% [markdown]
 # ## Confusion
 #
 # With several labels on a patch there is no single confusion matrix. Each class has its own; look at the lower left cell,

@@ -33,6 +33,7 @@ FORMAT = (
         "**Your own data**, read from `labels.csv` in the folder format. Its origin and terms are known to whoever "
         "made the folder."
     ),
+    present="A class is present where its column in `labels.csv` says so.",
 )
 def load(data_dir: str | Path) -> PatchDataset:
     """Load a data set in the folder format.

@@ -121,7 +121,13 @@ def class_means(values: np.ndarray) -> np.ndarray:
 
 
 def agreement_by_class(
-    scores: MapScores, classes: list[str], measure: str, units: np.ndarray, resamples: int, seed: int
+    scores: MapScores,
+    classes: list[str],
+    measure: str,
+    units: np.ndarray,
+    resamples: int,
+    seed: int,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count.
 
@@ -129,7 +135,7 @@ def agreement_by_class(
     """
     lines = {}
     for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
-        gaps = _means_with_intervals(values, units, resamples, seed)
+        gaps = _means_with_intervals(values, units, resamples, seed, folds)
         lines[MAP_LABELS[name]] = [value_text(gap) for gap in gaps]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=classes)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)

@@ -114,11 +114,19 @@ class Data(Chapter):
         )
 
     def about(self) -> Markdown:
-        """Describe the data set, its licence and its terms."""
+        """Describe the data set: when a class is present, the field of a patch, licence and terms."""
         from histoclip_lib.data.registry import DATASETS
 
-        entry = DATASETS[str(self.run["dataset"])]
-        return Markdown(f"{entry.about}\n\nLicence: {entry.licence}")
+        entry, patches = DATASETS[str(self.run["dataset"])], self.run.patches
+        present = entry.present.format(**{option: self.run[option] for option in entry.options})
+        height, width = patches.image(0).shape[:2]
+        field = f"Patches have {width} x {height} pixels; their resolution is not known (`mpp` sets it)."
+        if (mpp := patches.mpp) is not None:
+            field = (
+                f"Patches have {width} x {height} pixels at {mpp:.3g} µm per pixel: each shows a field of "
+                f"{width * mpp:.0f} x {height * mpp:.0f} µm."
+            )
+        return Markdown(f"{entry.about}\n\n{present} {field}\n\nLicence: {entry.licence}")
 
     def parts(self) -> Table:
         """Return the size of both parts, or of the folds, and how many of their groups are in others too."""
@@ -813,6 +821,62 @@ class Errors(Chapter):
             f"negatives and {wrong.sum() - missed:,} false positives, most of them for {self.classes[worst]} "
             f"({wrong[:, worst].sum():,}).**"
         )
+
+    @cached_property
+    def _by_area(self) -> pd.DataFrame | None:
+        from histoclip_lib.evaluation.confusion import recall_by_area
+
+        patches = self.run.patches
+        if not patches.has_masks:
+            return None
+        area = patches.covered_areas(self.run.val)
+        return recall_by_area(self.truth, self.ours.decisions, area, self.classes)
+
+    def small_regions(self) -> Markdown:
+        """Say how many of the false negatives are small regions, and how many large ones are missed."""
+        if self._by_area is None:
+            return Markdown("This data set has no masks, so recall cannot be shown by covered area.")
+        table = self._by_area[self._by_area["class"] == "all classes"]
+        missed, lower = table["present"] - table["found"], table["area"].str.split("%").str[0].astype(int)
+        return Markdown(
+            f"**{missed[lower < 10].sum():,} of {missed.sum():,} false negatives are regions that cover less than 10 % "
+            f"of the patch; of {table['present'][lower >= 50].sum():,} that cover half or more, "
+            f"{missed[lower >= 50].sum() or 'none'} {'is' if missed[lower >= 50].sum() < 2 else 'are'} missed.**"
+        )
+
+    def recall_by_area(self) -> Image | None:
+        """Draw recall of each class against the area that it covers; None without masks."""
+        return None if self._by_area is None else as_image(figures.recall_by_area_plot(self._by_area, label_of(OURS)))
+
+    def recall_table(self) -> Table | None:
+        """Return recall by covered area, with intervals; None without masks."""
+        if self._by_area is None:
+            return None
+        found = self._by_area.assign(
+            cell=[
+                f"{line.recall:.2f} ({line.low:.2f} to {line.high:.2f}), {line.found} of {line.present}"
+                for line in self._by_area.itertuples()
+            ]
+        )
+        wide = found.pivot(index="class", columns="area", values="cell").fillna("—")
+        columns = sorted(wide.columns, key=lambda text: int(text.split("%")[0]))
+        wide = wide.loc[found["class"].unique(), columns].rename_axis(None).rename_axis(None, axis=1)
+        return Table(wide, "Recall by the share of the patch that a class covers, with 95 % intervals by Wilson.")
+
+    def rates(self) -> Table:
+        """Return sensitivity and specificity of each class at 0.5 with intervals by Wilson."""
+        from histoclip_lib.evaluation.confusion import rates_table
+
+        return Table(
+            rates_table(self.truth, self.ours.decisions, self.classes),
+            "Sensitivity and specificity of each class at the threshold 0.5, with 95 % intervals by Wilson.",
+        )
+
+    def threshold_explorer(self) -> Explorer:
+        """Return sensitivity, specificity and more of each class at thresholds that can be moved."""
+        from histoclip_lib.report.explorers import threshold_explorer
+
+        return threshold_explorer(self.truth, self.ours.scores, self.classes)
 
     def confusion(self) -> Image:
         """Draw the 2 x 2 confusion matrix of each class."""

@@ -736,11 +736,13 @@ def test_counts_follow_the_thresholds(visit, tmp_path):
             assert name == classes[j]
             assert [[int(tn), int(fp)], [int(fn), int(tp)]] == expected[j].tolist()
             assert float(accuracy) == pytest.approx((labels[:, j] == decisions[:, j]).mean(), abs=6e-4)
-            for shown, value in zip(others, (precision[j], recall[j], f1[j]), strict=True):
+            absent = labels[:, j] == 0
+            specificity = (~decisions[absent, j]).mean() if absent.any() else 0
+            for shown, value in zip(others, (recall[j], specificity, precision[j], f1[j]), strict=True):
                 assert (0 if shown == "—" else float(shown)) == pytest.approx(value, abs=6e-4)
-            assert (others[0] == "—", others[1] == "—") == (not decisions[:, j].any(), not labels[:, j].any())
+            assert (others[2] == "—", others[0] == "—") == (not decisions[:, j].any(), not labels[:, j].any())
         now = mean_accuracy(labels, decisions)
-        (_, *accuracies), (_, *f1s) = lines_of(box.locator("table").last)
+        (_, *accuracies), *_, (_, *f1s) = lines_of(box.locator("table").last)
         numbers = [float(text.replace("−", "-")) for text in accuracies]
         assert numbers == pytest.approx([now, before, now - before], abs=6e-4)
         assert float(f1s[0]) == pytest.approx(f1.mean(), abs=6e-4)

@@ -502,14 +502,14 @@ function thresholds(data) {
   const [summary, table_] = [element("div"), table("Decisions of each class", ["Class", "Threshold",
     ...["true positives", "false positives", "false negatives", "true negatives"].map((words) => (
       element("abbr", { title: words }, words.split(" ").map(([letter]) => letter.toUpperCase()).join("")))),
-    "accuracy", "precision", "recall", "F1"], classes.map((_, k) => [classNode(k, data), sliders[k].box, ...Array(8).fill("")]))];
+    "accuracy", "sensitivity", "specificity", "precision", "F1"], classes.map((_, k) => [classNode(k, data), sliders[k].box, ...Array(9).fill("")]))];
   const cells = [...table_.querySelectorAll("tbody tr")].map((line) => [...line.children].slice(2));
   const fixed = (value) => (Number.isFinite(value) ? value.toFixed(3) : "—");
 
   function scores(k, cut) {
     const [fp, tp] = data.counts[k].map((side) => side[cut]);
     const [absent, present] = data.counts[k].map((side) => side[0]);
-    const rates = [(tp + absent - fp) / (absent + present), tp / (tp + fp), tp / present, 2 * tp / Math.max(tp + fp + present, 1)];
+    const rates = [(tp + absent - fp) / (absent + present), tp / present, (absent - fp) / absent, tp / (tp + fp), 2 * tp / Math.max(tp + fp + present, 1)];
     return { counts: [tp, fp, present - tp, absent - fp], rates };
   }
   const mean = (cuts, i) => cuts.reduce((sum, cut, k) => sum + scores(k, cut).rates[i], 0) / cuts.length;
@@ -520,7 +520,7 @@ function thresholds(data) {
       [...own.counts.map(count), ...own.rates.map(fixed)].forEach((text, i) => { cells[k][i].textContent = text; });
     });
     summary.replaceChildren(table("Means over the classes", ["", "now", `at ${data.threshold}`, "change"],
-      [["mAcc", 0], ["macro F1", 3]].map(([name, i]) => {
+      [["mAcc", 0], ["sensitivity", 1], ["specificity", 2], ["macro F1", 4]].map(([name, i]) => {
         const [now, before] = [mean(cuts, i), mean(cuts.map(() => start), i)];
         const change = Number((now - before).toFixed(3));
         return [name, fixed(now), fixed(before), `${change < 0 ? "−" : "+"}${fixed(Math.abs(change))}`];

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from histoclip_lib.evaluation.confusion import CoOccurrenceBias
 from histoclip_lib.report.figures.base import (
     CLASS_COLOURS,
+    class_colour,
     confusion_heat_map,
     described,
     figure,
@@ -61,6 +62,38 @@ def _cells(counts: np.ndarray, rates: np.ndarray, form: str) -> np.ndarray:
     """Write each cell with its count `n` and its `rate`."""
     pairs = (zip(*line, strict=True) for line in zip(counts, rates, strict=True))
     return np.array([[form.format(n=n, rate=rate) for n, rate in line] for line in pairs])
+
+
+@figure
+def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
+    """Draw recall against the covered area, all classes and each; `table` as `confusion.recall_by_area` returns it."""
+    areas, names = list(dict.fromkeys(table["area"])), list(dict.fromkeys(table["class"]))
+    areas = sorted(areas, key=lambda text: int(text.split("%")[0]))
+    drawn, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    for number, name in enumerate(names):
+        own = table[table["class"] == name]
+        place = np.array([areas.index(area) for area in own["area"]]) + 0.09 * (number - len(names) / 2)
+        errors = np.abs(own[["low", "high"]].to_numpy().T - own["recall"].to_numpy())
+        colour, width = ("0.15", 2.5) if number == 0 else (class_colour(number - 1), 1.2)
+        axes.errorbar(
+            place, own["recall"], errors, fmt="o-", color=colour, lw=width, ms=5, capsize=2, label=wrapped(name)
+        )
+    axes.set_xticks(range(len(areas)), areas)
+    axes.set(xlabel="share of the patch that the class covers in the mask", ylabel="recall (sensitivity)")
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    overall = table[table["class"] == names[0]]
+    said = "; ".join(
+        f"{line.area} of the patch: {line.found} of {line.present} found ({line.recall:.2f})"
+        for line in overall.itertuples()
+    )
+    return described(
+        drawn,
+        f"Recall by covered area, all classes together. {said}.",
+        f"How often {method} finds a class, by how much of the patch it covers ({overall['present'].sum():,} labels "
+        "with masks). Bars are 95 % intervals by Wilson, which take patches as independent. Look at how steeply recall "
+        "falls to the left.",
+    )
 
 
 @figure
