@@ -38,14 +38,14 @@ attention.finding()
 # ## Over the patches
 #
 # Choose a patch and a class: bright is much attention, the line is the outline of the class in the mask, ✗ marks a wrong
-# decision. Patches without an error come first, then the most confident errors.
+# decision. Patches without an error come first; of these, where there are masks, the one with the median gain of AP over
+# the covered area, so that neither a good nor a bad map is picked. Then the most confident errors.
 
 # %%
 attention.explorer()
 
 # %% [markdown]
-# All classes side by side, on held-out patches in which they are present and most confidently found. Look at whether the
-# maps of different classes differ.
+# All classes side by side, on held-out patches chosen by the same rule. Look at whether the maps of different classes differ.
 
 # %%
 attention.overlays()

@@ -971,9 +971,13 @@ class Attention(Chapter):
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Patches in which every class is found, as positions among the held-out patches."""
+        """Patches to show, as positions among the held-out ones: typical of the correct ones where there are masks."""
         count = (int(self.run["examples"]) + 1) // 2
-        return figures.choose_for_attention(self.truth, self.probabilities, count)
+        return figures.choose_for_attention(self.truth, self.probabilities, count, self._gain)
+
+    @property
+    def _gain(self) -> np.ndarray | None:
+        return None if self.scores is None else self.scores.gain()
 
     def finding(self) -> Markdown:
         """Say in a sentence how well attention agrees with the masks, where there are any."""
@@ -989,14 +993,15 @@ class Attention(Chapter):
 
     def explorer(self) -> Explorer:
         """Return patches with their masks and the attention of any class."""
-        from histoclip_lib.report.explorers import attention_explorer
+        from histoclip_lib.report.explorers import attention_explorer, choose_to_explore
 
-        return attention_explorer(self.run.patches, self.run.val, self.maps, self.probabilities)
+        chosen = choose_to_explore(self.truth, self.probabilities, gain=self._gain)
+        return attention_explorer(self.run.patches, self.run.val, self.maps, self.probabilities, chosen)
 
     def overlays(self) -> None:
         """Display all classes side by side for some patches, and write the thumbnail of the run."""
         arguments = (self.run.patches, self.run.val, self.maps, self.probabilities, self.chosen)
-        figures.save_thumbnail(self.run.folder / "thumbnail.png", *arguments)
+        figures.save_thumbnail(self.run.folder / "thumbnail.png", *arguments, self._gain)
         for overlay in figures.attention_figures(*arguments):
             figures.show(overlay)
 
@@ -1063,7 +1068,10 @@ class Attention(Chapter):
             else:
                 fitting = self._maps_of([train])
             place = np.searchsorted(run.val, val)
-            maps, decisions = {name: own[place] for name, own in self.compared.items()}, self.ours.decisions[place]
+            maps, decisions = (
+                {name: own[place] for name, own in self.compared.items()},
+                self.run.predictions[OURS].decisions[place],
+            )
             parts.append(segment(fitting, train, maps, val, decisions, run.patches))
         found = join_segmentations(parts, run.out_of_folds)
         return Table(

@@ -510,6 +510,17 @@ def test_chosen_attention_patches_show_every_class_that_is_found():
     assert 4 not in figures.choose_for_attention(labels, probabilities, 10)  # nothing was found in it
 
 
+def test_typical_patches_come_first_where_masks_say_which_they_are():
+    labels = np.ones((6, 2), np.uint8)
+    probabilities = np.full((6, 2), 0.9)
+    probabilities[5] = 0.1  # wrong
+    gain = np.array([[0.5, 0.3], [0.9, 0.9], [0.2, np.nan], [-0.1, 0], [np.nan, np.nan], [0.21, 0.2]])
+    chosen = figures.choose_for_attention(labels, probabilities, 3, gain)
+    assert chosen[0] in (0, 2)  # the median of 0.4, 0.9, 0.2 and -0.05 is 0.3
+    assert set(chosen[:2]) == {0, 2}
+    assert not {4, 5} & set(figures.choose_for_attention(labels, probabilities, 9, gain))
+
+
 # Attention
 
 
