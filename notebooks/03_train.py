@@ -15,15 +15,6 @@
 
 # %% [markdown]
 # # Training the Cross-Modal Matching head
-#
-# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder, the image features its
-# keys and values, eq. (3): $\mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$, with residuals and a two-layer
-# feed-forward network; the mean over the feature dimension gives the logit of each class, eq. (4). The loss is binary
-# cross-entropy, eq. (5).
-#
-# The paper writes the image as one global embedding. With one key the softmax is 1 whatever the query, so no region
-# can be attended to. Both readings are trained: **global** (one key) and **patch** (one key for each patch token).
-# Features are encoded once and cached; of the *views* of each patch (flips and rotations) one is drawn per epoch.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -50,6 +41,16 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir, globals())
 training = run.train_heads()
 training.finding()
+
+# %% [markdown]
+# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder, the image features its
+# keys and values, eq. (3): $\mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$, with residuals and a two-layer
+# feed-forward network; the mean over the feature dimension gives the logit of each class, eq. (4). The loss is binary
+# cross-entropy, eq. (5).
+#
+# The paper writes the image as one global embedding. With one key the softmax is 1 whatever the query, so no region
+# can be attended to. Both readings are trained: **global** (one key) and **patch** (one key for each patch token).
+# Features are encoded once and cached; of the *views* of each patch (flips and rotations) one is drawn per epoch.
 
 # %%
 training.features_note()

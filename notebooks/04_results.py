@@ -15,12 +15,6 @@
 
 # %% [markdown]
 # # Results
-#
-# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
-# $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
-# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
-# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
-# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -33,6 +27,13 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir, globals())
 results = run.evaluate()
 results.finding()
+
+# %% [markdown]
+# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
+# $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
+# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
+# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
+# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
 
 # %% [markdown]
 # ## All methods

@@ -15,9 +15,6 @@
 
 # %% [markdown]
 # # Errors
-#
-# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
-# and the patches themselves.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -29,6 +26,10 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir)
 errors = run.find_errors()
 errors.finding()
+
+# %% [markdown]
+# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
+# and the patches themselves.
 
 # %% [markdown]
 # ## How much of a class must be there?

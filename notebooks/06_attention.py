@@ -15,13 +15,6 @@
 
 # %% [markdown]
 # # Attention
-#
-# Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
-# multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
-# (Chefer et al. 2021). The tokens of a patch are brought to equal length first, since a few long ones draw every map. One
-# map for each class and patch, the mean over heads and views, on the encoder's token grid. Equal length was chosen among
-# some twenty variants with the masks of the demo and of CoNSeP in view: on these two sets its agreement is optimistic, and
-# the line *Trained head, raw tokens* is the map that was not chosen so.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -33,6 +26,14 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir)
 attention = run.map_attention()
 attention.finding()
+
+# %% [markdown]
+# Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
+# multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
+# (Chefer et al. 2021). The tokens of a patch are brought to equal length first, since a few long ones draw every map. One
+# map for each class and patch, the mean over heads and views, on the encoder's token grid. Equal length was chosen among
+# some twenty variants with the masks of the demo and of CoNSeP in view: on these two sets its agreement is optimistic, and
+# the line *Trained head, raw tokens* is the map that was not chosen so.
 
 # %% [markdown]
 # ## Over the patches

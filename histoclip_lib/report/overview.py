@@ -13,7 +13,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import Node, element, html
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder, read_predictions
 from histoclip_lib.evaluation.comparisons import OURS, PROBE, accuracy_against, finding
-from histoclip_lib.evaluation.methods import short_label
+from histoclip_lib.evaluation.methods import ours_first, short_label
 from histoclip_lib.evaluation.text import not_clip_text
 from histoclip_lib.report.executed import executed_notebooks, read_executed
 from histoclip_lib.report.navigation import RESULTS, front_page
@@ -43,17 +43,20 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
         Whether to show the paper's data sets of which there is no run.
     """
     found = table_one(runs)
+    names = ours_first(found.columns)
     bodies = [
         element("tbody", *lines)
         for group in found.groups
-        if (group.runs or without_runs) and (lines := _group_lines(group, metric, list(found.columns)))
+        if (group.runs or without_runs) and (lines := _group_lines(group, metric, names))
     ]
     if not bodies:
         return Markdown(f"No run has {metric} yet.")
     caption = f"{metric} of every run with its 95 % bootstrap interval" + (
         "; in italics what the paper reports, which has one HistoCLIP." if metric == "mAcc" else "."
     )
-    header = element("tr", *(element("th", text, scope="col") for text in ("Run", *found.columns.values())))
+    header = element(
+        "tr", *(element("th", text, scope="col") for text in ("Run", *(found.columns[name] for name in names)))
+    )
     return HTML(
         html(element("table", element("caption", caption), element("thead", header), *bodies, class_="summary"))
     )

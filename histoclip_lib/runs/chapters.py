@@ -13,7 +13,7 @@ from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, join_folds, mean_accuracy
 from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
 from histoclip_lib.evaluation import studies as study_tables
-from histoclip_lib.evaluation.methods import label_of, labels, short_label
+from histoclip_lib.evaluation.methods import label_of, labels, ours_first, short_label
 from histoclip_lib.evaluation.text import number_text
 from histoclip_lib.report import figures, tables
 from histoclip_lib.report.figures.base import as_image
@@ -520,7 +520,8 @@ class Results(Chapter):
     def table(self) -> Table:
         """Return the table of all methods."""
         caption = f"All methods, scored {self.on_which}, with 95 % intervals; bold: the best of each column."
-        return Table(tables.methods_table(self.scored, str(self.run["dataset"])), caption, tables.best_values())
+        shown = {name: self.scored[name] for name in ours_first(self.scored)}
+        return Table(tables.methods_table(shown, str(self.run["dataset"])), caption, tables.best_values())
 
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""

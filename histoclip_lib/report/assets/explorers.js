@@ -258,7 +258,7 @@ function attention(data, ask) {
     picture.alt = `Patch ${patch.name}`;
     about.replaceChildren(...aboutPatch(patch));
     overlayTitle.replaceChildren("Attention of ", named(classes[k]));
-    peak.textContent = map.where ? `highest: ${map.peak.toLocaleString("en")} times uniform` : "uniform";
+    peak.textContent = map.where ? `peak: ${map.peak.toLocaleString("en")} × uniform` : "uniform";
     status.replaceChildren(`Patch ${i + 1} of ${patches.length}. `, named(classes[k]),
       `: ${state(patch.labels[k])}, p = ${p.toFixed(2)}, ${mark(outcome(patch.labels[k], p, data))}; ${inWords(map)}`,
       ...(patch.mask && map.area === null ? ["; the class is not in the mask"] : []), ".");

@@ -19,14 +19,23 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.localisation import MEASURES, MapScores, class_means
 from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, enlarge, square_crop
-from histoclip_lib.report.figures.base import CLASS_COLOURS, class_colour, described, figure, listed, wrapped
+from histoclip_lib.report.figures.base import (
+    UNCOLOURED,
+    WRONG,
+    class_colour,
+    described,
+    figure,
+    listed,
+    method_colour,
+    wrapped,
+)
 from histoclip_lib.report.figures.patches import outline
 
 MARKERS = {
     TRAINED: "o", "as_is": ".", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^", "corrected": "v",
     "centre": "D", "uniform": "|",
 }  # fmt: skip
-COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:8], "0.3"], strict=True))
+LIKE = {TRAINED: "histoclip_patch", "as_is": "histoclip_patch", PROBE: "linear_probe", "probe": "linear_probe"}
 OPACITY = 0.85  # of the highest value over the tissue; the lowest is clear
 HOT = (0.4, 1.0)  # part of the colour map that is seen: its dark end would hide the tissue
 SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
@@ -54,8 +63,8 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
         axes.hlines(heights, lowest, means[scores.maps.index(TRAINED)], color="0.8", lw=2, zorder=1)
         for name, values in zip(scores.maps, means, strict=True):
             axes.plot(
-                values, heights, MARKERS[name], color=COLOURS[name], mew=1.8, ms=11 if name == "uniform" else 6.5,
-                mfc=COLOURS[name] if name == TRAINED else "white", label=MAP_LABELS[name],
+                values, heights, MARKERS[name], color=_map_colour(name), mew=1.8, ms=11 if name == "uniform" else 6.5,
+                mfc=_map_colour(name) if name == TRAINED else "white", label=MAP_LABELS[name],
                 zorder=4 if name == TRAINED else 3,
             )  # fmt: skip
         axes.set(title=label, xlim=(-0.03 * limit, limit), ylim=(len(classes) - 0.5, -0.5))
@@ -74,6 +83,11 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
         f"Agreement of the trained head's attention and of {len(scores.maps) - 1} references with the masks of "
         f"{len(scores.area):,} patches. Training has helped to find a class if its filled dot is right of others.",
     )
+
+
+def _map_colour(name: str) -> tuple | str:
+    """Return the colour of the method that a set of maps comes from; grey for those of none."""
+    return method_colour(LIKE[name]) if name in LIKE else UNCOLOURED
 
 
 def choose_for_attention(
@@ -182,7 +196,7 @@ def attention_overlay(
         state = state_text(labels[k])
         axes.set_title(
             f"{wrapped(classes[k])}\n{state}, p = {probabilities[k]:.2f}{'' if right else '  ✗'}",
-            fontsize=9, color="black" if right else CLASS_COLOURS[3],
+            fontsize=9, color="black" if right else WRONG,
         )  # fmt: skip
         place = where_highest(maps[k])
         said.append(f"{classes[k]}: {state}, probability {probabilities[k]:.2f}, most attention {place}")

@@ -10,14 +10,16 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from histoclip_lib.evaluation.comparisons import OURS
 from histoclip_lib.evaluation.confusion import CoOccurrenceBias
 from histoclip_lib.report.figures.base import (
-    CLASS_COLOURS,
+    SERIES_COLOURS,
     class_colour,
     confusion_heat_map,
     described,
     figure,
     heat_map,
+    method_colour,
     short,
     width_of,
     wrapped,
@@ -73,10 +75,12 @@ def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
     for number, name in enumerate(names):
         own = table[table["class"] == name]
         place = np.array([areas.index(area) for area in own["area"]]) + 0.09 * (number - len(names) / 2)
+        if number:  # the table has the intervals of single classes
+            axes.plot(place, own["recall"], "o-", color=class_colour(number - 1), lw=1.2, ms=5, label=wrapped(name))
+            continue
         errors = np.abs(own[["low", "high"]].to_numpy().T - own["recall"].to_numpy())
-        colour, width = ("0.15", 2.5) if number == 0 else (class_colour(number - 1), 1.2)
         axes.errorbar(
-            place, own["recall"], errors, fmt="o-", color=colour, lw=width, ms=5, capsize=2, label=wrapped(name)
+            place, own["recall"], errors, fmt="o-", color="0.15", lw=2.5, ms=5, capsize=2, label=wrapped(name)
         )
     axes.set_xticks(range(len(areas)), areas)
     axes.set(xlabel="share of the patch that the class covers in the mask", ylabel="recall (sensitivity)")
@@ -91,8 +95,8 @@ def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
         drawn,
         f"Recall by covered area, all classes together. {said}.",
         f"How often {method} finds a class, by how much of the patch it covers ({overall['present'].sum():,} labels "
-        "with masks). Bars are 95 % intervals by Wilson, which take patches as independent. Look at how steeply recall "
-        "falls to the left.",
+        "with masks). Bars are 95 % intervals by Wilson for all classes together, which take patches as independent. "
+        "Look at how steeply recall falls to the left.",
     )
 
 
@@ -153,7 +157,7 @@ def group_error_plot(table: pd.DataFrame) -> Figure:
     area = np.clip(2500 / len(rates), 15, 110)  # many dots must not run into a band
     overall = float(np.average(rates, weights=patches))
     drawn, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
-    axes.scatter(np.arange(len(rates)), rates, area * patches / patches.max(), color=CLASS_COLOURS[0], alpha=0.6)
+    axes.scatter(np.arange(len(rates)), rates, area * patches / patches.max(), color=method_colour(OURS), alpha=0.6)
     axes.axhline(overall, color="0.3", lw=1.2, ls="--")
     axes.annotate(
         f"all patches {overall:.3f}", (1, overall), xycoords=("axes fraction", "data"), xytext=(-4, 4),
@@ -190,7 +194,7 @@ def label_set_bars(table: pd.DataFrame) -> Figure:
     ]
     heights = np.arange(len(shown))[::-1]
     drawn, axes = plt.subplots(figsize=(4 + width_of(names), 0.48 * len(shown) + 1.2), layout="constrained")
-    for metric, shift, colour in (("mAcc", 0.19, CLASS_COLOURS[0]), ("exact match", -0.19, CLASS_COLOURS[1])):
+    for metric, shift, colour in (("mAcc", 0.19, SERIES_COLOURS[0]), ("exact match", -0.19, SERIES_COLOURS[1])):
         bars = axes.barh(heights + shift, shown[metric], 0.36, color=colour, label=metric)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_yticks(heights, names, fontsize=9)
