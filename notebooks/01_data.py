@@ -15,10 +15,6 @@
 
 # %% [markdown]
 # # The data
-#
-# What is classified, how often each class occurs, and how the patches are divided into those that models are fitted on
-# and those that they are tried on.
-# Every patch can carry several labels at once.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -46,6 +42,11 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir, globals())
 data = run.describe_data()
 data.finding()
+
+# %% [markdown]
+# What is classified, how often each class occurs, and how the patches are divided into those that models are fitted on
+# and those that they are tried on.
+# Every patch can carry several labels at once.
 
 # %%
 data.about()

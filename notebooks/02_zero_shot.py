@@ -15,19 +15,6 @@
 
 # %% [markdown]
 # # Zero-shot: what a frozen CLIP says without training
-#
-# No label is used here except to score. An image embedding $z$ is compared with the embeddings of prompts.
-#
-# 1. **Baseline**: the cosine of $z$ and each class embedding, decided by eq. (6) as it stands,
-#    $\sigma(\cos) \ge 0.5$, that is $\cos \ge 0$. A CLIP whose cosines are all positive marks every label.
-# 2. **One-vs-Rest**: a class is present where "a photo of a {class}" is nearer than "a photo with nothing in it."
-# 3. **Power-set**: one prompt for each of the $2^N$ subsets of classes; the nearest one gives the labels.
-# 4. **Top-k**: the classes are ranked for each image; "a photo of a Top-1, ..., a photo of a Top-k" is compared for
-#    every $k$, and the empty set.
-#
-# Two more see the training images without their labels. **Standardised**: the Baseline's cosines, less their mean over these
-# images and divided by their deviation, decided at 0. **Transductive**: for each class a mixture of two Gaussians on these
-# images, with the standardised score as prior.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -56,6 +43,20 @@ run = open_run(name, reports_dir, globals())
 zero_shot = run.score_zero_shot()
 zero_shot.finding()
 
+# %% [markdown]
+# No label is used here except to score. An image embedding $z$ is compared with the embeddings of prompts.
+#
+# 1. **Baseline**: the cosine of $z$ and each class embedding, decided by eq. (6) as it stands,
+#    $\sigma(\cos) \ge 0.5$, that is $\cos \ge 0$. A CLIP whose cosines are all positive marks every label.
+# 2. **One-vs-Rest**: a class is present where "a photo of a {class}" is nearer than "a photo with nothing in it."
+# 3. **Power-set**: one prompt for each of the $2^N$ subsets of classes; the nearest one gives the labels.
+# 4. **Top-k**: the classes are ranked for each image; "a photo of a Top-1, ..., a photo of a Top-k" is compared for
+#    every $k$, and the empty set.
+#
+# Two more see the training images without their labels. **Standardised**: the Baseline's cosines, less their mean over these
+# images and divided by their deviation, decided at 0. **Transductive**: for each class a mixture of two Gaussians on these
+# images, with the standardised score as prior.
+
 # %%
 zero_shot.about_encoder()
 
@@ -80,8 +81,8 @@ zero_shot.class_similarity()
 # %% [markdown]
 # ## Predictions of the strategies
 #
-# mAcc on the held-out patches, which every later table uses, and on all patches; and, under the name of each class, how
-# often it is predicted, with the true prevalence in the last line.
+# mAcc on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
+# the true prevalence in the last line.
 
 # %%
 zero_shot.table()

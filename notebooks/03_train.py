@@ -15,15 +15,6 @@
 
 # %% [markdown]
 # # Training the Cross-Modal Matching head
-#
-# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder, the image features its
-# keys and values, eq. (3): $\mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$, with residuals and a two-layer
-# feed-forward network; the mean over the feature dimension gives the logit of each class, eq. (4). The loss is binary
-# cross-entropy, eq. (5).
-#
-# The paper writes the image as one global embedding. With one key the softmax is 1 whatever the query, so no region
-# can be attended to. Both readings are trained: **global** (one key) and **patch** (one key for each patch token).
-# Features are encoded once and cached; of the *views* of each patch (flips and rotations) one is drawn per epoch.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -50,6 +41,16 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir, globals())
 training = run.train_heads()
 training.finding()
+
+# %% [markdown]
+# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder, the image features its
+# keys and values, eq. (3): $\mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$, with residuals and a two-layer
+# feed-forward network; the mean over the feature dimension gives the logit of each class, eq. (4). The loss is binary
+# cross-entropy, eq. (5).
+#
+# The paper writes the image as one global embedding. With one key the softmax is 1 whatever the query, so no region
+# can be attended to. Both readings are trained: **global** (one key) and **patch** (one key for each patch token).
+# Features are encoded once and cached; of the *views* of each patch (flips and rotations) one is drawn per epoch.
 
 # %%
 training.features_note()
@@ -85,8 +86,7 @@ training.last_and_best()
 # - **Features** are centred and divided by one number; class queries are scaled by twice the square root of their width.
 #
 # Each line of the table changes one thing (four folds by group; differences below about 0.01 are within chance). The table
-# is fixed: it is not part of this run, and `benchmarks/head_study.py` makes it. On CoNSeP, its only real data, the linear
-# probe in the last line is better in all three measures.
+# is fixed: it is not part of this run, and `benchmarks/head_study.py` makes it.
 
 # %%
 training.head_study()
@@ -106,8 +106,7 @@ training.fit_studies()
 # ## Design
 #
 # The head as reported, and with one choice made differently; in a cross-validation those that are fitted in every fold.
-# Look for intervals of the change that exclude 0; the other
-# differences are within chance.
+# A change with a corrected p of 0.05 or more is within chance.
 
 # %%
 training.design_plot()

@@ -15,12 +15,6 @@
 
 # %% [markdown]
 # # Results
-#
-# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
-# $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
-# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
-# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
-# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -33,6 +27,13 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir, globals())
 results = run.evaluate()
 results.finding()
+
+# %% [markdown]
+# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
+# $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
+# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
+# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
+# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
 
 # %% [markdown]
 # ## All methods
@@ -49,10 +50,11 @@ results.table()
 results.interval_note()
 
 # %% [markdown]
-# ## Is one method better than another?
+# ## Which differences are real?
 #
 # HistoCLIP with patch keys minus every other method, on the same patches: the difference, its interval from the same
-# bootstrap draws, and a permutation test that swaps the two methods' predictions for whole groups.
+# bootstrap draws, and p of a permutation test that swaps the two methods' predictions for whole groups. A difference counts
+# where the corrected p is below 0.05, on this page and on every other.
 
 # %%
 results.differences()
@@ -61,8 +63,7 @@ results.differences()
 results.correction_note()
 
 # %% [markdown]
-# Any two methods in mAcc: the one of the line minus the one of the column. Look for the asterisks, which mark a corrected
-# p below 0.05.
+# Any two methods in mAcc: the one of the line minus the one of the column.
 
 # %%
 results.all_pairs()

@@ -15,9 +15,6 @@
 
 # %% [markdown]
 # # Errors
-#
-# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
-# and the patches themselves.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -29,6 +26,36 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir)
 errors = run.find_errors()
 errors.finding()
+
+# %% [markdown]
+# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
+# and the patches themselves.
+
+# %% [markdown]
+# ## How much of a class must be there?
+#
+# Recall of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
+# regions.
+
+# %%
+errors.small_regions()
+
+# %%
+errors.recall_by_area()
+
+# %%
+errors.recall_table()
+
+# %% [markdown]
+# ## Sensitivity and specificity
+#
+# At the threshold 0.5, and below at one of your own for each class. Look at what a higher sensitivity costs in specificity.
+
+# %%
+errors.rates()
+
+# %%
+errors.threshold_explorer()
 
 # %% [markdown]
 # ## Confusion

@@ -15,13 +15,6 @@
 
 # %% [markdown]
 # # Attention
-#
-# Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
-# multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
-# (Chefer et al. 2021). The tokens of a patch are brought to equal length first, since a few long ones draw every map. One
-# map for each class and patch, the mean over heads and views, on the encoder's token grid. Equal length was chosen among
-# some twenty variants with the masks of the demo and of CoNSeP in view: on these two sets its agreement is optimistic, and
-# the line *Trained head, raw tokens* is the map that was not chosen so.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -35,17 +28,25 @@ attention = run.map_attention()
 attention.finding()
 
 # %% [markdown]
+# Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
+# multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
+# (Chefer et al. 2021). The tokens of a patch are brought to equal length first, since a few long ones draw every map. One
+# map for each class and patch, the mean over heads and views, on the encoder's token grid. Equal length was chosen among
+# some twenty variants with the masks of the demo and of CoNSeP in view: on these two sets its agreement is optimistic, and
+# the line *Trained head, raw tokens* is the map that was not chosen so.
+
+# %% [markdown]
 # ## Over the patches
 #
 # Choose a patch and a class: bright is much attention, the line is the outline of the class in the mask, ✗ marks a wrong
-# decision. Patches without an error come first, then the most confident errors.
+# decision. Patches without an error come first; of these, where there are masks, the one with the median gain of AP over
+# the covered area, so that neither a good nor a bad map is picked. Then the most confident errors.
 
 # %%
 attention.explorer()
 
 # %% [markdown]
-# All classes side by side, on held-out patches in which they are present and most confidently found. Look at whether the
-# maps of different classes differ.
+# All classes side by side, on held-out patches chosen by the same rule. Look at whether the maps of different classes differ.
 
 # %%
 attention.overlays()

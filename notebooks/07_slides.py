@@ -15,10 +15,6 @@
 
 # %% [markdown]
 # # Slides
-#
-# Whole slides under the run's model. Each tile shows the field of a training patch in micrometres; glass and pen marks are
-# left out before. What lies beside a slide as `<slide>_mask.png` or `<slide>_points.csv` is what the maps are scored
-# against.
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -32,6 +28,11 @@ from histoclip_lib import open_run
 run = open_run(name, reports_dir, globals())
 shown = run.predict_slides()
 shown.finding()
+
+# %% [markdown]
+# Whole slides under the run's model. Each tile shows the field of a training patch in micrometres; glass and pen marks are
+# left out before. What lies beside a slide as `<slide>_mask.png` or `<slide>_points.csv` is what the maps are scored
+# against.
 
 # %% [markdown]
 # ## The slide

@@ -92,11 +92,11 @@ def print_table_one(console: Console, runs: list[RunMetrics]) -> None:
 
 def _score_text(score: Score) -> str:
     interval = f" ({score.interval[0]:.3f} – {score.interval[1]:.3f})" if score.interval else ""
-    return f"{score.value:.4f}{interval}"
+    return f"{score.value:.3f}{interval}"
 
 
 def _paper_columns(paper: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, str]]]:
-    return [(name, {method: f"{score:.4f}" for method, score in scores.items()}) for name, scores in paper.items()]
+    return [(name, {method: f"{score:.3f}" for method, score in scores.items()}) for name, scores in paper.items()]
 
 
 def _print_block(

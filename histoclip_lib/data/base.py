@@ -163,6 +163,17 @@ class PatchDataset:
         """Return the class map of patch `index`, shape (H, W), uint8 (0 = none), or None without masks."""
         return self.source.mask(int(index)) if self.has_masks else None
 
+    def covered_areas(self, index: np.ndarray) -> np.ndarray:
+        """Return the share of each of the patches `index` that each class covers in the mask, shape (B, N).
+
+        NaN where a patch has no mask.
+        """
+        areas = np.full((len(index), len(self.classes)), np.nan)
+        for line, i in zip(areas, index, strict=True):
+            if (mask := self.mask(i)) is not None:
+                line[:] = np.bincount(mask.ravel(), minlength=256)[1 : len(self.classes) + 1] / mask.size
+        return areas
+
     @property
     def subgroups(self) -> dict[str, np.ndarray]:
         """What divides the patches into subgroups, each of shape (B,): `meta`, and the tissue where it is known."""

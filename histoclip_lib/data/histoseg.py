@@ -84,6 +84,12 @@ LUAD = Release(
 )
 
 
+PRESENT = (
+    "In the official training part a class is present where the file name says so, in the others where it covers at "
+    "least {mask_coverage:.0%} of the mask."
+)
+
+
 @dataset(
     BCSS.name,
     title=BCSS.title,
@@ -97,6 +103,7 @@ LUAD = Release(
     paper={"baseline": 0.4266, "one_vs_rest": 0.3757, "power_set": 0.4713, "top_k": 0.4358, "histoclip": 0.9121},
     mpp=0.25,
     tcga="yes",
+    present=PRESENT,
 )
 def load_bcss_wsss(
     data_dir: str | Path,
@@ -150,6 +157,7 @@ def load_bcss_wsss(
     paper={"baseline": 0.4485, "one_vs_rest": 0.2932, "power_set": 0.4422, "top_k": 0.4738, "histoclip": 0.9507},
     mpp=0.5,
     tcga="no",
+    present=PRESENT,
 )
 def load_luad_histoseg(
     data_dir: str | Path,

@@ -40,6 +40,8 @@ class DatasetEntry:
         Micrometres per pixel of its patches; None where the data itself says it, or nothing does.
     tcga : {"yes", "in part", "no", "unknown"}
         Whether its images come from TCGA, which the pretraining of many encoders holds.
+    present : str
+        The rule by which a class counts as present in a patch, a sentence; `{option}` stands for an option's value.
     """
 
     name: str
@@ -52,6 +54,7 @@ class DatasetEntry:
     paper: Mapping[str, float] = field(default_factory=dict)
     mpp: float | None = None
     tcga: str = "unknown"
+    present: str = "A class is present where the labels say so."
 
 
 DATASETS: Registry[DatasetEntry] = Registry(
@@ -74,6 +77,7 @@ def dataset(
     paper: Mapping[str, float] | None = None,
     mpp: float | None = None,
     tcga: str = "unknown",
+    present: str = DatasetEntry.present,
 ) -> Callable[[Loader], Loader]:
     """Register the decorated loader as a data set; `DatasetEntry` has the arguments.
 
@@ -87,7 +91,7 @@ def dataset(
     """
 
     def register(load: Loader) -> Loader:
-        entry = DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {}, mpp, tcga)
+        entry = DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {}, mpp, tcga, present)
         DATASETS.add(name, entry, load.__module__)
         return load
 

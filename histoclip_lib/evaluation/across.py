@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from histoclip_lib.evaluation.artifacts import ValidationPredictions
+from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, p_text, signed_text
 from histoclip_lib.evaluation.uncertainty import (
@@ -170,7 +171,7 @@ def across_note(found: dict[str, Across], method: str) -> str:
     said = []
     for metric, own in found.items():
         pooled = own.pooled
-        order = "above" if pooled.low > 0 else "below" if pooled.high < 0 else "not significantly different from"
+        order = {BETTER: "above", WORSE: "below"}.get(finding(pooled), "not significantly different from")
         said.append(
             f"in {metric} HistoCLIP with patch keys is {order} it (mean difference {pooled.value:+.3f}, 95 % "
             f"{pooled.low:+.3f} to {pooled.high:+.3f}, p = {p_text(pooled.p)})"

@@ -230,6 +230,8 @@ class RunMetrics:
         Patches to fit on, in a cross-validation those of the first fold, and patches to score.
     folds : int
         Of the cross-validation; 1 for a single split.
+    seed : int
+        Of the run.
     """
 
     path: Path
@@ -242,6 +244,7 @@ class RunMetrics:
     n_train: int | None = None
     n_val: int | None = None
     folds: int = 1
+    seed: int = 0
 
     @property
     def folder(self) -> str:
@@ -376,6 +379,7 @@ def read_metrics(path: Path) -> RunMetrics:
         n_train=_count(metrics.get("n_train")),
         n_val=_count(metrics.get("n_val")),
         folds=max(_count(metrics.get("folds")) or 1, 1),
+        seed=_count(metrics.get("seed")) or 0,
     )
 
 

@@ -325,7 +325,7 @@ def threshold_table(
         for rule, (predictions, cuts) in rules.items():
             points = point_metrics(labels, predictions, classes)
             columns[label_of(method), rule] = {
-                "mAcc": f"{points['mAcc']:.4f}",
+                "mAcc": f"{points['mAcc']:.3f}",
                 "macro F1": f"{points['macro_f1']:.3f}",
                 "exact match": f"{points['exact_match']:.3f}",
                 **{f"threshold, {name}": f"{cut:.2f}" for name, cut in zip(classes, cuts, strict=True)},
@@ -351,12 +351,12 @@ def calibration_table(
         for stage, probabilities in stages.items():
             errors, brier = expected_calibration_error(labels, probabilities), brier_score(labels, probabilities)
             columns[label_of(method), stage] = {
-                "cross-entropy": f"{cross_entropy(labels, probabilities):.4f}",
-                "Brier score": f"{brier.mean():.4f}",
+                "cross-entropy": f"{cross_entropy(labels, probabilities):.3f}",
+                "Brier score": f"{brier.mean():.3f}",
                 "ECE": f"{errors.mean():.3f}",
                 "ECE by chance": f"{chance_calibration_error(probabilities).mean():.3f}",
                 **{f"ECE, {name}": f"{value:.3f}" for name, value in zip(classes, errors, strict=True)},
-                **{f"Brier score, {name}": f"{value:.4f}" for name, value in zip(classes, brier, strict=True)},
+                **{f"Brier score, {name}": f"{value:.3f}" for name, value in zip(classes, brier, strict=True)},
             }
     return pd.DataFrame(columns)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -47,17 +48,19 @@ RESAMPLES = 1000  # where no number is given
 def finding(gap: Difference) -> str:
     """Say what a difference of two methods shows: better, worse, or not significantly different.
 
-    The 95 % interval must exclude 0 and, where a test was made, its p must be below ALPHA.
+    Its p, which is corrected where it stands in a table of several, must be below ALPHA; where no test was made, the
+    95 % interval must exclude 0.
     """
-    if gap.p >= ALPHA:  # not where p is NaN
+    shown = gap.low > 0 or gap.high < 0 if np.isnan(gap.p) else gap.p < ALPHA
+    if not shown:
         return ALIKE
-    return BETTER if gap.low > 0 else WORSE if gap.high < 0 else ALIKE
+    return BETTER if gap.value > 0 else WORSE
 
 
 def against_every_method(
     methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> dict[str, Comparison]:
-    """Compare HistoCLIP with patch keys with each other method, in the order of the table.
+    """Compare HistoCLIP with patch keys with each other method, in the order of the table; p after Holm's correction.
 
     Parameters
     ----------
@@ -71,11 +74,29 @@ def against_every_method(
         See `uncertainty.compare`.
     """
     units = bootstrap_units(patches, val)
-    return {
+    found = {
         name: compare(patches.labels[val], methods[OURS], methods[name], units, resamples, seed, folds)
         for name in in_table_order(methods)
         if name != OURS
     }
+    columns = (corrected([getattr(own, key) for own in found.values()]) for key in METRICS.values())
+    return {name: Comparison(*gaps) for name, *gaps in zip(found, *columns, strict=True)}
+
+
+def accuracy_against(found: ValidationPredictions, seed: int, folds: int = 1) -> dict[str, Difference]:
+    """Return the half of `against_every_method` that is on mAcc for a run's predictions, for sentences about it."""
+    ours = found.methods[OURS]
+    names = [name for name in in_table_order(found.methods) if name != OURS]
+    gaps = [
+        accuracy_gap(found.labels, ours, found.methods[name], found.units, RESAMPLES, seed, folds) for name in names
+    ]
+    return dict(zip(names, corrected(gaps), strict=True))
+
+
+def corrected(gaps: Sequence[Difference]) -> list[Difference]:
+    """Return differences with p corrected by Holm's method for their number."""
+    adjusted = holm(np.array([gap.p for gap in gaps]))
+    return [replace(gap, p=float(p)) for gap, p in zip(gaps, adjusted, strict=True)]
 
 
 def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
@@ -83,8 +104,8 @@ def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
     table = pd.DataFrame(index=[label_of(name) for name in comparisons])
     for metric, key in METRICS.items():
         gaps = [getattr(comparison, key) for comparison in comparisons.values()]
-        table[metric] = [signed_text(gap, digits=4) for gap in gaps]
-        table[f"p, {metric}"] = [p_text(p) for p in holm(np.array([gap.p for gap in gaps]))]
+        table[metric] = [signed_text(gap) for gap in gaps]
+        table[f"p, {metric}"] = [p_text(gap.p) for gap in gaps]
     return table
 
 
@@ -166,23 +187,19 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
         listed = "".join(f", {label} {scores[name]:.3f}" for name, label in rivals.items())
         return f"{reached}{listed}{'; differences were not tested' if rivals else ''}."
 
-    def found(one: str, other: str) -> str:
-        pair = (predictions.methods[name] for name in (one, other))
-        return finding(accuracy_gap(predictions.labels, *pair, predictions.units, RESAMPLES, 0, metrics.folds))
-
-    sentence, trained = reached, [OURS]
+    gaps = accuracy_against(predictions, metrics.seed, metrics.folds)
+    sentence = reached
     if PROBE in rivals:
-        trained.append(PROBE)
-        sentence = f"HistoCLIP with patch keys {found(OURS, PROBE)} the linear probe on the same features"
-        if found(OURS, PROBE) == ALIKE:
+        said = finding(gaps[PROBE])
+        sentence = f"HistoCLIP with patch keys {said} the linear probe on the same features"
+        if said == ALIKE:
             sentence = "HistoCLIP with patch keys and the linear probe are not significantly different on this data"
         sentence += f" (mAcc {scores[OURS]:.3f} and {scores[PROBE]:.3f})"
     if best:
-        above = [found(name, best) == BETTER for name in trained]
-        far = "far " * (min(scores[name] for name in trained) - scores[best] > FAR)
-        subject = "both are" if PROBE in rivals else "it is"
-        verb = f"{subject} {far}above" if all(above) else f"the head {found(OURS, best)}"
-        sentence += f"; {verb} {labels[best]} ({short_label(best)}, {scores[best]:.3f})"
+        said = finding(gaps[best])
+        if said == BETTER:
+            said = "is far above" if scores[OURS] - scores[best] > FAR else "is above"
+        sentence += f"; HistoCLIP {said} {labels[best]} ({short_label(best)}, {scores[best]:.3f})"
     return f"{sentence}."
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
+from scipy.stats import binomtest
 
 from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, stretch, unit_sums
 
+AREAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # shares of a patch that a class covers, between which recall is counted
 MIN_UNITS = 5  # fewer patients on either side of a comparison show no spread between patients
 
 
@@ -24,6 +27,56 @@ def confusion(labels: np.ndarray, decisions: np.ndarray) -> np.ndarray:
     absent, present, decisions = labels == 0, labels == 1, decisions.astype(bool)
     cells = [[absent & ~decisions, absent & decisions], [present & ~decisions, present & decisions]]
     return np.moveaxis(np.array([[cell.sum(axis=0) for cell in row] for row in cells]), 2, 0)
+
+
+def recall_by_area(labels: np.ndarray, decisions: np.ndarray, area: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Return how often a class is found, by the share of the patch that its mask covers.
+
+    Parameters
+    ----------
+    labels, decisions : ndarray of shape (B, N)
+        Truth, and what a method decides.
+    area : ndarray of shape (B, N)
+        Share of the patch that each class covers in the mask; NaN where there is no mask.
+    classes : list of str
+        N names.
+
+    Returns
+    -------
+    DataFrame
+        A line for each class, and for all together (`all classes`), and each of the AREAS with a patch: `class`,
+        `area`, `present`, `found`, `recall` and its 95 % interval by Wilson, `low` and `high`.
+
+    References
+    ----------
+    Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
+    """
+    present, found = (labels == 1) & ~np.isnan(area), decisions.astype(bool)
+    lines = []
+    for name, columns in [("all classes", range(len(classes))), *((name, [k]) for k, name in enumerate(classes))]:
+        own, hit, size = (values[:, list(columns)] for values in (present, found, area))
+        for low, high in pairwise(AREAS):
+            inside = own & (size >= low) & ((size < high) | (high == AREAS[-1]))
+            if n := int(inside.sum()):
+                interval = binomtest(k := int((inside & hit).sum()), n).proportion_ci(LEVEL, "wilson")
+                lines.append((name, f"{low:.0%} to {high:.0%}", n, k, k / n, interval.low, interval.high))
+    return pd.DataFrame(lines, columns=["class", "area", "present", "found", "recall", "low", "high"])
+
+
+def rates_table(labels: np.ndarray, decisions: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Return sensitivity and specificity of each class as text, with 95 % intervals by Wilson; see `recall_by_area`."""
+    lines = {}
+    for name, counts in zip(classes, confusion(labels, decisions), strict=True):
+        sides = {"sensitivity": counts[1, ::-1], "specificity": counts[0]}
+        lines[name] = {side: _share_text(*map(int, own)) for side, own in sides.items()}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _share_text(hits: int, others: int) -> str:
+    if not hits + others:
+        return "—"
+    low, high = binomtest(hits, hits + others).proportion_ci(LEVEL, "wilson")
+    return f"{hits / (hits + others):.3f} ({low:.3f} to {high:.3f}), {hits} of {hits + others}"
 
 
 def predicted_when_missed(labels: np.ndarray, decisions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -363,7 +363,7 @@ def split_gap_note(gaps: list[SplitGap]) -> str:
             lines.append(f"{place}: not defined, since no class has a positive patch.")
             continue
         said = words.get(finding(found.gap), "the two splits are **not significantly different**")
-        lines.append(f"{place}: {said}, {signed_text(found.gap, digits=4)}.")
+        lines.append(f"{place}: {said}, {signed_text(found.gap)}.")
     return "\n".join(
         [
             *lines,

@@ -41,6 +41,12 @@ def in_table_order(names: Iterable[str]) -> list[str]:
     return [name for name in methods() if name in wanted]
 
 
+def ours_first(names: Iterable[str]) -> list[str]:
+    """Return names with HistoCLIP's lines or columns before the others, as narrow screens need them."""
+    known = METHODS.load()
+    return sorted(names, key=lambda name: name not in known or known[name].family != "histoclip")
+
+
 def strategy_names() -> list[str]:
     """Return the names of the zero-shot strategies."""
     return [name for name, method in methods().items() if method.family == "zero-shot"]

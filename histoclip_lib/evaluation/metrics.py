@@ -6,7 +6,9 @@ import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
 from histoclip_lib.common.arrays import all_right
+from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
+from histoclip_lib.evaluation.methods import short_label
 
 
 def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[str]) -> dict:
@@ -109,3 +111,27 @@ def auroc(hits: np.ndarray, called: np.ndarray) -> np.ndarray:
     pairs = hits[:, -1].astype(float) * (called - hits)[:, -1]
     with np.errstate(invalid="ignore"):
         return (false_calls * ((hits + hits_before) / 2)).sum(axis=1) / pairs
+
+
+def ranking_note(methods: dict[str, Predictions], labels: np.ndarray, classes: list[str]) -> str:
+    """Name in Markdown the classes whose patches a strategy ranks below the others: an AUROC below 0.5.
+
+    Parameters
+    ----------
+    methods : dict of str to Predictions
+        Of the strategies, for the same B patches.
+    labels : ndarray of shape (B, N)
+        0, 1, or NaN where not known.
+    classes : list of str
+        N names.
+    """
+    below: dict[str, list[str]] = {}
+    for name, own in methods.items():
+        areas = point_metrics(labels, own, classes)["per_class"]
+        for label in classes:
+            if (area := areas[label]["auroc"]) is not None and area < 0.5:
+                below.setdefault(label, []).append(f"{short_label(name)} {area:.2f}")
+    if not below:
+        return "No strategy ranks a class below chance (AUROC 0.5)."
+    listed = "; ".join(f"**{as_typed(label)}** ({', '.join(said)})" for label, said in below.items())
+    return f"Ranked below chance, with the AUROC of each strategy that does so (0.5 is chance): {listed}."

@@ -43,9 +43,11 @@ def _with_interval(gap: Difference, value: str, ends: str) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p value with two significant digits, or `< 0.001`."""
+    """Return a p value with two significant digits, `< 0.001` or `1`."""
     if np.isnan(p):
         return UNDEFINED
+    if p > 0.995:
+        return "1"
     return "< 0.001" if p < 0.001 else f"{p:#.2g}"
 
 

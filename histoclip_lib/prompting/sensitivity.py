@@ -193,13 +193,13 @@ def ensembling_note(variants: Variants) -> str:
         if np.isnan(together):
             sentences.append(f"Its {metric} is not defined: no class has a positive patch.")
         elif np.ptp([together, *alone]) < 1e-9:
-            sentences.append(f"Its {metric} is {together:.4f} with every template, alone or together.")
+            sentences.append(f"Its {metric} is {together:.3f} with every template, alone or together.")
         else:
             beaten = int((together > alone).sum())
             sentences.append(
-                f"Its {metric} is {together:.4f} with the {len(single)} templates together; with one alone it is "
-                f"{alone.mean():.4f} on average, {alone.min():.4f} at the lowest and {alone.max():.4f} at the highest. "
-                f"Together they change it by {together - alone.mean():+.4f} against the mean, and beat {beaten} of the "
+                f"Its {metric} is {together:.3f} with the {len(single)} templates together; with one alone it is "
+                f"{alone.mean():.3f} on average, {alone.min():.3f} at the lowest and {alone.max():.3f} at the highest. "
+                f"Together they change it by {together - alone.mean():+.3f} against the mean, and beat {beaten} of the "
                 f"{len(single)}."
             )
     return f"**Ensembling, eq. (2), and the Baseline.** {' '.join(sentences)}"
@@ -219,6 +219,9 @@ def spread_note(variants: Variants) -> str:
             ]
             if not np.isnan(reported):
                 parts.append(", ".join([f"{metric} {reported:.3f} as reported", *ranges]))
+            alone = own.loc[own["kind"] == SINGLE_TEMPLATE, metric].dropna()
+            if len(alone) > 1 and alone.min() > reported:
+                parts.append(f"**every single template has a higher {metric} than all of them together**")
         lines.append(f"- {strategy}: {'; '.join(parts)}.")
     note = "\n".join(lines)
     if SYNONYMS not in set(variants.table["kind"]):

@@ -222,12 +222,12 @@ def prefix_prompt(ranked: tuple[int, ...], vocabulary: Vocabulary) -> str:
 
 
 def baseline_note(predictions: Predictions, labels: np.ndarray, rule: str) -> str:
-    """Say in Markdown what the Baseline amounts to; `predictions` and `labels` for all patches (B, N)."""
+    """Say in Markdown what the Baseline amounts to; `predictions` and `labels` are of the same patches (B, N)."""
     if rule != "sigmoid":
         return f"The Baseline is decided by the rule `{rule}`, not by the paper's eq. (6)."
     share = predictions.decisions.mean()
     always = mean_accuracy(labels, np.ones_like(labels))
-    note = f"The rule cos ≥ 0 marks {share:.1%} of all labels as present; marking every label scores {always:.4f}."
+    note = f"The rule cos ≥ 0 marks {share:.1%} of all labels as present; marking every label scores {always:.3f}."
     if share == 1:
         note += " **Here the Baseline is that constant answer**: every cosine is positive, whatever the image."
     return note

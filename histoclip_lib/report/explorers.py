@@ -29,7 +29,7 @@ from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import enlarge, square_crop
 from histoclip_lib.report import figures
 from histoclip_lib.report.export import EXPLORER_TYPE
-from histoclip_lib.report.figures.attention import where_highest
+from histoclip_lib.report.figures.attention import hot, where_highest
 from histoclip_lib.report.figures.base import class_colour
 from histoclip_lib.report.figures.calibration import at_or_above
 from histoclip_lib.report.figures.slides import HEAT
@@ -209,7 +209,7 @@ def attention_explorer(
             raise HistoCLIPError(f"There is no patch at place {place}. Choose one from 1 to {len(index)}.")
         return record(place - 1)
 
-    heat = np.round(matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    heat = np.round(hot(np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)
     data = _shared(patches.classes) | {
         "grid": maps.shape[-1],
         "heat": _base64(heat.tobytes()),  # 256 colours, each red, green, blue
@@ -223,7 +223,9 @@ def attention_explorer(
     return Explorer("attention", data, static, {"patch": at_place})
 
 
-def choose_to_explore(labels: np.ndarray, probabilities: np.ndarray, count: int = MOST_EXPLORED) -> list[int]:
+def choose_to_explore(
+    labels: np.ndarray, probabilities: np.ndarray, count: int = MOST_EXPLORED, gain: np.ndarray | None = None
+) -> list[int]:
     """Return patches to look at, so that a reader sees both what goes well and what fails.
 
     Parameters
@@ -232,6 +234,8 @@ def choose_to_explore(labels: np.ndarray, probabilities: np.ndarray, count: int 
         Truth and sigma(logit).
     count : int
         How many, of B at most.
+    gain : ndarray of shape (B, N), optional
+        See `figures.choose_for_attention`.
 
     Returns
     -------
@@ -241,7 +245,8 @@ def choose_to_explore(labels: np.ndarray, probabilities: np.ndarray, count: int 
     """
     count = min(count, len(labels))
     right = np.flatnonzero(all_right(labels, probabilities >= THRESHOLD))
-    telling = right[figures.choose_for_attention(labels[right], probabilities[right], count)].tolist()
+    of_right = None if gain is None else gain[right]
+    telling = right[figures.choose_for_attention(labels[right], probabilities[right], count, of_right)].tolist()
     telling += np.setdiff1d(right, telling)[: count - len(telling)].tolist()  # those in which there is nothing to find
     wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, count)]
     n_wrong = min(len(wrong), max(count // 2, count - len(telling)))

@@ -169,9 +169,9 @@ def math_to_mathml(tex: str, display: str = "inline") -> str:
 def finish_article(html: str) -> Article:
     """Turn the cleaned cells of a notebook into the body of a page.
 
-    Takes out the first h1 (the page prints it as its title), numbers the figures, gives headings and figures ids and
-    links to themselves, turns equations into MathML, puts every table into a box that scrolls by itself and aligns
-    columns of numbers.
+    Takes out the first h1 (the page prints it as its title), numbers figures and captioned tables, gives headings,
+    figures and tables ids and links to themselves, turns equations into MathML, puts every table into a box that scrolls
+    by itself and aligns columns of numbers.
     """
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.select("img:not([src])"):
@@ -183,7 +183,7 @@ def finish_article(html: str) -> Article:
         mathml = math_to_mathml(span.get_text(), "block" if is_block else "inline")
         box = f'<span class="math-block">{mathml}</span>' if is_block else mathml
         span.replace_with(BeautifulSoup(box, "html.parser"))
-    title, headings = _link_headings(soup, SHELL_IDS | _number_figures(soup))
+    title, headings = _link_headings(soup, SHELL_IDS | _number_figures(soup) | _number_tables(soup))
     for table in soup.find_all("table"):
         _align_numbers(table)
         for corner in table.select("thead th"):
@@ -193,7 +193,8 @@ def finish_article(html: str) -> Article:
         for head in table.select("tbody th"):
             if len(head.get_text(strip=True)) <= SHORT:
                 head["class"] = [*head.get("class", []), "short"]
-        caption = table.caption.get_text(" ", strip=True) if table.caption else "Table"
+        words = table.caption.stripped_strings if table.caption else ["Table"]
+        caption = " ".join(text for text in words if text != "#")  # not the link to itself
         box = {"class": "table-scroll", "role": "group", "tabindex": "0", "aria-label": caption}
         table.wrap(soup.new_tag("div", attrs=box))
     return Article(str(soup), title, headings)
@@ -223,12 +224,28 @@ def _number_figures(soup: BeautifulSoup) -> set[str]:
         if caption is None:
             caption = soup.new_tag("figcaption")
             figure.append(caption)
-        label = soup.new_tag("span", attrs={"class": "figure-number"})
-        label.append(f"Figure {number}")
-        label.append(_link_to_itself(soup, figure["id"], f"figure {number}"))
-        caption.insert(0, label)
-        label.insert_after(" ")
+        _number(soup, caption, figure["id"], f"Figure {number}")
     return taken
+
+
+def _number_tables(soup: BeautifulSoup) -> set[str]:
+    """Give each table with a caption, but that of the parameters, an id and a number, and return the ids."""
+    taken = set()
+    tables = (table for table in soup.find_all("table") if table.caption and not table.find_parent(class_="parameters"))
+    for number, table in enumerate(tables, 1):
+        table["id"] = f"table-{number}"
+        taken.add(table["id"])
+        _number(soup, table.caption, table["id"], f"Table {number}")
+    return taken
+
+
+def _number(soup: BeautifulSoup, caption: Tag, identifier: str, name: str) -> None:
+    """Put a number that links to itself before a caption."""
+    label = soup.new_tag("span", attrs={"class": "figure-number"})
+    label.append(name)
+    label.append(_link_to_itself(soup, identifier, name.lower()))
+    caption.insert(0, label)
+    label.insert_after(" ")
 
 
 def _link_to_itself(soup: BeautifulSoup, identifier: str, name: str) -> Tag:

@@ -9,11 +9,11 @@ from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.registry import METHODS
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.registry import DATASETS
+from histoclip_lib.evaluation.comparisons import OURS, finding
 from histoclip_lib.evaluation.methods import in_table_order, label_of
-from histoclip_lib.evaluation.text import number_text, range_text
-from histoclip_lib.evaluation.uncertainty import interval_note
+from histoclip_lib.evaluation.text import number_text, p_text, range_text
+from histoclip_lib.evaluation.uncertainty import Comparison, interval_note
 
-OURS = "histoclip_patch"
 FILES = {
     "model.safetensors": "the head on patch tokens",
     "config.json": "classes, encoder, preprocessing, thresholds and what the head was trained on",
@@ -75,6 +75,7 @@ def model_card(
     seed: int,
     views: int,
     training: dict[str, object],
+    against: dict[str, Comparison] | None = None,
     findings: str = "",
 ) -> str:
     """Return a card of a run's heads as Markdown, under the headings of Mitchell et al. 2019.
@@ -91,6 +92,8 @@ def model_card(
         As in the parameter file; any text is shown as it was typed.
     training : dict of str to object
         Options of the head and of its training, by name.
+    against : dict of str to Comparison, optional
+        The head compared with each other method, as `comparisons.against_every_method` returns.
     findings : str
         Markdown that goes below the table: comparisons, calibration.
 
@@ -176,7 +179,7 @@ judged beside the methods that look at no image. mAP and AUROC rank by score; F1
 
 ## Caveats and recommendations
 
-{_caveats(patches, val, methods, as_typed(backbone) if not encoder.is_clip else "", generated)}
+{_caveats(patches, val, against or {}, as_typed(backbone) if not encoder.is_clip else "", generated)}
 
 ## Use
 
@@ -226,15 +229,17 @@ def _with_interval(values: dict, key: str) -> str:
     return number_text(values.get(key)) + (f" ({interval})" if interval else "")
 
 
-def _caveats(patches: PatchDataset, val: np.ndarray, methods: dict[str, dict], not_clip: str, generated: bool) -> str:
+def _caveats(
+    patches: PatchDataset, val: np.ndarray, against: dict[str, Comparison], not_clip: str, generated: bool
+) -> str:
     lines = []
-    for name in in_table_order(methods):
-        if OURS in methods and METHODS[name].family in ("uninformative", "baseline"):
-            gap = methods[OURS]["mAcc"] - methods[name]["mAcc"]
-            order = "level with" if abs(gap) < 5e-4 else "above" if gap > 0 else "below"
-            lines.append(f"- {label_of(name)}: the patch head is {order} it ({gap:+.3f}).")
+    for name, own in against.items():
+        if METHODS[name].family in ("uninformative", "baseline"):
+            gap = own.macc
+            lines.append(f"- {label_of(name)}: the patch head {finding(gap)} it ({gap.value:+.3f}, p {p_text(gap.p)}).")
     if lines:
-        lines.insert(0, "Before using a head, compare it with what is simpler, in mAcc:\n")
+        note = "Before using a head, compare it with what is simpler, in mAcc; p is corrected for all methods:\n"
+        lines.insert(0, note)
     lines.append("")
     if not_clip:
         lines.append(f"- {not_clip} is not CLIP. Use a CLIP backbone before concluding anything about CLIP.")

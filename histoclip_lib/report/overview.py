@@ -11,9 +11,9 @@ from IPython.display import HTML, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import Node, element, html
-from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder
-from histoclip_lib.evaluation.comparisons import OURS, PROBE
-from histoclip_lib.evaluation.methods import short_label
+from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder, read_predictions
+from histoclip_lib.evaluation.comparisons import OURS, PROBE, accuracy_against, finding
+from histoclip_lib.evaluation.methods import ours_first, short_label
 from histoclip_lib.evaluation.text import not_clip_text
 from histoclip_lib.report.executed import executed_notebooks, read_executed
 from histoclip_lib.report.navigation import RESULTS, front_page
@@ -43,17 +43,20 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
         Whether to show the paper's data sets of which there is no run.
     """
     found = table_one(runs)
+    names = ours_first(found.columns)
     bodies = [
         element("tbody", *lines)
         for group in found.groups
-        if (group.runs or without_runs) and (lines := _group_lines(group, metric, list(found.columns)))
+        if (group.runs or without_runs) and (lines := _group_lines(group, metric, names))
     ]
     if not bodies:
         return Markdown(f"No run has {metric} yet.")
     caption = f"{metric} of every run with its 95 % bootstrap interval" + (
         "; in italics what the paper reports, which has one HistoCLIP." if metric == "mAcc" else "."
     )
-    header = element("tr", *(element("th", text, scope="col") for text in ("Run", *found.columns.values())))
+    header = element(
+        "tr", *(element("th", text, scope="col") for text in ("Run", *(found.columns[name] for name in names)))
+    )
     return HTML(
         html(element("table", element("caption", caption), element("thead", header), *bodies, class_="summary"))
     )
@@ -115,9 +118,9 @@ def _number(score: Score | None) -> tuple[Node, ...]:
     if score is None:
         return ("–",)
     if score.interval is None:
-        return (f"{score.value:.4f}",)
+        return (f"{score.value:.3f}",)
     low, high = score.interval
-    return (f"{score.value:.4f} ", element("span", f"[{low:.3f}, {high:.3f}]", class_="interval"))
+    return (f"{score.value:.3f} ", element("span", f"[{low:.3f}, {high:.3f}]", class_="interval"))
 
 
 def _card(run: RunMetrics) -> Node:
@@ -137,11 +140,20 @@ def _card(run: RunMetrics) -> Node:
     if not run.is_current:
         said = "These are the results of an earlier run: it was started again and has not finished."
         parts.append(element("p", said, class_="caveat"))
-    if run.lead is not None and run.lead <= 0:
-        parts.append(element("p", "HistoCLIP does not beat the linear probe here."))
+    if said := _beside_probe(run):
+        parts.append(element("p", said))
     if not run.is_clip:
         parts.append(element("p", not_clip_text(run.backbone), class_="caveat"))
     return element("li", *parts, class_="card" if name == run.name else "card linked")
+
+
+def _beside_probe(run: RunMetrics) -> str:
+    """Say how HistoCLIP with patch keys compares with the linear probe; nothing where that cannot be tested."""
+    try:
+        gaps = accuracy_against(read_predictions(run.path / "predictions.parquet"), run.seed, run.folds)
+    except (HistoCLIPError, KeyError):  # unreadable, or without the head
+        return ""
+    return f"HistoCLIP {finding(gaps[PROBE])} the linear probe." if PROBE in gaps else ""
 
 
 def _broken_card(run: BrokenRun) -> Node:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from bs4 import BeautifulSoup
 from IPython.display import HTML
 
 from histoclip_lib.common.arrays import nan_mean
@@ -41,16 +42,31 @@ FILES = {
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table that notebooks and pages show whole, whatever pandas' options are, with a caption."""
+    """A table that notebooks and pages show whole, whatever pandas' options are, with a caption.
+
+    `best` names columns whose `max` or `min` is set in bold.
+    """
 
     frame: pd.DataFrame
     caption: str = ""
+    best: dict[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None, "display.max_columns", None, "display.max_rows", None):
-            text = self.frame.to_html()
+            text = self._with_best(self.frame.to_html())
         opening, closing, rest = text.partition(">")
         return f"{opening}{closing}{html(element('caption', self.caption))}{rest}" if self.caption else text
+
+    def _with_best(self, text: str) -> str:
+        if not self.best:
+            return text
+        soup = BeautifulSoup(text, "html.parser")
+        for name, which in self.best.items():
+            values = pd.to_numeric(self.frame[name], errors="coerce")
+            for line in np.flatnonzero(values == values.agg(which)):
+                cell = soup.select("tbody tr")[line].find_all("td")[self.frame.columns.get_loc(name)]
+                cell.string.wrap(soup.new_tag("strong"))
+        return str(soup)
 
     def __repr__(self) -> str:
         """Return the table as plain text."""
@@ -61,9 +77,9 @@ def methods_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame:
     """Return the table of all methods, as in `metrics.json`, as text; beside the paper's mAcc where it has the data."""
     paper, lines = paper_numbers(dataset), {}
     for name, values in methods.items():
-        line = {"mAcc": number_text(values["mAcc"], 4), "mAcc, 95 %": range_text(values["mAcc_ci"])}
+        line = {"mAcc": number_text(values["mAcc"]), "mAcc, 95 %": range_text(values["mAcc_ci"])}
         if paper:
-            line["paper's mAcc"] = number_text(paper[name], 4) if name in paper else ""
+            line["paper's mAcc"] = number_text(paper[name]) if name in paper else ""
         line |= {"mAP": number_text(values["mAP"]), "mAP, 95 %": range_text(values["mAP_ci"])}
         line |= {METRICS[key]: number_text(values[key]) for key in list(METRICS)[2:]}
         line |= {label: number_text(values.get(key)) for key, label in PROPER.items()}
@@ -71,12 +87,17 @@ def methods_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
+def best_values() -> dict[str, str]:
+    """Return the columns of `methods_table` in which a method can be best, and whether the highest or lowest is."""
+    return dict.fromkeys(METRICS.values(), "max") | dict.fromkeys(PROPER.values(), "min")
+
+
 def spread(values: list[float]) -> dict[str, str]:
     """Return mean, standard deviation (of the sample, n - 1) and range of values, as text; dashes without values."""
     return {
-        "mean": number_text(np.mean(values), 4) if values else UNDEFINED,
-        "s.d.": number_text(np.std(values, ddof=1), 4) if len(values) > 1 else UNDEFINED,
-        "range": range_text((min(values), max(values)), 4) if values else UNDEFINED,
+        "mean": number_text(np.mean(values)) if values else UNDEFINED,
+        "s.d.": number_text(np.std(values, ddof=1)) if len(values) > 1 else UNDEFINED,
+        "range": range_text((min(values), max(values))) if values else UNDEFINED,
     }
 
 
@@ -98,20 +119,16 @@ def per_class_table(methods: dict[str, dict], metric: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(values, orient="index").astype(float)
 
 
-def whole_set_table(methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray) -> pd.DataFrame:
-    """Return mAcc of zero-shot strategies on the validation part and on all patches, and their class frequencies.
+def strategies_table(methods: dict[str, Predictions], labels: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Return mAcc of methods, and how often each predicts each class, beside the truth.
 
-    `methods` are predictions for all patches, `val` the positions of the validation part.
+    `methods` are predictions for the patches of `labels` (B, N), those that are held out, as in every other table.
     """
     lines = {}
     for name, predictions in methods.items():
-        decisions = predictions.decisions
-        lines[short_label(name)] = {
-            "mAcc, held out": f"{mean_accuracy(patches.labels[val], decisions[val]):.4f}",
-            "mAcc, all patches": f"{mean_accuracy(patches.labels, decisions):.4f}",
-            **_frequencies(decisions, patches.classes),
-        }
-    lines["Truth"] = _frequencies(patches.labels, patches.classes)
+        macc = f"{mean_accuracy(labels, predictions.decisions):.3f}"
+        lines[short_label(name)] = {"mAcc": macc, **_frequencies(predictions.decisions, classes)}
+    lines["Truth"] = _frequencies(labels, classes)
     return pd.DataFrame.from_dict(lines, orient="index").fillna("")
 
 
@@ -154,11 +171,11 @@ def last_and_best(history: pd.DataFrame) -> pd.DataFrame:
         scored = epochs.dropna(subset=["val_mAcc"])
         best = scored.loc[scored["val_mAcc"].idxmax()]
         lines[head] = {
-            "mAcc, last epoch": f"{scored['val_mAcc'].iloc[-1]:.4f}",
-            "mAcc, best epoch (oracle)": f"{best['val_mAcc']:.4f}",
+            "mAcc, last epoch": f"{scored['val_mAcc'].iloc[-1]:.3f}",
+            "mAcc, best epoch (oracle)": f"{best['val_mAcc']:.3f}",
             "best epoch": int(best["epoch"]),
-            "train loss, last epoch": f"{epochs['loss'].iloc[-1]:.4f}",
-            "validation loss, last epoch": f"{scored['val_loss'].iloc[-1]:.4f}",
+            "train loss, last epoch": f"{epochs['loss'].iloc[-1]:.3f}",
+            "validation loss, last epoch": f"{scored['val_loss'].iloc[-1]:.3f}",
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -207,10 +224,10 @@ def table_one_frame(runs: list[RunMetrics | BrokenRun]) -> pd.DataFrame:
 
     for group in found.groups:
         for run in group.runs:
-            add(f"{group.dataset}: {run.name}", {name: f"{score.value:.4f}" for name, score in run.scores.items()})
+            add(f"{group.dataset}: {run.name}", {name: f"{score.value:.3f}" for name, score in run.scores.items()})
             add("95 % interval", {name: range_text(score.interval) for name, score in run.scores.items()})
         if group.paper:
-            add(f"{group.dataset}: the paper", {name: f"{value:.4f}" for name, value in group.paper.items()})
+            add(f"{group.dataset}: the paper", {name: f"{value:.3f}" for name, value in group.paper.items()})
     return pd.DataFrame(lines, index=names)
 
 
@@ -227,10 +244,10 @@ def paper_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame | None:
         return None
     lines = {
         label_of(name): {
-            "mAcc": f"{methods[name]['mAcc']:.4f}",
+            "mAcc": f"{methods[name]['mAcc']:.3f}",
             "95 % interval": range_text(methods[name]["mAcc_ci"]),
-            "the paper": f"{paper[name]:.4f}",
-            "difference": f"{methods[name]['mAcc'] - paper[name]:+.4f}",
+            "the paper": f"{paper[name]:.3f}",
+            "difference": f"{methods[name]['mAcc'] - paper[name]:+.3f}",
             "what is known": _known(name, methods, dataset),
         }
         for name in in_table_order(paper.keys() & methods.keys())
@@ -240,8 +257,8 @@ def paper_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame | None:
 
 def _known(name: str, methods: dict[str, dict], dataset: str) -> str:
     if name == "baseline":
-        scores = [f"{methods['all_positive']['mAcc']:.4f} here"] if "all_positive" in methods else []
-        scores += [f"{ALL_POSITIVE[dataset]:.4f} on the whole data set"] if dataset in ALL_POSITIVE else []
+        scores = [f"{methods['all_positive']['mAcc']:.3f} here"] if "all_positive" in methods else []
+        scores += [f"{ALL_POSITIVE[dataset]:.3f} on the whole data set"] if dataset in ALL_POSITIVE else []
         said = f" Marking every label scores {' and '.join(scores)}." if scores else ""
         return f"With OpenAI's CLIP every cosine is positive, so this rule marks every label.{said}"
     if name.startswith("histoclip"):

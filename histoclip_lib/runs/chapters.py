@@ -13,7 +13,7 @@ from histoclip_lib.common.arrays import agreement, nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, join_folds, mean_accuracy
 from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
 from histoclip_lib.evaluation import studies as study_tables
-from histoclip_lib.evaluation.methods import label_of, labels, short_label
+from histoclip_lib.evaluation.methods import label_of, labels, ours_first, short_label
 from histoclip_lib.evaluation.text import number_text
 from histoclip_lib.report import figures, tables
 from histoclip_lib.report.figures.base import as_image
@@ -126,11 +126,19 @@ class Data(Chapter):
         )
 
     def about(self) -> Markdown:
-        """Describe the data set, its licence and its terms."""
+        """Describe the data set: when a class is present, the field of a patch, licence and terms."""
         from histoclip_lib.data.registry import DATASETS
 
-        entry = DATASETS[str(self.run["dataset"])]
-        return Markdown(f"{entry.about}\n\nLicence: {entry.licence}")
+        entry, patches = DATASETS[str(self.run["dataset"])], self.run.patches
+        present = entry.present.format(**{option: self.run[option] for option in entry.options})
+        height, width = patches.image(0).shape[:2]
+        field = f"Patches have {width} x {height} pixels; their resolution is not known (`mpp` sets it)."
+        if (mpp := patches.mpp) is not None:
+            field = (
+                f"Patches have {width} x {height} pixels at {mpp:.3g} µm per pixel: each shows a field of "
+                f"{width * mpp:.0f} x {height * mpp:.0f} µm."
+            )
+        return Markdown(f"{entry.about}\n\n{present} {field}\n\nLicence: {entry.licence}")
 
     def checked(self) -> Table | Markdown:
         """Return what the check of files, labels, images and masks noted; nothing is left out because of it."""
@@ -205,11 +213,14 @@ class ZeroShot(Chapter):
         prevalence = nan_mean(run.patches.labels[train], axis=0)
         return StrategyContext(prevalence, rule, temperature, unit(run.features.pooled.take(train)))
 
+    @property
+    def held_out(self) -> dict[str, Predictions]:
+        """The strategies' predictions for the patches on which every table scores."""
+        return {name: own.take(self.run.val) for name, own in self.methods.items()}
+
     def finding(self) -> Markdown:
         """Say in a sentence how the best strategy compares with the majority."""
-        accuracies = {
-            name: mean_accuracy(self.truth, own.decisions[self.run.val]) for name, own in self.methods.items()
-        }
+        accuracies = {name: mean_accuracy(self.truth, own.decisions) for name, own in self.held_out.items()}
         majority = mean_accuracy(self.truth, self.run.without_images["majority"].decisions)
         best = max(accuracies, key=accuracies.get)
         stands = "above" if accuracies[best] > majority else "not above"
@@ -233,10 +244,11 @@ class ZeroShot(Chapter):
         return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
 
     def table(self) -> Table:
-        """Return mAcc and predicted prevalence of each strategy."""
+        """Return mAcc and predicted prevalence of each strategy, and of marking every label."""
+        shown = self.held_out | {"all_positive": self.run.without_images["all_positive"]}
         return Table(
-            tables.whole_set_table(self.methods, self.run.patches, self.run.val),
-            "mAcc of each strategy on the held-out patches and on all patches, and how often it predicts each class.",
+            tables.strategies_table(shown, self.truth, self.classes),
+            f"mAcc on the {len(self.truth):,} held-out patches, and how often each class is predicted there.",
         )
 
     def both_prompts(self) -> Table:
@@ -256,16 +268,17 @@ class ZeroShot(Chapter):
         return Table(prompts_table(scored, self.truth), caption)
 
     def baseline_note(self) -> Markdown:
-        """Say what the Baseline's decision amounts to."""
+        """Say what the Baseline's decision amounts to, and which classes zero-shot ranks below chance."""
+        from histoclip_lib.evaluation.metrics import ranking_note
         from histoclip_lib.prompting.strategies import baseline_note
 
-        rule = str(self.run["baseline_rule"])
-        return Markdown(baseline_note(self.methods["baseline"], self.run.patches.labels, rule))
+        note = baseline_note(self.held_out["baseline"], self.truth, str(self.run["baseline_rule"]))
+        return Markdown(f"{note}\n\n{ranking_note(self.held_out, self.truth, self.classes)}")
 
     def score_distributions(self) -> Image:
         """Draw the scores of patches with and without each class."""
-        named = {short_label(name): own for name, own in self.methods.items()}
-        return as_image(figures.score_distributions(named, self.run.patches.labels, self.classes))
+        named = {short_label(name): own for name, own in self.held_out.items()}
+        return as_image(figures.score_distributions(named, self.truth, self.classes))
 
     @cached_property
     def variants(self) -> object:
@@ -407,7 +420,7 @@ class Training(Chapter):
 
     def head_study(self) -> Table:
         """Return the fixed table by which the head's defaults were chosen."""
-        caption = "Fixed: how the defaults of the head were chosen, by cross-validation inside training parts."
+        caption = f"Fixed, the same in every run: how the defaults of the head were chosen. {study_tables.study_note()}"
         return Table(study_tables.head_study(), caption)
 
     @cached_property
@@ -527,8 +540,9 @@ class Results(Chapter):
 
     def table(self) -> Table:
         """Return the table of all methods."""
-        caption = f"All methods, scored {self.on_which}, with 95 % intervals."
-        return Table(tables.methods_table(self.scored, str(self.run["dataset"])), caption)
+        caption = f"All methods, scored {self.on_which}, with 95 % intervals; bold: the best of each column."
+        shown = {name: self.scored[name] for name in ours_first(self.scored)}
+        return Table(tables.methods_table(shown, str(self.run["dataset"])), caption, tables.best_values())
 
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""
@@ -783,7 +797,7 @@ class Results(Chapter):
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed", "views")}
         card = model_card(
             self.scored, run.patches, run.folds, name=run.name, **about,
-            training={**run.head_options, **options}, findings=self._sentence,
+            training={**run.head_options, **options}, against=self._against, findings=self._sentence,
         )  # fmt: skip
         folds = grouped_folds(run.patches, run.train, FOLDS, int(run["seed"]))
         reference, threshold = fit_ood(run.features.pooled.take(run.train), folds, int(run["seed"]))
@@ -829,6 +843,62 @@ class Errors(Chapter):
             f"negatives and {wrong.sum() - missed:,} false positives, most of them for {self.classes[worst]} "
             f"({wrong[:, worst].sum():,}).**"
         )
+
+    @cached_property
+    def _by_area(self) -> pd.DataFrame | None:
+        from histoclip_lib.evaluation.confusion import recall_by_area
+
+        patches = self.run.patches
+        if not patches.has_masks:
+            return None
+        area = patches.covered_areas(self.run.val)
+        return recall_by_area(self.truth, self.ours.decisions, area, self.classes)
+
+    def small_regions(self) -> Markdown:
+        """Say how many of the false negatives are small regions, and how many large ones are missed."""
+        if self._by_area is None:
+            return Markdown("This data set has no masks, so recall cannot be shown by covered area.")
+        table = self._by_area[self._by_area["class"] == "all classes"]
+        missed, lower = table["present"] - table["found"], table["area"].str.split("%").str[0].astype(int)
+        return Markdown(
+            f"**{missed[lower < 10].sum():,} of {missed.sum():,} false negatives are regions that cover less than 10 % "
+            f"of the patch; of {table['present'][lower >= 50].sum():,} that cover half or more, "
+            f"{missed[lower >= 50].sum() or 'none'} {'is' if missed[lower >= 50].sum() < 2 else 'are'} missed.**"
+        )
+
+    def recall_by_area(self) -> Image | None:
+        """Draw recall of each class against the area that it covers; None without masks."""
+        return None if self._by_area is None else as_image(figures.recall_by_area_plot(self._by_area, label_of(OURS)))
+
+    def recall_table(self) -> Table | None:
+        """Return recall by covered area, with intervals; None without masks."""
+        if self._by_area is None:
+            return None
+        found = self._by_area.assign(
+            cell=[
+                f"{line.recall:.2f} ({line.low:.2f} to {line.high:.2f}), {line.found} of {line.present}"
+                for line in self._by_area.itertuples()
+            ]
+        )
+        wide = found.pivot(index="class", columns="area", values="cell").fillna("—")
+        columns = sorted(wide.columns, key=lambda text: int(text.split("%")[0]))
+        wide = wide.loc[found["class"].unique(), columns].rename_axis(None).rename_axis(None, axis=1)
+        return Table(wide, "Recall by the share of the patch that a class covers, with 95 % intervals by Wilson.")
+
+    def rates(self) -> Table:
+        """Return sensitivity and specificity of each class at 0.5 with intervals by Wilson."""
+        from histoclip_lib.evaluation.confusion import rates_table
+
+        return Table(
+            rates_table(self.truth, self.ours.decisions, self.classes),
+            "Sensitivity and specificity of each class at the threshold 0.5, with 95 % intervals by Wilson.",
+        )
+
+    def threshold_explorer(self) -> Explorer:
+        """Return sensitivity, specificity and more of each class at thresholds that can be moved."""
+        from histoclip_lib.report.explorers import threshold_explorer
+
+        return threshold_explorer(self.truth, self.ours.scores, self.classes)
 
     def confusion(self) -> Image:
         """Draw the 2 x 2 confusion matrix of each class."""
@@ -923,9 +993,13 @@ class Attention(Chapter):
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Patches in which every class is found, as positions among the held-out patches."""
+        """Patches to show, as positions among the held-out ones: typical of the correct ones where there are masks."""
         count = (int(self.run["examples"]) + 1) // 2
-        return figures.choose_for_attention(self.truth, self.probabilities, count)
+        return figures.choose_for_attention(self.truth, self.probabilities, count, self._gain)
+
+    @property
+    def _gain(self) -> np.ndarray | None:
+        return None if self.scores is None else self.scores.gain()
 
     def finding(self) -> Markdown:
         """Say in a sentence how well attention agrees with the masks, where there are any."""
@@ -941,14 +1015,15 @@ class Attention(Chapter):
 
     def explorer(self) -> Explorer:
         """Return patches with their masks and the attention of any class."""
-        from histoclip_lib.report.explorers import attention_explorer
+        from histoclip_lib.report.explorers import attention_explorer, choose_to_explore
 
-        return attention_explorer(self.run.patches, self.run.val, self.maps, self.probabilities)
+        chosen = choose_to_explore(self.truth, self.probabilities, gain=self._gain)
+        return attention_explorer(self.run.patches, self.run.val, self.maps, self.probabilities, chosen)
 
     def overlays(self) -> None:
         """Display all classes side by side for some patches, and write the thumbnail of the run."""
         arguments = (self.run.patches, self.run.val, self.maps, self.probabilities, self.chosen)
-        figures.save_thumbnail(self.run.folder / "thumbnail.png", *arguments)
+        figures.save_thumbnail(self.run.folder / "thumbnail.png", *arguments, self._gain)
         for overlay in figures.attention_figures(*arguments):
             figures.show(overlay)
 
@@ -1015,7 +1090,10 @@ class Attention(Chapter):
             else:
                 fitting = self._maps_of([train])
             place = np.searchsorted(run.val, val)
-            maps, decisions = {name: own[place] for name, own in self.compared.items()}, self.ours.decisions[place]
+            maps, decisions = (
+                {name: own[place] for name, own in self.compared.items()},
+                self.run.predictions[OURS].decisions[place],
+            )
             parts.append(segment(fitting, train, maps, val, decisions, run.patches))
         found = join_segmentations(parts, run.out_of_folds)
         return Table(

@@ -138,7 +138,7 @@ class EncoderGrid:
         names = self.ranking.names
         lines = {
             f"{one} minus {other}": {
-                "mAcc": f"{self.ranking.differences.loc[one, other]:+.4f}",
+                "mAcc": f"{self.ranking.differences.loc[one, other]:+.3f}",
                 "p (Holm)": p_text(self.ranking.p.loc[one, other]),
             }
             for k, one in enumerate(names)

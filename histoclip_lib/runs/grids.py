@@ -222,9 +222,9 @@ def seed_spread(runs: list[GridRun], reports: Path) -> pd.DataFrame:
         for row in HEADLINE:
             values = [summary.scores[row].value for summary in finished if row in summary.scores]
             label = label_of(row)
-            line[f"{label}: mAcc, mean"] = f"{np.mean(values):.4f}" if values else "—"
-            line[f"{label}: s.d."] = f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "—"
-            line[f"{label}: range"] = f"{min(values):.4f} – {max(values):.4f}" if values else "—"
+            line[f"{label}: mAcc, mean"] = f"{np.mean(values):.3f}" if values else "—"
+            line[f"{label}: s.d."] = f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else "—"
+            line[f"{label}: range"] = f"{min(values):.3f} – {max(values):.3f}" if values else "—"
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -302,7 +302,7 @@ def _cells(label: str, row: str, summary: RunMetrics | None) -> dict[str, str]:
     average: Score | None = summary.mean_ap.get(row) if summary else None
     interval = accuracy.interval if accuracy else None
     return {
-        f"{label}: mAcc": f"{accuracy.value:.4f}" if accuracy else "—",
+        f"{label}: mAcc": f"{accuracy.value:.3f}" if accuracy else "—",
         f"{label}: 95 %": f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else "—",
         f"{label}: mAP": f"{average.value:.3f}" if average else "—",
     }

@@ -13,6 +13,8 @@ from histoclip_lib.evaluation.confusion import (
     errors_by_label_set,
     multilabel_confusion,
     predicted_when_missed,
+    rates_table,
+    recall_by_area,
 )
 from histoclip_lib.report.html import markdown_to_html
 
@@ -33,6 +35,35 @@ def test_confusion_equals_scikit_learn(case):
     labels, decisions = case
     expected = [confusion_matrix(labels[:, k], decisions[:, k], labels=[0, 1]) for k in range(labels.shape[1])]
     assert np.array_equal(confusion(labels, decisions), expected)
+
+
+def test_recall_by_area_counts_each_label_with_a_mask_once_and_has_wilsons_intervals():
+    labels = np.array([[1, 1], [1, 0], [1, 1], [0, 1], [1, 0]])
+    decisions = np.array([[0, 1], [1, 1], [1, 0], [0, 1], [0, 0]], dtype=bool)
+    area = np.array([[0.02, 1.0], [0.05, 0], [0.6, 0.03], [0, 0.3], [np.nan, np.nan]])
+    found = recall_by_area(labels, decisions, area, ["a", "b"])
+    everything = found[found["class"] == "all classes"]
+    assert everything["area"].tolist() == ["0% to 5%", "5% to 10%", "20% to 50%", "50% to 100%"]
+    assert everything["present"].tolist() == [2, 1, 1, 2]
+    assert everything["found"].tolist() == [0, 1, 1, 2]
+    assert found[found["class"] == "a"]["present"].sum() == 3
+    low, high = everything[["low", "high"]].iloc[3]
+    assert (low, high) == pytest.approx((2 / (2 + 1.959964**2), 1))  # Wilson's for n of n: n / (n + z^2)
+
+
+@given(labelled())
+@settings(max_examples=20, deadline=None)
+def test_recall_by_area_and_sensitivity_agree_with_the_confusion_matrices(case):
+    labels, decisions = case
+    classes = [f"class {k}" for k in range(labels.shape[1])]
+    areas = np.random.default_rng(0).random(labels.shape)
+    found = recall_by_area(labels, decisions, areas, classes).groupby("class")[["present", "found"]].sum()
+    for name, counts in zip(classes, confusion(labels, decisions), strict=True):
+        total = counts[1].sum()
+        assert (found.loc[name].tolist() if total else [0, 0]) == [total, counts[1, 1]]
+        said = rates_table(labels, decisions, classes).loc[name]
+        assert said["sensitivity"].endswith(f"{counts[1, 1]} of {total}" if total else "—")
+        assert said["specificity"].endswith(f"{counts[0, 0]} of {counts[0].sum()}" if counts[0].sum() else "—")
 
 
 def test_predicted_when_missed_by_hand():

@@ -11,8 +11,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from histoclip_lib.common.predictions import from_probabilities, mean_accuracy
-from histoclip_lib.evaluation.metrics import auroc, average_precision, cut_counts, point_metrics
+from histoclip_lib.common.predictions import Predictions, from_probabilities, mean_accuracy
+from histoclip_lib.evaluation.metrics import auroc, average_precision, cut_counts, point_metrics, ranking_note
 
 
 @st.composite
@@ -94,3 +94,13 @@ def test_large_counts_do_not_overflow():
     counts = cut_counts(labels, scores, np.full((1, 4), 10**8, dtype=np.int32))
     assert auroc(*counts)[0] == pytest.approx(roc_auc_score(labels, scores))
     assert average_precision(*counts)[0] == pytest.approx(average_precision_score(labels, scores))
+
+
+def test_classes_ranked_below_chance_are_named_with_the_strategies_that_do_so():
+    truth = np.array([[1, 1], [0, 0], [1, 1], [0, 0]])
+    reversed_second = Predictions(np.stack([truth[:, 0], -truth[:, 1]], axis=1).astype(float), truth.astype(bool))
+    right = Predictions(truth.astype(float), truth.astype(bool))
+    said = ranking_note({"baseline": reversed_second, "top_k": right}, truth, ["tumor", "stroma"])
+    assert "stroma" in said and "(Baseline 0.00)" in said
+    assert "tumor" not in said
+    assert "No strategy ranks" in ranking_note({"top_k": right}, truth, ["tumor", "stroma"])

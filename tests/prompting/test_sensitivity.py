@@ -210,17 +210,17 @@ def made(reported, single, synonyms=()):
 
 def test_ensembling_is_compared_with_the_single_templates():
     note = ensembling_note(made((0.5, 0.6), [(0.4, 0.7), (0.3, 0.5), (0.5, 0.3)]))
-    assert "mAP is 0.6000 with the 3 templates together" in note
-    assert "0.5000 on average, 0.3000 at the lowest and 0.7000 at the highest" in note
-    assert "change it by +0.1000 against the mean, and beat 2 of the 3" in note
-    assert "mAcc is 0.5000 with the 3" in note
+    assert "mAP is 0.600 with the 3 templates together" in note
+    assert "0.500 on average, 0.300 at the lowest and 0.700 at the highest" in note
+    assert "change it by +0.100 against the mean, and beat 2 of the 3" in note
+    assert "mAcc is 0.500 with the 3" in note
     assert "beat 2 of the 3. Its mAcc" in note
-    assert note.endswith("change it by +0.1000 against the mean, and beat 2 of the 3.")
+    assert note.endswith("change it by +0.100 against the mean, and beat 2 of the 3.")
 
 
 def test_ensembling_note_says_what_does_not_move():
     note = ensembling_note(made((0.41, np.nan), [(0.41, np.nan), (0.41, np.nan)]))
-    assert "mAcc is 0.4100 with every template, alone or together" in note
+    assert "mAcc is 0.410 with every template, alone or together" in note
     assert "mAP is not defined" in note
     assert "one template" in ensembling_note(made((0.5, 0.6), [(0.5, 0.6)]))
 
@@ -233,7 +233,7 @@ def test_positive_cosines_make_the_baselines_macc_constant_and_the_note_says_so(
 
     pooled, labels = case()
     variants = score(vocabulary_of(3), TextEncoder(Narrow()), pooled * 0.1 + np.eye(WIDTH)[0] * 3, labels)
-    assert f"mAcc is {labels.mean():.4f} with every template" in ensembling_note(variants)
+    assert f"mAcc is {labels.mean():.3f} with every template" in ensembling_note(variants)
     assert "mAP is" in ensembling_note(variants)
 
 

@@ -408,7 +408,12 @@ def test_a_patch_and_a_class_are_chosen_by_keyboard(visit, page, case):
     assert outline == "solid"
 
 
-def test_opacity_runs_from_the_grey_patch_to_the_colours_of_the_map(visit, page, case):
+def half(pixels):
+    """Undo that a patch is drawn at twice its size."""
+    return pixels.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
+
+
+def test_opacity_runs_from_the_tissue_to_a_map_that_is_clear_where_it_is_low(visit, page, case):
     opened = visit(page)
     first = case.attention().data["patches"][0]
     wait_for_overlay(opened, first["name"])
@@ -421,18 +426,17 @@ def test_opacity_runs_from_the_grey_patch_to_the_colours_of_the_map(visit, page,
         picture = base64.b64decode(drawn(overlay(opened)).partition(",")[2])
         return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
 
-    grey = pixels(0)
-    assert np.ptp(grey, axis=2).max() == 0
-    assert abs(grey.mean() - decoded(first["image"]).mean()) < 2
+    tissue = pixels(0)
+    assert abs(tissue.mean() - decoded(first["image"]).mean()) < 2
     colours = pixels(100)
     cells = np.frombuffer(base64.b64decode(first["maps"][0]["cells"]), dtype=np.uint8).reshape(GRID, GRID)
     heat = np.frombuffer(base64.b64decode(case.attention().data["heat"]), dtype=np.uint8).reshape(256, 3)
-    expected = heat[np.round(enlarge(cells.astype(float), SIDE)).astype(int)]
-    blurred = np.abs(colours.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3)) - expected)  # drawn at twice the size
-    assert blurred.mean() < 2
-    assert blurred.max() < 30
+    values = np.round(enlarge(cells.astype(float), SIDE)).astype(int)
+    share, (below, above) = values[..., None] / 255, (half(part) for part in (tissue, colours))
+    blurred = np.abs(above - ((1 - share) * below + share * heat[values]))
+    assert blurred.mean() < 3
     middle = pixels(50)
-    np.testing.assert_allclose(middle, (grey + colours) / 2, atol=2)
+    np.testing.assert_allclose(middle, (tissue + colours) / 2, atol=2)
 
 
 def test_the_outline_is_drawn_and_taken_away(visit, page, case):
@@ -736,11 +740,13 @@ def test_counts_follow_the_thresholds(visit, tmp_path):
             assert name == classes[j]
             assert [[int(tn), int(fp)], [int(fn), int(tp)]] == expected[j].tolist()
             assert float(accuracy) == pytest.approx((labels[:, j] == decisions[:, j]).mean(), abs=6e-4)
-            for shown, value in zip(others, (precision[j], recall[j], f1[j]), strict=True):
+            absent = labels[:, j] == 0
+            specificity = (~decisions[absent, j]).mean() if absent.any() else 0
+            for shown, value in zip(others, (recall[j], specificity, precision[j], f1[j]), strict=True):
                 assert (0 if shown == "—" else float(shown)) == pytest.approx(value, abs=6e-4)
-            assert (others[0] == "—", others[1] == "—") == (not decisions[:, j].any(), not labels[:, j].any())
+            assert (others[2] == "—", others[0] == "—") == (not decisions[:, j].any(), not labels[:, j].any())
         now = mean_accuracy(labels, decisions)
-        (_, *accuracies), (_, *f1s) = lines_of(box.locator("table").last)
+        (_, *accuracies), *_, (_, *f1s) = lines_of(box.locator("table").last)
         numbers = [float(text.replace("−", "-")) for text in accuracies]
         assert numbers == pytest.approx([now, before, now - before], abs=6e-4)
         assert float(f1s[0]) == pytest.approx(f1.mean(), abs=6e-4)

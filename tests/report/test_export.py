@@ -146,6 +146,16 @@ def hostile(tmp_path_factory):
 # What the page holds
 
 
+def test_tables_with_captions_are_numbered_but_for_that_of_the_parameters():
+    table = "<table><caption>All <b>methods</b>.</caption><tr><td>1</td></tr></table>"
+    hidden = table.replace("All", "Parameters")
+    html = f"{table}<table><tr><td>2</td></tr></table><details class='parameters'>{hidden}</details>{table}"
+    soup = BeautifulSoup(finish_article(html).html, "html.parser")
+    captions = [caption.get_text() for caption in soup.select("caption")]
+    assert captions == ["Table 1# All methods.", "Parameters methods.", "Table 2# All methods."]
+    assert [own["id"] for own in soup.select("table[id]")] == ["table-1", "table-2"]
+
+
 def test_hidden_and_failed_things_never_reach_the_page(report):
     text = report.read_text(encoding="utf-8")
     for absent in ("REMOVED CELL", "HIDDEN", "STDERR", "EVALUE", "TRACEBACK", "WIDGET", "10/10", "window.hit"):
@@ -182,9 +192,9 @@ def test_navigation_marks_the_current_page_and_turns(report):
 
 
 def test_the_last_page_turns_back_only(tmp_path):
-    soup = soup_of(export(tmp_path, [], current="06_attention"))
+    soup = soup_of(export(tmp_path, [], current="07_slides"))
     assert soup.select_one("[rel=next]") is None
-    assert soup.select_one("[rel=prev]")["href"] == "05_errors.html"
+    assert soup.select_one("[rel=prev]")["href"] == "06_attention.html"
 
 
 def test_parameters_become_one_table_with_the_comments_of_the_defaults(report):

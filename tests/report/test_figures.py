@@ -20,11 +20,12 @@ from histoclip_lib.evaluation import confusion
 from histoclip_lib.evaluation.calibration import expected_calibration_error, fit_calibration
 from histoclip_lib.evaluation.localisation import best_and_worst, class_means, score_maps
 from histoclip_lib.evaluation.methods import labels as method_labels
-from histoclip_lib.models.attention import MAP_LABELS, enlarge
+from histoclip_lib.evaluation.text import p_text
+from histoclip_lib.models.attention import MAP_LABELS
 from histoclip_lib.prompting.sensitivity import AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS
 from histoclip_lib.report import figures
 from histoclip_lib.report.figures import base
-from histoclip_lib.report.figures.attention import GAP, SIZE, side_by_side
+from histoclip_lib.report.figures.attention import GAP, SIZE, heat_over, side_by_side
 
 WIDEST = 8.0  # inches; a page is 7.2 wide at 100 dpi
 
@@ -293,8 +294,9 @@ def test_the_comparison_map_is_line_minus_column_with_marks_where_p_is_small(n):
         mark = "*" if p.iloc[i, j] < 0.05 else ""
         assert shown[j + 0.5, i + 0.5] == f"{100 * differences.iloc[i, j]:+.1f}{mark}"
     if n > 1:
-        names, value = differences.index, f"{differences.iloc[0, 1]:+.3f} (p {p.iloc[0, 1]:.3f})"
+        names, value = differences.index, f"{differences.iloc[0, 1]:+.3f} (p {p_text(p.iloc[0, 1])})"
         assert f"{names[0]} minus {names[1]} {value}" in alternative
+        assert ("*" in figure.get_suptitle()) == bool((p < 0.05).to_numpy().any())  # no legend for what cannot occur
         norm = mesh_of(figure).norm
         assert norm.vmax == -norm.vmin == pytest.approx(100 * np.nanmax(np.abs(differences)))
 
@@ -510,6 +512,17 @@ def test_chosen_attention_patches_show_every_class_that_is_found():
     assert 4 not in figures.choose_for_attention(labels, probabilities, 10)  # nothing was found in it
 
 
+def test_typical_patches_come_first_where_masks_say_which_they_are():
+    labels = np.ones((6, 2), np.uint8)
+    probabilities = np.full((6, 2), 0.9)
+    probabilities[5] = 0.1  # wrong
+    gain = np.array([[0.5, 0.3], [0.9, 0.9], [0.2, np.nan], [-0.1, 0], [np.nan, np.nan], [0.21, 0.2]])
+    chosen = figures.choose_for_attention(labels, probabilities, 3, gain)
+    assert chosen[0] in (0, 2)  # the median of 0.4, 0.9, 0.2 and -0.05 is 0.3
+    assert set(chosen[:2]) == {0, 2}
+    assert not {4, 5} & set(figures.choose_for_attention(labels, probabilities, 9, gain))
+
+
 # Attention
 
 
@@ -560,7 +573,7 @@ def test_attention_cases_show_patch_attention_and_the_probe_with_their_scores(at
         for number, shown in ((1, "trained"), (2, "probe_unit")):
             i, k = cases[0]
             drawn = figure.axes[number].images[1].get_array()
-            np.testing.assert_allclose(drawn, enlarge(maps[shown][i, k], 40))
+            np.testing.assert_allclose(drawn, heat_over(maps[shown][i, k], 40))
             assert figure.axes[number].get_title().startswith(MAP_LABELS[shown].lower())
         for i, k in cases:
             about = f"25% of the patch, p = {probabilities[i, k]:.2f}"

@@ -9,7 +9,9 @@ from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.evaluation.artifacts import evaluate_methods
+from histoclip_lib.evaluation.comparisons import ALIKE, BETTER
 from histoclip_lib.evaluation.methods import labels
+from histoclip_lib.evaluation.uncertainty import Comparison, Difference
 from histoclip_lib.report.html import markdown_to_html
 from histoclip_lib.report.model_card import card_metadata, model_card
 
@@ -63,14 +65,13 @@ def test_card_has_the_headings_of_model_cards_and_the_headline_numbers():
         assert words in said
 
 
-def test_card_says_whether_simpler_methods_are_below():
+def test_card_calls_a_difference_one_only_where_the_test_does():
     patches = make()
-    methods = scored(patches)
-    ours = methods["histoclip_patch"]["mAcc"]
-    methods["linear_probe"]["mAcc"], methods["knn"]["mAcc"] = ours + 0.1, ours - 0.2
-    text = card(patches, methods)
-    assert "Linear probe: the patch head is below it (-0.100)" in text
-    assert "k-nearest neighbours: the patch head is above it (+0.200)" in text
+    gaps = {"linear_probe": Difference(0.002, -0.01, 0.02, 0.4), "knn": Difference(0.2, 0.1, 0.3, 0.0001)}
+    against = {name: Comparison(gap, gap) for name, gap in gaps.items()}
+    text = card(patches, scored(patches), against=against)
+    assert f"Linear probe: the patch head {ALIKE} it (+0.002, p 0.40)" in text
+    assert f"k-nearest neighbours: the patch head {BETTER} it (+0.200, p < 0.001)" in text
 
 
 @pytest.mark.parametrize("groups", [True, False])

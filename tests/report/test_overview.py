@@ -9,7 +9,8 @@ import pytest
 from bs4 import BeautifulSoup
 from small_runs import N_PATCHES, execute_here, make_patches, make_run
 
-from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics
+from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics, read_predictions
+from histoclip_lib.evaluation.comparisons import accuracy_against, finding
 from histoclip_lib.evaluation.methods import table_one_columns
 from histoclip_lib.report.notebooks import run_notebooks
 from histoclip_lib.report.overview import list_runs, results_table, run_cards, when_made
@@ -90,7 +91,7 @@ def test_cards_lead_to_the_results_and_say_the_main_numbers(reports):
     cards = {card.select_one(".name").get_text(): card for card in soup_of(reports / "index.html").select(".card")}
     assert set(cards) == {"alpha", "beta", "gamma", "broken", "worn"}
     ours, text = metrics_of(reports, "alpha")["histoclip_patch"], cards["alpha"].get_text(" ", strip=True)
-    assert f"{ours['mAcc']:.4f}" in text
+    assert f"{ours['mAcc']:.3f}" in text
     assert "[{:.3f}, {:.3f}]".format(*ours["mAcc_ci"]) in text
     assert "pannuke, random split" in cards["gamma"].get_text()
     assert [a["href"] for a in cards["alpha"].select("a")] == ["alpha/04_results.html"]
@@ -117,16 +118,20 @@ def run_of(folder, **changes):
     return read_metrics(folder / "metrics.json")
 
 
-def test_a_card_says_where_the_linear_probe_is_ahead_and_what_is_not_current(tmp_path):
-    worse = {"histoclip_patch": {"mAcc": 0.8}, "linear_probe": {"mAcc": 0.85}}
-    text = parsed(run_cards([run_of(tmp_path / "worse", methods=worse)])).get_text()
-    assert "does not beat the linear probe" in text
+def test_a_card_says_what_the_results_say_of_the_linear_probe(reports):
+    cards = {card.select_one(".name").get_text(): card for card in soup_of(reports / "index.html").select(".card")}
+    metrics = read_metrics(reports / "alpha" / "metrics.json")
+    gaps = accuracy_against(read_predictions(reports / "alpha" / "predictions.parquet"), metrics.seed)
+    assert f"HistoCLIP {finding(gaps['linear_probe'])} the linear probe." in cards["alpha"].get_text()
+
+
+def test_a_card_without_predictions_says_nothing_of_the_probe_and_one_that_is_not_current_says_so(tmp_path):
+    run = run_of(tmp_path / "better")
+    text = parsed(run_cards([run])).get_text()
+    assert "the linear probe." not in text
     assert "earlier run" not in text
-    better = run_of(tmp_path / "better")
     (tmp_path / "better" / "run.json").write_text('{"steps": {"01_data": {}}}')
-    text = parsed(run_cards([better])).get_text()
-    assert "does not beat" not in text
-    assert "earlier run" in text
+    assert "earlier run" in parsed(run_cards([run])).get_text()
 
 
 def test_thumbnails_are_inlined_where_they_are_pictures(tmp_path):
@@ -151,11 +156,11 @@ def test_table_one_holds_every_run_and_the_paper(tmp_path):
     assert all(len(row.find_all(["td", "th"])) == len(header) for row in table.select("tr"))
     lines = [[cell.get_text() for cell in row.find_all("td")] for row in table.select(".paper")]
     assert lines == [
-        ["–", "0.4266", "0.3757", "0.4713", "0.4358", "–", "0.9121", "0.9121"],
-        ["–", "0.4485", "0.2932", "0.4422", "0.4738", "–", "0.9507", "0.9507"],
-        ["–", "0.4107", "0.4371", "0.5263", "0.4862", "–", "0.8824", "0.8824"],
+        ["–", "0.427", "0.376", "0.471", "0.436", "–", "0.912", "0.912"],
+        ["–", "0.449", "0.293", "0.442", "0.474", "–", "0.951", "0.951"],
+        ["–", "0.411", "0.437", "0.526", "0.486", "–", "0.882", "0.882"],
     ]
-    assert "0.8800 [0.860, 0.900]" in table.get_text()
+    assert "0.880 [0.860, 0.900]" in table.get_text()
     names = [head.contents[0].strip() for head in table.select("tbody th")]
     assert names == ["BCSS-WSSS", "LUAD-HistoSeg", "pannuke", "PanNuke", "consep"]
     without = parsed(results_table(runs, "mAcc", without_runs=False))
@@ -166,7 +171,7 @@ def test_map_is_shown_of_the_runs_that_have_it(reports):
     runs = [run for run in list_runs(reports) if isinstance(run, RunMetrics)]
     value = metrics_of(reports, "beta")["histoclip_patch"]["mAP"]
     table = parsed(results_table(runs, "mAP"))
-    assert f"{value:.4f}" in table.get_text()
+    assert f"{value:.3f}" in table.get_text()
     assert table.select(".paper") == []
 
 

@@ -37,14 +37,15 @@ SOURCE = "PanNuke is distributed by the Warwick TIA Centre (Gamper et al. 2020, 
     title="PanNuke",
     licence="CC BY-NC-SA 4.0: attribution, no commercial use, the same terms for what is derived from it.",
     about=(
-        "**PanNuke.** 19 tissues, 256 x 256 at 0.25 µm per pixel (Gamper et al. 2020), CC BY-NC-SA 4.0. A class is "
-        "present where at least `min_nuclei` of its nuclei are annotated. Patients are not published, so patches of "
-        "one patient may be on both sides of any split. Part of it comes from TCGA: a backbone may have seen it."
+        "**PanNuke.** 19 tissues, 256 x 256 at 0.25 µm per pixel (Gamper et al. 2020), CC BY-NC-SA 4.0. Patients "
+        "are not published, so patches of one patient may be on both sides of any split. Part of it comes from TCGA: a "
+        "backbone may have seen it."
     ),
     options=("min_nuclei", "follow_links"),
     paper={"baseline": 0.4107, "one_vs_rest": 0.4371, "power_set": 0.5263, "top_k": 0.4862, "histoclip": 0.8824},
     mpp=0.25,
     tcga="in part",
+    present="A class is present where nuclei of it are annotated, at least {min_nuclei} in a patch.",
 )
 def load_pannuke(
     data_dir: str | Path,

@@ -90,13 +90,6 @@ function canvasOf(pixels) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;
 }
-function greyOf(image) {
-  const pixels = pixelsOf(image);
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    pixels.data.fill((pixels.data[i] + pixels.data[i + 1] + pixels.data[i + 2]) / 3, i, i + 3);
-  }
-  return canvasOf(pixels);
-}
 
 // Class numbers of a mask: k + 1 for class k, 0 for none.
 async function classMap(address, data) {
@@ -104,7 +97,7 @@ async function classMap(address, data) {
   return { width, height, of: Uint8Array.from({ length: width * height }, (_, i) => Math.round(pixels[4 * i] / data.maskStep)) };
 }
 
-// A map, bilinear between the centres of its cells, in the colours of `heat`.
+// A map, bilinear between the centres of its cells, in the colours of `heat`, clear where it is 0.
 function heatOf(cells, grid, size, heat) {
   const pixels = new ImageData(size, size);
   const places = Array.from({ length: size }, (_, i) => {
@@ -115,7 +108,7 @@ function heatOf(cells, grid, size, heat) {
   places.forEach((y, line) => places.forEach((x, column) => {
     const along = (row) => cells[row * grid + x.low] * (1 - x.part) + cells[row * grid + x.high] * x.part;
     const value = Math.round(along(y.low) * (1 - y.part) + along(y.high) * y.part);
-    pixels.data.set([heat[3 * value], heat[3 * value + 1], heat[3 * value + 2], 255], 4 * (line * size + column));
+    pixels.data.set([heat[3 * value], heat[3 * value + 1], heat[3 * value + 2], value], 4 * (line * size + column));
   }));
   return canvasOf(pixels);
 }
@@ -222,11 +215,11 @@ function attention(data, ask) {
   const [about, legend] = [element("p"), element("p", { class: "legend" })];
   const [overlayTitle, peak, scale] = [element("span"), element("span"), element("span", { class: "heat", "aria-hidden": "true" })];
   scale.style.backgroundImage = `linear-gradient(to right, ${[0, 32, 64, 96, 128, 160, 192, 224, 255].map((value) => (
-    `rgb(${heat.slice(3 * value, 3 * value + 3).join(" ")})`)).join(", ")})`;
+    `rgb(${heat.slice(3 * value, 3 * value + 3).join(" ")} / ${value / 255})`)).join(", ")})`;
   const maskPanel = panel("Mask", maskCanvas, legend);
   const panels = element("div", { class: "panels" }, panel("Patch", picture, about), maskPanel,
     panel(overlayTitle, overlay, element("p", { class: "legend" }, "lowest ", scale, " ", peak)));
-  const opacity = slider("Opacity", 55);
+  const opacity = slider("Opacity", 85);
   const outline = element("input", { type: "checkbox", checked: true });
   const controls = element("div", { class: "overlay-options" }, opacity.box);
   if (hasMasks) controls.append(element("label", {}, outline, " Outline of the class in the mask"));
@@ -235,8 +228,8 @@ function attention(data, ask) {
   // What has been decoded of a patch, once.
   const decoded = new Map();
   async function decode(patch) {
-    const grey = greyOf(await loaded(patch.image));
-    return { grey, mask: patch.mask && await classMap(patch.mask, data), heats: new Map() };
+    const tissue = canvasOf(pixelsOf(await loaded(patch.image)));
+    return { tissue, mask: patch.mask && await classMap(patch.mask, data), heats: new Map() };
   }
   function load(i, k) {
     if (!decoded.has(i)) decoded.set(i, decode(patches[i]));
@@ -265,18 +258,18 @@ function attention(data, ask) {
     picture.alt = `Patch ${patch.name}`;
     about.replaceChildren(...aboutPatch(patch));
     overlayTitle.replaceChildren("Attention of ", named(classes[k]));
-    peak.textContent = map.where ? `highest: ${map.peak.toLocaleString("en")} times uniform` : "uniform";
+    peak.textContent = map.where ? `peak: ${map.peak.toLocaleString("en")} × uniform` : "uniform";
     status.replaceChildren(`Patch ${i + 1} of ${patches.length}. `, named(classes[k]),
       `: ${state(patch.labels[k])}, p = ${p.toFixed(2)}, ${mark(outcome(patch.labels[k], p, data))}; ${inWords(map)}`,
       ...(patch.mask && map.area === null ? ["; the class is not in the mask"] : []), ".");
   }
-  function paint({ i, k, grey, mask, heats }) {
-    const [patch, scaled] = [patches[i], 2 * grey.width];
-    if (!heats.has(k)) heats.set(k, heatOf(bytes(patch.maps[k].cells), data.grid, grey.width, heat));
+  function paint({ i, k, tissue, mask, heats }) {
+    const [patch, scaled] = [patches[i], 2 * tissue.width];
+    if (!heats.has(k)) heats.set(k, heatOf(bytes(patch.maps[k].cells), data.grid, tissue.width, heat));
     [overlay.width, overlay.height] = [scaled, scaled];
     const context = overlay.getContext("2d");
     context.imageSmoothingQuality = "high";
-    context.drawImage(grey, 0, 0, scaled, scaled);
+    context.drawImage(tissue, 0, 0, scaled, scaled);
     context.globalAlpha = opacity.input.value / 100;
     context.drawImage(heats.get(k), 0, 0, scaled, scaled);
     const drawn = mask && outline.checked && patch.maps[k].area !== null;
@@ -502,14 +495,14 @@ function thresholds(data) {
   const [summary, table_] = [element("div"), table("Decisions of each class", ["Class", "Threshold",
     ...["true positives", "false positives", "false negatives", "true negatives"].map((words) => (
       element("abbr", { title: words }, words.split(" ").map(([letter]) => letter.toUpperCase()).join("")))),
-    "accuracy", "precision", "recall", "F1"], classes.map((_, k) => [classNode(k, data), sliders[k].box, ...Array(8).fill("")]))];
+    "accuracy", "sensitivity", "specificity", "precision", "F1"], classes.map((_, k) => [classNode(k, data), sliders[k].box, ...Array(9).fill("")]))];
   const cells = [...table_.querySelectorAll("tbody tr")].map((line) => [...line.children].slice(2));
   const fixed = (value) => (Number.isFinite(value) ? value.toFixed(3) : "—");
 
   function scores(k, cut) {
     const [fp, tp] = data.counts[k].map((side) => side[cut]);
     const [absent, present] = data.counts[k].map((side) => side[0]);
-    const rates = [(tp + absent - fp) / (absent + present), tp / (tp + fp), tp / present, 2 * tp / Math.max(tp + fp + present, 1)];
+    const rates = [(tp + absent - fp) / (absent + present), tp / present, (absent - fp) / absent, tp / (tp + fp), 2 * tp / Math.max(tp + fp + present, 1)];
     return { counts: [tp, fp, present - tp, absent - fp], rates };
   }
   const mean = (cuts, i) => cuts.reduce((sum, cut, k) => sum + scores(k, cut).rates[i], 0) / cuts.length;
@@ -520,7 +513,7 @@ function thresholds(data) {
       [...own.counts.map(count), ...own.rates.map(fixed)].forEach((text, i) => { cells[k][i].textContent = text; });
     });
     summary.replaceChildren(table("Means over the classes", ["", "now", `at ${data.threshold}`, "change"],
-      [["mAcc", 0], ["macro F1", 3]].map(([name, i]) => {
+      [["mAcc", 0], ["sensitivity", 1], ["specificity", 2], ["macro F1", 4]].map(([name, i]) => {
         const [now, before] = [mean(cuts, i), mean(cuts.map(() => start), i)];
         const change = Number((now - before).toFixed(3));
         return [name, fixed(now), fixed(before), `${change < 0 ? "−" : "+"}${fixed(Math.abs(change))}`];

@@ -16,7 +16,7 @@ _MODULES = {
     "calibration": ("precision_recall_curves", "reliability_diagrams", "threshold_curves"),
     "confusion": (
         "co_occurrence_bias_map", "confusion_grid", "group_error_plot", "label_set_bars", "missed_class_map",
-        "multilabel_confusion_map",
+        "multilabel_confusion_map", "recall_by_area_plot",
     ),
     "data": ("co_occurrence_map", "prevalence_bars"),
     "encoders": ("agreement_map", "encoder_ranks", "methods_by_encoder"),

@@ -12,22 +12,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from histoclip_lib.common.arrays import agreement, all_right
+from histoclip_lib.common.arrays import agreement, all_right, nan_mean
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import THRESHOLD
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.localisation import MEASURES, MapScores, class_means
 from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, enlarge, square_crop
-from histoclip_lib.report.figures.base import CLASS_COLOURS, class_colour, described, figure, listed, wrapped
+from histoclip_lib.report.figures.base import (
+    UNCOLOURED,
+    WRONG,
+    class_colour,
+    described,
+    figure,
+    listed,
+    method_colour,
+    wrapped,
+)
 from histoclip_lib.report.figures.patches import outline
 
 MARKERS = {
     TRAINED: "o", "as_is": ".", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^", "corrected": "v",
     "centre": "D", "uniform": "|",
 }  # fmt: skip
-COLOURS = dict(zip(MARKERS, [*CLASS_COLOURS[:8], "0.3"], strict=True))
-OPACITY = 0.55
+LIKE = {TRAINED: "histoclip_patch", "as_is": "histoclip_patch", PROBE: "linear_probe", "probe": "linear_probe"}
+OPACITY = 0.85  # of the highest value over the tissue; the lowest is clear
+HOT = (0.4, 1.0)  # part of the colour map that is seen: its dark end would hide the tissue
 SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
 PALETTE = 255  # colours; a picture in all colours takes three times the bytes
 
@@ -53,8 +63,8 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
         axes.hlines(heights, lowest, means[scores.maps.index(TRAINED)], color="0.8", lw=2, zorder=1)
         for name, values in zip(scores.maps, means, strict=True):
             axes.plot(
-                values, heights, MARKERS[name], color=COLOURS[name], mew=1.8, ms=11 if name == "uniform" else 6.5,
-                mfc=COLOURS[name] if name == TRAINED else "white", label=MAP_LABELS[name],
+                values, heights, MARKERS[name], color=_map_colour(name), mew=1.8, ms=11 if name == "uniform" else 6.5,
+                mfc=_map_colour(name) if name == TRAINED else "white", label=MAP_LABELS[name],
                 zorder=4 if name == TRAINED else 3,
             )  # fmt: skip
         axes.set(title=label, xlim=(-0.03 * limit, limit), ylim=(len(classes) - 0.5, -0.5))
@@ -75,8 +85,18 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
     )
 
 
-def choose_for_attention(labels: np.ndarray, probabilities: np.ndarray, count: int) -> list[int]:
-    """Return patches to look at: in turn for each class the one in which it is found with the highest probability.
+def _map_colour(name: str) -> tuple | str:
+    """Return the colour of the method that a set of maps comes from; grey for those of none."""
+    return method_colour(LIKE[name]) if name in LIKE else UNCOLOURED
+
+
+def choose_for_attention(
+    labels: np.ndarray, probabilities: np.ndarray, count: int, gain: np.ndarray | None = None
+) -> list[int]:
+    """Return patches to look at, typical ones where masks say which are.
+
+    With `gain`: patches without an error, those with the median gain first, so that none is picked because its map is
+    good. Without: in turn for each class the patch in which it is found with the highest probability.
 
     Parameters
     ----------
@@ -84,9 +104,17 @@ def choose_for_attention(labels: np.ndarray, probabilities: np.ndarray, count: i
         Truth and sigma(logit).
     count : int
         At most so many; patches with several labels and no error come first, since there the maps should differ.
+    gain : ndarray of shape (B, N), optional
+        How far each map agrees with the mask, as `MapScores.gain`; NaN where a class is not in the mask.
     """
     right = all_right(labels, probabilities >= THRESHOLD)
     telling = ((labels == 1).sum(axis=1) >= 2) & right
+    if gain is not None:
+        own = nan_mean(gain, axis=1)
+        for among in (telling, right):
+            if (places := np.flatnonzero(among & ~np.isnan(own))).size:
+                distance = np.abs(own[places] - np.median(own[places]))
+                return places[np.argsort(distance, kind="stable")][:count].tolist()
     chosen: list[int] = []
     for only_telling in (True, False):
         found = np.where((labels == 1) & (telling[:, None] | (not only_telling)), probabilities, -1)
@@ -168,7 +196,7 @@ def attention_overlay(
         state = state_text(labels[k])
         axes.set_title(
             f"{wrapped(classes[k])}\n{state}, p = {probabilities[k]:.2f}{'' if right else '  ✗'}",
-            fontsize=9, color="black" if right else CLASS_COLOURS[3],
+            fontsize=9, color="black" if right else WRONG,
         )  # fmt: skip
         place = where_highest(maps[k])
         said.append(f"{classes[k]}: {state}, probability {probabilities[k]:.2f}, most attention {place}")
@@ -183,11 +211,25 @@ def attention_overlay(
 
 
 def _overlay(axes: Axes, image: np.ndarray, attention: np.ndarray, mask: np.ndarray | None, k: int) -> None:
-    """Draw the attention of class `k` over a grey patch, with the outline of its mask."""
-    axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(enlarge(attention, len(image)), cmap="inferno", alpha=OPACITY)
+    """Draw the attention of class `k` over a patch, with the outline of its mask."""
+    axes.imshow(image)
+    axes.imshow(heat_over(attention, len(image)))
     if mask is not None:
         outline(axes, mask, [k])
+
+
+def hot(values: np.ndarray) -> np.ndarray:
+    """Return the colours (..., 4) of values from 0 to 1, from clear to hot."""
+    low, high = HOT
+    colours = colormaps["inferno"](low + (high - low) * values)
+    colours[..., 3] = OPACITY * values
+    return colours
+
+
+def heat_over(attention: np.ndarray, size: int) -> np.ndarray:
+    """Return what lies over a patch: a map (g, g) in the colours of `hot`, shape (size, size, 4)."""
+    large = enlarge(attention, size)
+    return hot(large / max(large.max(), np.finfo(float).tiny))
 
 
 @figure
@@ -262,19 +304,25 @@ def save_thumbnail(
     maps: np.ndarray,
     probabilities: np.ndarray,
     chosen: list[int],
+    gain: np.ndarray | None = None,
 ) -> None:
-    """Write the thumbnail of a run as PNG: the first chosen patch, and the attention of its most probable class.
+    """Write the thumbnail of a run as PNG: the first chosen patch, and the attention of one of its classes.
+
+    That is the class whose gain is the patch's median, as `choose_for_attention` has it, else the most probable one.
 
     Parameters
     ----------
     path : Path
         The file.
-    patches, index, maps, probabilities, chosen
-        As for `attention_figures`; without any chosen patch the first one is drawn.
+    patches, index, maps, probabilities, chosen, gain
+        As for `attention_figures` and `choose_for_attention`; without any chosen patch the first one is drawn.
     """
     position = chosen[0] if chosen else 0
     image = square_crop(patches.image(index[position]))
-    picture = side_by_side(image, maps[position, probabilities[position].argmax()])
+    k = probabilities[position].argmax()
+    if gain is not None and not np.isnan(gain[position]).all():
+        k = np.nanargmin(np.abs(gain[position] - np.nanmedian(gain[position])))
+    picture = side_by_side(image, maps[position, k])
     with replacing(path) as temporary:
         Image.fromarray(picture).quantize(PALETTE, dither=Image.Dither.FLOYDSTEINBERG).save(temporary, "PNG")
 
@@ -293,8 +341,8 @@ def side_by_side(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
     """
     width, height = SIZE
     large = np.asarray(Image.fromarray(image).resize((height, height), Image.Resampling.LANCZOS), dtype=float)
-    heat = enlarge(attention / max(attention.max(), np.finfo(float).tiny), height)
-    over = (1 - OPACITY) * large.mean(axis=2, keepdims=True) + OPACITY * 255 * colormaps["inferno"](heat)[..., :3]
+    heat = heat_over(attention, height)
+    over = (1 - heat[..., 3:]) * large + 255 * heat[..., 3:] * heat[..., :3]
     half = (width - GAP) // 2
     left = (height - half) // 2
     picture = np.full((height, width, 3), 255.0)

@@ -30,8 +30,16 @@ FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
 )  # fmt: skip
-CLASS_COLOURS = sns.color_palette("colorblind", 10)
-METHOD_COLOURS = CLASS_COLOURS + sns.color_palette("dark", 10)
+# Classes: cold, yellow and dark, which stand out on the pink and violet of H&E and differ in lightness.
+CLASS_COLOURS = sns.color_palette(
+    ["#1965d2", "#1a9850", "#e6b800", "#333333", "#00b5c8", "#8c510a", "#e4572e", "#7b3fb8", "#9ccb3b", "#8a8a8a"]
+)
+# Methods: HistoCLIP in pinks and violets, what it is compared with in oranges and browns, from the last family on.
+METHOD_COLOURS = sns.color_palette(
+    ["#a3215d", "#df65b0", "#6a3d9a", "#b39ddb", "#b35806", "#fd8d3c", "#7f3b08", "#d6a24a", "#ef6548", "#a6761d"]
+) + sns.color_palette("dark", 10)
+SERIES_COLOURS = sns.color_palette("Set2")  # what is neither a class nor a method
+WRONG = "#b2182b"
 UNCOLOURED = "0.35"  # methods without skill, and lines that are no method
 MAX_NAME, MAX_LINES = 28, 3  # letters in a line, and lines of a name on an axis
 LARGE_PNG = 400_000  # bytes
@@ -51,7 +59,7 @@ def installed_fonts() -> tuple[str, ...]:
 def style() -> Iterator[None]:
     """Draw in the style of the figures, and leave Matplotlib's settings as they were."""
     own = {
-        "axes.prop_cycle": matplotlib.cycler(color=CLASS_COLOURS),
+        "axes.prop_cycle": matplotlib.cycler(color=SERIES_COLOURS),
         "axes.titlesize": "medium",
         "figure.dpi": 100,
         "font.family": list(installed_fonts()),
@@ -100,7 +108,9 @@ def as_image(figure: Figure) -> Image:
         width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
         if len(data) > LARGE_PNG:
             data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
-    return Image(data=data, alt=figure.alternative, width=width, metadata={"caption": figure.caption})
+    pictures = (image for axes in figure.axes for image in axes.images)
+    kind = "picture" if any(np.ndim(image.get_array()) == 3 for image in pictures) else "chart"
+    return Image(data=data, alt=figure.alternative, width=width, metadata={"caption": figure.caption, "kind": kind})
 
 
 def _rendered(figure: Figure, **options: object) -> bytes:

@@ -10,13 +10,16 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from histoclip_lib.evaluation.comparisons import OURS
 from histoclip_lib.evaluation.confusion import CoOccurrenceBias
 from histoclip_lib.report.figures.base import (
-    CLASS_COLOURS,
+    SERIES_COLOURS,
+    class_colour,
     confusion_heat_map,
     described,
     figure,
     heat_map,
+    method_colour,
     short,
     width_of,
     wrapped,
@@ -61,6 +64,40 @@ def _cells(counts: np.ndarray, rates: np.ndarray, form: str) -> np.ndarray:
     """Write each cell with its count `n` and its `rate`."""
     pairs = (zip(*line, strict=True) for line in zip(counts, rates, strict=True))
     return np.array([[form.format(n=n, rate=rate) for n, rate in line] for line in pairs])
+
+
+@figure
+def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
+    """Draw recall against the covered area, all classes and each; `table` as `confusion.recall_by_area` returns it."""
+    areas, names = list(dict.fromkeys(table["area"])), list(dict.fromkeys(table["class"]))
+    areas = sorted(areas, key=lambda text: int(text.split("%")[0]))
+    drawn, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    for number, name in enumerate(names):
+        own = table[table["class"] == name]
+        place = np.array([areas.index(area) for area in own["area"]]) + 0.09 * (number - len(names) / 2)
+        if number:  # the table has the intervals of single classes
+            axes.plot(place, own["recall"], "o-", color=class_colour(number - 1), lw=1.2, ms=5, label=wrapped(name))
+            continue
+        errors = np.abs(own[["low", "high"]].to_numpy().T - own["recall"].to_numpy())
+        axes.errorbar(
+            place, own["recall"], errors, fmt="o-", color="0.15", lw=2.5, ms=5, capsize=2, label=wrapped(name)
+        )
+    axes.set_xticks(range(len(areas)), areas)
+    axes.set(xlabel="share of the patch that the class covers in the mask", ylabel="recall (sensitivity)")
+    axes.set_ylim(-0.03, 1.05)
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    overall = table[table["class"] == names[0]]
+    said = "; ".join(
+        f"{line.area} of the patch: {line.found} of {line.present} found ({line.recall:.2f})"
+        for line in overall.itertuples()
+    )
+    return described(
+        drawn,
+        f"Recall by covered area, all classes together. {said}.",
+        f"How often {method} finds a class, by how much of the patch it covers ({overall['present'].sum():,} labels "
+        "with masks). Bars are 95 % intervals by Wilson for all classes together, which take patches as independent. "
+        "Look at how steeply recall falls to the left.",
+    )
 
 
 @figure
@@ -120,7 +157,7 @@ def group_error_plot(table: pd.DataFrame) -> Figure:
     area = np.clip(2500 / len(rates), 15, 110)  # many dots must not run into a band
     overall = float(np.average(rates, weights=patches))
     drawn, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
-    axes.scatter(np.arange(len(rates)), rates, area * patches / patches.max(), color=CLASS_COLOURS[0], alpha=0.6)
+    axes.scatter(np.arange(len(rates)), rates, area * patches / patches.max(), color=method_colour(OURS), alpha=0.6)
     axes.axhline(overall, color="0.3", lw=1.2, ls="--")
     axes.annotate(
         f"all patches {overall:.3f}", (1, overall), xycoords=("axes fraction", "data"), xytext=(-4, 4),
@@ -157,7 +194,7 @@ def label_set_bars(table: pd.DataFrame) -> Figure:
     ]
     heights = np.arange(len(shown))[::-1]
     drawn, axes = plt.subplots(figsize=(4 + width_of(names), 0.48 * len(shown) + 1.2), layout="constrained")
-    for metric, shift, colour in (("mAcc", 0.19, CLASS_COLOURS[0]), ("exact match", -0.19, CLASS_COLOURS[1])):
+    for metric, shift, colour in (("mAcc", 0.19, SERIES_COLOURS[0]), ("exact match", -0.19, SERIES_COLOURS[1])):
         bars = axes.barh(heights + shift, shown[metric], 0.36, color=colour, label=metric)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_yticks(heights, names, fontsize=9)

@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from histoclip_lib.evaluation.across import Ranks, cliques
+from histoclip_lib.evaluation.comparisons import ALPHA, PROBE
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.methods import methods as registered
+from histoclip_lib.evaluation.text import p_text
 from histoclip_lib.report.figures.base import (
     UNCOLOURED,
     described,
@@ -21,9 +23,6 @@ from histoclip_lib.report.figures.base import (
     method_colour,
     wrapped,
 )
-
-PROBE = "linear_probe"
-ALPHA = 0.05
 
 
 @figure
@@ -119,17 +118,23 @@ def comparison_map(differences: pd.DataFrame, p: pd.DataFrame) -> Figure:
     axes.tick_params(labelsize=9)
     axes.tick_params(axis="y", rotation=0)
     axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right", rotation_mode="anchor")
-    drawn.suptitle("mAcc × 100, line minus column; * p < 0.05 (Holm)", fontsize=10)
+    star = f"; * p < {ALPHA:g} (Holm)" if significant.any() else ""
+    drawn.suptitle(f"mAcc × 100, line minus column{star}", fontsize=10)
     said = "; ".join(
-        f"{differences.index[i]} minus {differences.columns[j]} {differences.iloc[i, j]:+.3f} (p {p.iloc[i, j]:.3f})"
+        f"{differences.index[i]} minus {differences.columns[j]} {differences.iloc[i, j]:+.3f} "
+        f"(p {p_text(p.iloc[i, j])})"
         for i in range(side)
         for j in range(i + 1, side)
     )
     return described(
         drawn,
         f"Heat map of differences in mAcc, p after Holm's correction. {said}.",
-        f"Difference in mAcc of every two of {side} methods on the same patches. Those without an asterisk are not "
-        "significantly different from each other.",
+        f"Difference in mAcc of every two of {side} methods on the same patches, in points of a hundred. "
+        + (
+            f"An asterisk marks a corrected p below {ALPHA:g}; pairs without one are not significantly different."
+            if significant.any()
+            else "After the correction for all pairs no two methods are significantly different."
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from histoclip_lib.evaluation.leakage import SAME_PIXELS, NearDuplicates
-from histoclip_lib.report.figures.base import CLASS_COLOURS, described, figure
+from histoclip_lib.report.figures.base import SERIES_COLOURS, described, figure
 
 
 @figure
@@ -33,14 +33,14 @@ def similarity_histogram(found: NearDuplicates) -> Figure:
         ).dropna()
         low = min(0.0, float(frame["value"].min())) if len(frame) else 0.0
         sns.histplot(
-            frame, x="value", hue="of", hue_order=[label, reference], palette=CLASS_COLOURS[:2], stat="proportion",
+            frame, x="value", hue="of", hue_order=[label, reference], palette=SERIES_COLOURS[:2], stat="proportion",
             common_norm=False, element="step", bins=np.linspace(low, 1, 31), legend=False, ax=axes,
         )  # fmt: skip
         axes.set(xlabel=name, ylabel="fraction")
         axes.tick_params(labelsize=10)
         said.append(f"{name}: {_quartiles(own)} for validation, {_quartiles(others)} for the reference")
     grid[1].axvline(SAME_PIXELS, color="0.2", lw=1.2, ls="--")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.5) for colour in CLASS_COLOURS[:2]]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.5) for colour in SERIES_COLOURS[:2]]
     handles.append(plt.Line2D([], [], color="0.2", lw=1.2, ls="--"))
     names = [label, reference, f"copies from {SAME_PIXELS} on"]
     drawn.legend(handles, names, loc="outside upper center", ncols=2, fontsize=9, frameon=False)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.prompting.sensitivity import AS_REPORTED, METRICS, SINGLE_TEMPLATE, SYNONYMS
-from histoclip_lib.report.figures.base import CLASS_COLOURS, described, figure, heat_map, wrapped
+from histoclip_lib.report.figures.base import SERIES_COLOURS, described, figure, heat_map, wrapped
 
 
 @figure
@@ -66,7 +66,7 @@ def score_distributions(methods: dict[str, Predictions], labels: np.ndarray, cla
             order=names, legend=axes is grid.flat[0], ax=axes,
         )  # fmt: skip
         axes.axvline(0, color="0.2", lw=1.2, ls="--")
-        axes.set(title=wrapped(label), ylabel="", xlabel="")
+        axes.set(title=wrapped(label), ylabel="", xlabel="score")
         medians = frame.groupby(["class", "truth"], sort=False)["score"].median()
         said.append(f"{label}: " + ", ".join(f"{name} {truth} {value:.3f}" for (name, truth), value in medians.items()))
     inside = grid.flat[0].get_legend()
@@ -95,7 +95,7 @@ def prompt_spread(table: pd.DataFrame) -> Figure:
     for axes, metric in zip(panels, METRICS, strict=True):
         sns.stripplot(
             table[table["kind"].isin(tried)], y="strategy", x=metric, order=strategies, hue="kind", hue_order=tried,
-            palette=CLASS_COLOURS[: len(tried)], dodge=True, jitter=False, size=5, alpha=0.65, legend=False, ax=axes,
+            palette=SERIES_COLOURS[: len(tried)], dodge=True, jitter=False, size=5, alpha=0.65, legend=False, ax=axes,
         )  # fmt: skip
         reported = table[table["kind"] == AS_REPORTED]
         places = [strategies.index(strategy) for strategy in reported["strategy"]]
@@ -105,7 +105,7 @@ def prompt_spread(table: pd.DataFrame) -> Figure:
     marks = [plt.Line2D([], [], marker="D", color="0.15", ls="", ms=7, label=AS_REPORTED)]
     marks += [
         plt.Line2D([], [], marker="o", color=colour, ls="", ms=5, label=kind)
-        for kind, colour in zip(tried, CLASS_COLOURS, strict=False)
+        for kind, colour in zip(tried, SERIES_COLOURS, strict=False)
     ]
     drawn.legend(handles=marks, loc="outside upper center", ncols=len(marks), fontsize=10, frameon=False)
     said = "; ".join(
@@ -152,13 +152,13 @@ def patch_cosines(
     left.imshow(image)
     left.set_axis_off()
     left.set_title(wrapped(file), fontsize=10)
-    right.barh(np.arange(len(names)), cosines, color=[CLASS_COLOURS[0] if label == 1 else "0.75" for label in labels])
+    right.barh(np.arange(len(names)), cosines, color=[SERIES_COLOURS[0] if label == 1 else "0.75" for label in labels])
     right.axvline(negative, color="0.2", lw=1.2, ls="--")
     right.axvline(0, color="0.2", lw=0.8)
     right.set_yticks(np.arange(len(names)), [wrapped(name) for name in names])
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
-    right.set_xlabel("cosine; blue: present; dashed: the negative prompt")
+    right.set_xlabel("cosine; coloured: present; dashed: the negative prompt")
     drawn.tight_layout()
     said = "; ".join(
         f"{name} ({state_text(label)}) {cosine:.3f}" for name, label, cosine in zip(names, labels, cosines, strict=True)
