@@ -52,7 +52,9 @@ def shared_data() -> Path:
 def exported(tmp_path_factory) -> Path:
     """A cache folder for the exported image tower of the offline default, one for all processes of the tests."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
