@@ -47,8 +47,10 @@ class Note:
 
     def __str__(self) -> str:
         """Return the note in one line."""
+        if not self.examples:
+            return self.what
         more = ", ..." if self.count > len(self.examples) else ""
-        return f"{self.what}: {self.count:,}" + (f" ({', '.join(self.examples)}{more})" if self.examples else "")
+        return f"{self.what}: {self.count:,} ({', '.join(self.examples)}{more})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,8 +85,8 @@ def too_few(dataset: PatchDataset, index: np.ndarray) -> str:
     if fewest >= FEW:
         return ""
     return (
-        f"Nothing can be concluded from these {len(index):,} patches: no class has {FEW} that show it and {FEW} that "
-        "do not."
+        f"Nothing can be concluded: among the patches held out ({len(index):,}) no class has {FEW} that show it and "
+        f"{FEW} that do not."
     )
 
 

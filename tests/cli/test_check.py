@@ -66,7 +66,8 @@ def test_check_draws_no_bar_where_there_is_no_terminal(invoke, write):
     result = invoke("check", write("run.yaml", "name: demo\nn_patches: 24\n"))
     assert result.exit_code == 0, result.stderr
     assert result.stderr == (
-        "  note: Nothing can be concluded from these 24 patches: no class has 10 that show it and 10 that do not.\n"
+        "  note: Nothing can be concluded: among the patches held out (24) no class has 10 that show it and 10 that do "
+        "not.\n"
     )
     assert "24 patches" in result.stdout
 
@@ -81,7 +82,7 @@ def test_check_notes_what_may_be_wrong_and_leaves_nothing_out(invoke, params, tm
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(f"{path}: 20 patches in 5 folds; tumor 0.50, [red]stroma 0.25")
     notes = re.findall(r"^  note: (.*)$", result.stderr, flags=re.MULTILINE)
-    assert notes[0] == "column 'filename' is read as 'file': 1"
+    assert notes[0] == "column 'filename' is read as 'file'"
     assert notes[1].startswith("groups that may be one patient but are kept apart; `group_pattern: 0*([0-9]+)` makes ")
     assert notes[2:] == ["images under several names with contradicting labels: 1 (000.png = 001.png: tumor)"]
 

@@ -147,5 +147,5 @@ def test_blank_patches_are_noted_and_are_no_copies_of_each_other():
 def test_few_patches_say_that_nothing_can_be_concluded(n, enough):
     text = too_few(make([[1], [0]] * (n // 2) + [[1]] * (n % 2)), np.arange(n))
     assert (text == "") == enough
-    assert enough or text.startswith(f"Nothing can be concluded from these {n} patches")
+    assert enough or text.startswith(f"Nothing can be concluded: among the patches held out ({n}) no")
     assert too_few(make([[1]] * 50), np.arange(50))

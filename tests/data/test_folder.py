@@ -235,7 +235,7 @@ def test_the_column_of_files_may_be_called_otherwise(root, name):
     rewrite(root, lambda table: table.rename(columns={"file": name}, inplace=True))
     dataset = folder.load(root)
     assert dataset.files[0] == "000.png"
-    assert [str(note) for note in dataset.notes] == [f"column {name!r} is read as 'file': 1"]
+    assert [str(note) for note in dataset.notes] == [f"column {name!r} is read as 'file'"]
     rewrite(root, lambda table: table.insert(1, "filepath", "x"))
     assert "Which of " in refusal(root)
 

@@ -21,7 +21,7 @@ def described(tmp_path, write_folder):
 def test_a_page_of_three_patches_and_one_class_says_first_that_nothing_can_be_concluded(described):
     data = described({"tumor": [1, 1, 0]})
     first, rest = data.finding().data.split("\n\n")
-    assert first.startswith("**Nothing can be concluded from these 1 patches: no class has 10 that show it")
+    assert first.startswith("**Nothing can be concluded: among the patches held out (1) no class has 10 that show it")
     assert rest.startswith("**3 patches with 1 classes.**")
     assert data.checked().data == "The check of labels, images and masks noted nothing."
 

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from histoclip_lib.evaluation.text import number_text
 from histoclip_lib.report.figures.base import UNCOLOURED, described, figure, method_colour, wrapped
 
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1)))
@@ -80,7 +81,7 @@ def label_efficiency(sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[
     drawn.tight_layout()
     means = sizes.groupby(["method", "n_train"], sort=False)[["mAcc", "mAP"]].mean()
     said = "; ".join(
-        f"{labels[method]} with {size} patches: mAcc {line.mAcc:.3f}, mAP {line.mAP:.3f}"
+        f"{labels[method]} with {size} patches: mAcc {number_text(line.mAcc)}, mAP {number_text(line.mAP)}"
         for (method, size), line in means.iterrows()
     )
     return described(
@@ -110,7 +111,8 @@ def hidden_labels(shares: pd.DataFrame, labels: dict[str, str]) -> Figure:
     panels[0].legend(fontsize=9)
     drawn.tight_layout()
     said = "; ".join(
-        f"{labels[line.method]} with {line.hidden:.0%} hidden: mAcc {line.mAcc:.3f}, mAP {line.mAP:.3f}"
+        f"{labels[line.method]} with {line.hidden:.0%} hidden: mAcc {number_text(line.mAcc)}, "
+        f"mAP {number_text(line.mAP)}"
         for line in shares.itertuples()
     )
     return described(
