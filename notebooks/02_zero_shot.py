@@ -81,7 +81,7 @@ zero_shot.class_similarity()
 # %% [markdown]
 # ## Predictions of the strategies
 #
-# mAcc on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
+# [mAcc](04_results.ipynb#macc) on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
 # the true prevalence in the last line.
 
 # %%

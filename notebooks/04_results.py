@@ -29,11 +29,12 @@ results = run.evaluate()
 results.finding()
 
 # %% [markdown]
-# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
-# $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
-# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
-# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
-# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
+# Every method is fitted and scored on the same patches. [mAcc](#macc), eq. (6), is the mean over classes of label-wise
+# accuracy at $\sigma \ge 0.5$. It rewards predicting the common answer, so baselines that ignore the image are in the same
+# table, and so are strong models on the same frozen features: a [linear probe](#linear-probe) (logistic regression), nearest
+# neighbours, a Gaussian discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's
+# size, and the head with random queries in place of the words. [mAP](#map) judges the ranking,
+# [cross-entropy](#cross-entropy) and [Brier score](#brier-score) judge probabilities; lower is better.
 
 # %% [markdown]
 # ## All methods
@@ -202,3 +203,9 @@ results.save_model()
 
 # %%
 results.files()
+
+# %% [markdown]
+# ## Glossary
+
+# %%
+results.glossary()

@@ -34,7 +34,7 @@ errors.finding()
 # %% [markdown]
 # ## How much of a class must be there?
 #
-# Recall of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
+# Recall ([sensitivity](04_results.ipynb#sensitivity)) of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
 # regions.
 
 # %%

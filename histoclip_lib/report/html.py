@@ -170,8 +170,8 @@ def finish_article(html: str) -> Article:
     """Turn the cleaned cells of a notebook into the body of a page.
 
     Takes out the first h1 (the page prints it as its title), numbers figures and captioned tables, gives headings,
-    figures and tables ids and links to themselves, turns equations into MathML, puts every table into a box that scrolls
-    by itself and aligns columns of numbers.
+    figures and tables ids and links to themselves, turns equations into MathML, puts every table into a box that
+    scrolls by itself and aligns columns of numbers.
     """
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.select("img:not([src])"):

@@ -793,6 +793,12 @@ class Results(Chapter):
         _, _, text = card.partition("\n\n")  # the page has a heading of its own
         return Markdown(text.replace("\n## ", "\n### ").replace("## ", "### ", 1))
 
+    def glossary(self) -> Markdown:
+        """Return what the metrics and terms of the pages mean."""
+        from histoclip_lib.report.glossary import glossary
+
+        return glossary()
+
     def files(self) -> HTML:
         """Return the files of the run, each as a link."""
         return tables.files_table(self.run.folder)

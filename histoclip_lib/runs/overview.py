@@ -17,6 +17,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from pyarrow import compute, parquet
 
+from histoclip_lib import __version__
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in, resolve
 from histoclip_lib.common.html import as_typed, element, html, table
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from IPython.display import Image
 
 TITLE = "All runs"
+BIBTEX = """@software{{histoclip,
+  title   = {{HistoCLIP: zero-shot CLIP and Cross-Modal Matching for multi-label histopathology}},
+  author  = {{{{HistoCLIP authors}}}},
+  version = {{{version}}},
+  license = {{MIT}}
+}}"""
 FEWEST_COMMON = 10  # held-out patches of both runs: fewer say nothing
 MOST_PAIRS = 10  # comparisons that are written
 PATIENCE = 600.0  # seconds to wait for another process that writes the overview
@@ -167,6 +174,15 @@ class AllRuns:
         if self.grid is None or "seed" not in self.grid[0].varied:
             return None
         return Table(seed_spread(self.grid, self.reports), "Mean and spread over the seeds, for each setting.")
+
+    def cite(self) -> Markdown | None:
+        """Return how to cite the software, as BibTeX; None for a grid, whose page is one of several."""
+        if self.grid is not None:
+            return None
+        return Markdown(
+            "## How to cite\n\nCite the paper of the method, the data sets and encoders that a run names, and this "
+            f"software:\n\n```bibtex\n{BIBTEX.format(version=__version__)}\n```"
+        )
 
     def links(self) -> HTML | None:
         """Return links to the comparisons of two runs, and to the pages of grids; None where there are none."""
