@@ -107,7 +107,7 @@ zero_shot.both_prompts()
 zero_shot.score_distributions()
 
 # %% [markdown]
-# ## Sensitivity to words
+# ## Sensitivity to prompts
 #
 # Every strategy with each template alone and, where synonyms are known, with each class under another of its names. Look at
 # how far the dots spread around the diamond, which is the result as reported.

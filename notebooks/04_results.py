@@ -53,7 +53,7 @@ results.interval_note()
 # %% [markdown]
 # ## Which differences are real?
 #
-# HistoCLIP with patch keys minus every other method, on the same patches: the difference, its interval from the same
+# HistoCLIP with patch tokens minus every other method, on the same patches: the difference, its interval from the same
 # bootstrap draws, and p of a permutation test that swaps the two methods' predictions for whole groups. A difference counts
 # where the corrected p is below 0.05, on this page and on every other.
 
@@ -105,14 +105,14 @@ results.subgroup_note()
 # ## Thresholds and calibration
 #
 # Everything above decides at 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for each
-# class) and a threshold for each class are fitted on predictions inside each training part, by models that had not seen the
+# class) and a threshold for each class are fitted on predictions inside each training set, by models that had not seen the
 # patch, and applied to what is held out. A fitted threshold is not a gain by itself: on few patches it can cost.
 
 # %%
 results.thresholds()
 
 # %% [markdown]
-# Accuracy and F1 of HistoCLIP with patch keys at every threshold. Look at how flat the curves are around 0.5.
+# Accuracy and F1 of HistoCLIP with patch tokens at every threshold. Look at how flat the curves are around 0.5.
 
 # %%
 results.threshold_explorer()
@@ -179,7 +179,7 @@ results.leakage_pairs()
 
 # %% [markdown]
 # The same models under the other way to split. Patches of one patient in both parts inflate the scores of a random split;
-# the difference also contains the chance of which patches are in the two validation parts.
+# the difference also contains the chance of which patches are in the two validation sets.
 
 # %%
 results.split_table()

@@ -28,7 +28,7 @@ errors = run.find_errors()
 errors.finding()
 
 # %% [markdown]
-# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
+# What HistoCLIP with patch tokens confuses with what on held-out patches, in which groups and label sets its errors lie,
 # and the patches themselves.
 
 # %% [markdown]

@@ -27,8 +27,8 @@ GLOSSARY = {
     "method corrects it for the number of comparisons; below 0.05 a difference counts.",
     "Held-out": "Patches that a model was not fitted on; only these are scored.",
     "Linear probe": "A logistic regression on the frozen features, the simplest trained method.",
-    "Patch keys and global key": "HistoCLIP's head attends to the patch tokens of the encoder, or to its single global "
-    "embedding, as the paper writes.",
+    "Patch tokens and global embedding": "HistoCLIP's head attends to the encoder's patch tokens, or to its "
+    "single global embedding, as the paper writes.",
     "Pointing game": "The share of maps whose highest point lies in the mask of the class.",
 }
 

@@ -151,7 +151,7 @@ class AllRuns:
         """Return head minus probe on each data set and pooled; None with fewer than two data sets."""
         if len(self._of_data_sets) < 2:
             return None
-        caption = "HistoCLIP with patch keys minus the linear probe, on the first run of each data set."
+        caption = "HistoCLIP with patch tokens minus the linear probe, on the first run of each data set."
         return Table(across.across_table(self._gaps), caption)
 
     @cached_property
@@ -240,13 +240,13 @@ class TwoRuns:
         return comparisons.compare_runs(self.common, folds=max(run.folds for run in self.metrics))
 
     def finding(self) -> Markdown:
-        """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
+        """Say in a sentence whether HistoCLIP with patch tokens differs in mAcc."""
         test = self.gaps.test
         if next(own.same for own in self.gaps.methods if own.method == comparisons.OURS):
-            sentence = "HistoCLIP with patch keys gives the same predictions in both runs."
+            sentence = "HistoCLIP with patch tokens gives the same predictions in both runs."
         else:
             sentence = (
-                f"In mAcc of HistoCLIP with patch keys B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
+                f"In mAcc of HistoCLIP with patch tokens B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
                 f"interval {test.low:+.3f} to {test.high:+.3f}, p {'' if test.p < 0.001 else '= '}"
                 f"{comparisons.p_text(test.p)}."
             )
@@ -272,7 +272,7 @@ class TwoRuns:
             )
         return Markdown(
             f"{text}{common.first.note} Both runs are resampled alike, {self.gaps.resamples} times. The intervals do "
-            "not contain the chance of the training, which another seed shows."
+            "not contain training randomness, which another seed shows."
         )
 
     def methods(self) -> Table:
@@ -299,7 +299,7 @@ class TwoRuns:
             }
             for own in self.gaps.classes
         }
-        return Table(pd.DataFrame.from_dict(lines, orient="index"), "HistoCLIP with patch keys, class by class.")
+        return Table(pd.DataFrame.from_dict(lines, orient="index"), "HistoCLIP with patch tokens, class by class.")
 
     @cached_property
     def found(self) -> list[comparisons.Disagreement]:
@@ -346,7 +346,7 @@ class TwoRuns:
             }
             for case in self.found
         ]
-        caption = "Probabilities of HistoCLIP with patch keys where the runs disagree most."
+        caption = "Probabilities of HistoCLIP with patch tokens where the runs disagree most."
         frame = pd.DataFrame(lines, index=[first.files[case.place] for case in self.found])
         return Table(frame, caption) if lines else None
 
