@@ -92,7 +92,7 @@ grid:
         ("data_dir", "<script>alert(1)</script>", "data_dir-script-alert-1-script"),
         ("data_dir", "肿瘤", "data_dir-none"),
         ("data_dir", "", "data_dir-none"),
-        ("learning_rate", "1e-4", "learning_rate-0.000"),
+        ("learning_rate", "1e-4", "learning_rate-0.0001"),
         ("compiled", True, "compiled-true"),
         ("seeds", [0, 1], "seeds-0-1"),
         ("seed", -1, "seed-1"),
