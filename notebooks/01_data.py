@@ -66,7 +66,7 @@ data.checked()
 # ## The parts
 #
 # In a cross-validation each fold is predicted once by models that were fitted on the others; a single split has a training
-# and a validation part. Patches of one patient or source image look alike. Where such a group is in two parts, a model can
+# and a validation set. Patches of one patient or source image look alike. Where such a group is in two parts, a model can
 # score by recognising it; the last line of the table counts these groups. `split: random` is what the paper does,
 # `split: grouped` keeps each group in one part.
 

@@ -81,7 +81,7 @@ zero_shot.class_similarity()
 # %% [markdown]
 # ## Predictions of the strategies
 #
-# mAcc on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
+# [mAcc](04_results.ipynb#macc) on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
 # the true prevalence in the last line.
 
 # %%
@@ -107,7 +107,7 @@ zero_shot.both_prompts()
 zero_shot.score_distributions()
 
 # %% [markdown]
-# ## Sensitivity to words
+# ## Sensitivity to prompts
 #
 # Every strategy with each template alone and, where synonyms are known, with each class under another of its names. Look at
 # how far the dots spread around the diamond, which is the result as reported.

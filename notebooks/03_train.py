@@ -18,7 +18,7 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
-epochs: int = 100  # passes over the training part; the paper's 800 overfit a few hundred patches [at least 1]
+epochs: int = 100  # passes over the training set; the paper's 800 overfit a few hundred patches [at least 1]
 warmup_epochs: int = 5  # of these, with a rising learning rate [at least 0]
 learning_rate: float = 1e-3  # highest learning rate [above 0]
 weight_decay: float = 25.0  # of AdamW, times the root of batch_size / (training patches * epochs) [at least 0]
@@ -31,7 +31,7 @@ token_dropout: float = 0.75  # fraction of the patch tokens left out in each tra
 mixup: float = 0.3  # Beta parameter by which patches are mixed in training; 0 for none [at least 0]
 studies: bool = True  # fit the models that show what the result depends on: seeds, splits, designs, numbers of patches
 seeds: list[int] = [0, 1, 2]  # of the training, for its spread on a single split [at least 0]
-draws: int = 3  # subsets of the training part for each number of patches [at least 1]
+draws: int = 3  # subsets of the training set for each number of patches [at least 1]
 resamples: int = 1000  # bootstrap samples behind each interval [at least 10]
 reports_dir: str = "reports"  # folder below which each run has its own
 
@@ -72,7 +72,7 @@ training.last_and_best()
 # ## How the defaults of the head were chosen
 #
 # A decoder trained as the paper says overfits a few hundred patches within 50 of its 800 epochs. The defaults were chosen
-# by cross-validation by group inside training parts: the official training part of CoNSeP (432 real patches) and that of
+# by cross-validation by group inside training sets: the official training set of CoNSeP (432 real patches) and that of
 # the demo. One question was left open, whether the projections that all classes share should learn more slowly; the simpler
 # answer was kept with the scores on the official test part of CoNSeP in view. Scores on CoNSeP are therefore no independent
 # test of the defaults. They are:
@@ -95,7 +95,7 @@ training.head_study()
 # ## Further models
 #
 # A two-layer perceptron of the head's size and a head whose queries are random vectors are trained on the same parts, and
-# the head on patch tokens inside the training part (for thresholds and calibration). The training is repeated under the
+# the head on patch tokens inside the training set (for thresholds and calibration). The training is repeated under the
 # other way to split, with fewer patches and with some of the labels hidden; on a single split also with other seeds and
 # with each choice of the design made differently. `studies: false` fits only what the evaluation needs.
 

@@ -29,11 +29,12 @@ results = run.evaluate()
 results.finding()
 
 # %% [markdown]
-# Every method is fitted and scored on the same patches. mAcc, eq. (6), is the mean over classes of label-wise accuracy at
-# $\sigma \ge 0.5$. It rewards predicting the common answer, so methods that look at no image are in the same table, and so
-# are strong models on the same frozen features: a linear probe (logistic regression), nearest neighbours, a Gaussian
-# discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's size, and the head with
-# random queries in place of the words. Cross-entropy and Brier score judge probabilities; lower is better.
+# Every method is fitted and scored on the same patches. [mAcc](#macc), eq. (6), is the mean over classes of label-wise
+# accuracy at $\sigma \ge 0.5$. It rewards predicting the common answer, so baselines that ignore the image are in the same
+# table, and so are strong models on the same frozen features: a [linear probe](#linear-probe) (logistic regression), nearest
+# neighbours, a Gaussian discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's
+# size, and the head with random queries in place of the words. [mAP](#map) judges the ranking,
+# [cross-entropy](#cross-entropy) and [Brier score](#brier-score) judge probabilities; lower is better.
 
 # %% [markdown]
 # ## All methods
@@ -52,7 +53,7 @@ results.interval_note()
 # %% [markdown]
 # ## Which differences are real?
 #
-# HistoCLIP with patch keys minus every other method, on the same patches: the difference, its interval from the same
+# HistoCLIP with patch tokens minus every other method, on the same patches: the difference, its interval from the same
 # bootstrap draws, and p of a permutation test that swaps the two methods' predictions for whole groups. A difference counts
 # where the corrected p is below 0.05, on this page and on every other.
 
@@ -104,14 +105,14 @@ results.subgroup_note()
 # ## Thresholds and calibration
 #
 # Everything above decides at 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for each
-# class) and a threshold for each class are fitted on predictions inside each training part, by models that had not seen the
+# class) and a threshold for each class are fitted on predictions inside each training set, by models that had not seen the
 # patch, and applied to what is held out. A fitted threshold is not a gain by itself: on few patches it can cost.
 
 # %%
 results.thresholds()
 
 # %% [markdown]
-# Accuracy and F1 of HistoCLIP with patch keys at every threshold. Look at how flat the curves are around 0.5.
+# Accuracy and F1 of HistoCLIP with patch tokens at every threshold. Look at how flat the curves are around 0.5.
 
 # %%
 results.threshold_explorer()
@@ -178,7 +179,7 @@ results.leakage_pairs()
 
 # %% [markdown]
 # The same models under the other way to split. Patches of one patient in both parts inflate the scores of a random split;
-# the difference also contains the chance of which patches are in the two validation parts.
+# the difference also contains the chance of which patches are in the two validation sets.
 
 # %%
 results.split_table()
@@ -202,3 +203,9 @@ results.save_model()
 
 # %%
 results.files()
+
+# %% [markdown]
+# ## Glossary
+
+# %%
+results.glossary()

@@ -28,13 +28,13 @@ errors = run.find_errors()
 errors.finding()
 
 # %% [markdown]
-# What HistoCLIP with patch keys confuses with what on held-out patches, in which groups and label sets its errors lie,
+# What HistoCLIP with patch tokens confuses with what on held-out patches, in which groups and label sets its errors lie,
 # and the patches themselves.
 
 # %% [markdown]
 # ## How much of a class must be there?
 #
-# Recall of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
+# Recall ([sensitivity](04_results.ipynb#sensitivity)) of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
 # regions.
 
 # %%

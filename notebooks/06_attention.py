@@ -54,7 +54,7 @@ attention.overlays()
 # %% [markdown]
 # ## Against the masks
 #
-# Three measures, each for the patches in which the class is present. *Pointing game*: how often the brightest point lies
+# Three measures, each for the patches in which the class is present. [*Pointing game*](04_results.ipynb#pointing-game): how often the brightest point lies
 # inside the class's mask. *Mass*: the fraction of the attention that falls there. *AP*: average precision of the map as
 # a classifier of pixels. The strongest reference costs nothing: the linear probe applied to single tokens, as they are or
 # of unit length. The others know less: the head before training, the similarity of each token to the class's words (for a

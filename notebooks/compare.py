@@ -46,7 +46,7 @@ compared.methods()
 # %% [markdown]
 # ## Class by class
 #
-# HistoCLIP with patch keys: B minus A in accuracy and average precision, and on how many patches which run is correct.
+# HistoCLIP with patch tokens: B minus A in accuracy and average precision, and on how many patches which run is correct.
 
 # %%
 compared.classes()
@@ -54,7 +54,7 @@ compared.classes()
 # %% [markdown]
 # ## Where they disagree
 #
-# HistoCLIP with patch keys, where one run is correct and the other is not: for each run the patches with the largest
+# HistoCLIP with patch tokens, where one run is correct and the other is not: for each run the patches with the largest
 # difference between the two probabilities, at most four.
 
 # %%

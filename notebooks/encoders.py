@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Encoders side by side
 #
-# One data set, one split, one head, several frozen encoders. The best encoder is found on the validation part, with its
+# One data set, one split, one head, several frozen encoders. The best encoder is found on the validation set, with its
 # labels: its score is optimistic, and a significant difference from the next one is what counts.
 
 # %% tags=["parameters"]
@@ -66,7 +66,7 @@ encoders.pretraining()
 encoders.cost()
 
 # %% [markdown]
-# ## Sensitivity to words
+# ## Sensitivity to prompts
 #
 # Look for encoders whose zero-shot results change more with the wording than they differ from each other.
 

@@ -74,3 +74,6 @@ runs.ranks_note()
 
 # %%
 runs.links()
+
+# %%
+runs.cite()

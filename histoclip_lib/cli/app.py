@@ -30,6 +30,7 @@ and writes their pages to reports/NAME/; reports/index.html gathers all runs.
   histoclip run params/demo.yaml      execute; an interrupted run resumes
   histoclip table                     print Table I over all runs
   histoclip show demo                 print one run
+  histoclip publish demo              write one run as an archive to hand on
   histoclip predict MODEL IMAGES...   apply a run's saved model
 """
 EXIT_CODES = """\b

@@ -150,7 +150,7 @@ def headline_notes(found: RunMetrics) -> list[str]:
     notes = ["* the highest mAcc"]
     if found.lead is not None and found.lead <= 0:
         head, probe = (found.scores[name].value for name in ("histoclip_patch", "linear_probe"))
-        notes.append(f"HistoCLIP with patch keys is not above the linear probe: {head:.3f} against {probe:.3f}.")
+        notes.append(f"HistoCLIP with patch tokens is not above the linear probe: {head:.3f} against {probe:.3f}.")
     if not found.is_clip:
         notes.append(not_clip_text(visible(found.backbone)))
     return notes

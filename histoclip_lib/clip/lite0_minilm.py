@@ -46,7 +46,7 @@ def _weights_at_hand(backbone: str, pretrained: str) -> str | None:
     about=f"**Backbone: `{NAME}`, which is not CLIP.** An ImageNet EfficientNet-Lite0 and the sentence encoder "
     "all-MiniLM-L6-v2, joined by a ridge regression from ImageNet class weights to embeddings of the class names. It "
     "was trained on no image with its caption and on no tissue. It stands in where no CLIP weights can be downloaded; "
-    "its numbers cannot be compared with the paper's.",
+    "its numbers are not comparable with the paper's.",
     pretraining="ImageNet photographs, and text without images. No tissue.",
     image_size=224,
     mean=(0.5,) * 3,

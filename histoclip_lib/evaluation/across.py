@@ -122,7 +122,7 @@ def cliques(ranks: Ranks) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Across:
-    """HistoCLIP with patch keys minus another method in one metric: on each data set, and pooled."""
+    """HistoCLIP with patch tokens minus another method in one metric: on each data set, and pooled."""
 
     names: list[str]
     gaps: list[Difference]
@@ -132,7 +132,7 @@ class Across:
 def gaps_across(
     runs: dict[str, ValidationPredictions], method: str, metric: str, resamples: int = 500, seed: int = 0
 ) -> Across:
-    """Compare HistoCLIP with patch keys with another method on several data sets.
+    """Compare HistoCLIP with patch tokens with another method on several data sets.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def across_note(found: dict[str, Across], method: str) -> str:
         pooled = own.pooled
         order = {BETTER: "above", WORSE: "below"}.get(finding(pooled), "not significantly different from")
         said.append(
-            f"in {metric} HistoCLIP with patch keys is {order} it (mean difference {pooled.value:+.3f}, 95 % "
+            f"in {metric} HistoCLIP with patch tokens is {order} it (mean difference {pooled.value:+.3f}, 95 % "
             f"{pooled.low:+.3f} to {pooled.high:+.3f}, p = {p_text(pooled.p)})"
         )
     n = next(iter(found.values())).pooled.n

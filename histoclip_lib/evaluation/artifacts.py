@@ -304,7 +304,7 @@ class BrokenRun:
 def evaluate_methods(
     methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> dict[str, dict]:
-    """Return the `methods` of `metrics.json` for predictions of the validation part, in the order of the table.
+    """Return the `methods` of `metrics.json` for predictions of the validation set, in the order of the table.
 
     Raises
     ------

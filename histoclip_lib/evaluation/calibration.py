@@ -112,7 +112,7 @@ def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibratio
     Parameters
     ----------
     labels, probabilities : ndarray of shape (B, N)
-        Of the training part, the probabilities out of fold (cross-validation by group).
+        Of the training set, the probabilities out of fold (cross-validation by group).
 
     Raises
     ------
@@ -133,7 +133,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the one temperature that minimises the binary cross-entropy of all classes together.
 
     One for all classes, since a few hundred patches hold too few examples of a rare class: fitted on halves of the
-    validation parts of CoNSeP and the demo, one for each class did worse on the other half with every method tried.
+    validation sets of CoNSeP and the demo, one for each class did worse on the other half with every method tried.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str
     """Return the best threshold of each class for an objective; a class is predicted where p >= threshold.
 
     Whole intervals of thresholds do equally well, since no probability lies within them. The one nearest to 0.5 is
-    taken, to depart from eq. (6) no more than the training part asks for; its middle is the threshold.
+    taken, to depart from eq. (6) no more than the training set asks for; its middle is the threshold.
 
     Parameters
     ----------
@@ -308,11 +308,11 @@ def threshold_table(
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1, of the validation part.
+        0 or 1, of the validation set.
     methods : dict of str to Predictions
         For the same patches; their scores are probabilities. Those in `calibrations` are shown.
     calibrations : dict of str to Calibration
-        Fitted on the training part.
+        Fitted on the training set.
     classes : list of str
         N names.
     """
@@ -365,7 +365,7 @@ def temperature_note(calibrations: dict[str, Calibration]) -> str:
     """Say in Markdown which temperatures were fitted and what they mean."""
     listed = "; ".join(f"{label_of(method)}: T = {fit.temperature:.2f}" for method, fit in calibrations.items())
     return (
-        "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training part, one for all "
+        "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training set, one for all "
         f"classes; in a cross-validation in each fold, of which this is the mean. {listed}. T above 1 means that the "
         "method is overconfident, T below 1 that it is underconfident. "
         "A temperature changes neither the order of the patches nor any decision at 0.5; Platt scaling, a slope and an "
@@ -381,7 +381,7 @@ def ensemble_note(
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1, of the validation part.
+        0 or 1, of the validation set.
     methods : dict of str to Predictions
         With ENSEMBLE and its two MEMBERS, whose scores are probabilities.
     units, resamples, seed

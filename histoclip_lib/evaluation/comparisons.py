@@ -60,7 +60,7 @@ def finding(gap: Difference) -> str:
 def against_every_method(
     methods: dict[str, Predictions], patches: PatchDataset, val: np.ndarray, resamples: int, seed: int, folds: int = 1
 ) -> dict[str, Comparison]:
-    """Compare HistoCLIP with patch keys with each other method, in the order of the table; p after Holm's correction.
+    """Compare HistoCLIP with patch tokens with each other method, in the order of the table; p after Holm's correction.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def against_every_method(
     patches : PatchDataset
         The data set.
     val : ndarray of int
-        Its validation part.
+        Its validation set.
     resamples, seed, folds : int
         See `uncertainty.compare`.
     """
@@ -100,7 +100,7 @@ def corrected(gaps: Sequence[Difference]) -> list[Difference]:
 
 
 def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
-    """Return HistoCLIP with patch keys minus each other method as text: difference, 95 % interval and Holm's p."""
+    """Return HistoCLIP with patch tokens minus each other method as text: difference, 95 % interval and Holm's p."""
     table = pd.DataFrame(index=[label_of(name) for name in comparisons])
     for metric, key in METRICS.items():
         gaps = [getattr(comparison, key) for comparison in comparisons.values()]
@@ -167,7 +167,7 @@ def all_pairs(
 
 
 def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | None) -> str:
-    """Say in one sentence how HistoCLIP with patch keys compares with the linear probe and with zero-shot, in mAcc.
+    """Say in one sentence how HistoCLIP with patch tokens compares with the linear probe and with zero-shot, in mAcc.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
     labels = {PROBE: "the linear probe"} | ({best: "the best zero-shot strategy"} if best else {})
     rivals = {name: label for name, label in labels.items() if name in scores}
     if OURS not in scores:
-        return "This run has no results of HistoCLIP with patch keys."
-    reached = f"HistoCLIP with patch keys reaches an mAcc of {scores[OURS]:.3f}"
+        return "This run has no results of HistoCLIP with patch tokens."
+    reached = f"HistoCLIP with patch tokens reaches an mAcc of {scores[OURS]:.3f}"
     if predictions is None or not {OURS, *rivals} <= predictions.methods.keys():
         listed = "".join(f", {label} {scores[name]:.3f}" for name, label in rivals.items())
         return f"{reached}{listed}{'; differences were not tested' if rivals else ''}."
@@ -191,9 +191,9 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
     sentence = reached
     if PROBE in rivals:
         said = finding(gaps[PROBE])
-        sentence = f"HistoCLIP with patch keys {said} the linear probe on the same features"
+        sentence = f"HistoCLIP with patch tokens {said} the linear probe on the same features"
         if said == ALIKE:
-            sentence = "HistoCLIP with patch keys and the linear probe are not significantly different on this data"
+            sentence = "HistoCLIP with patch tokens and the linear probe are not significantly different on this data"
         sentence += f" (mAcc {scores[OURS]:.3f} and {scores[PROBE]:.3f})"
     if best:
         said = finding(gaps[best])
@@ -253,7 +253,7 @@ class MethodGaps:
 
 @dataclass(frozen=True)
 class ClassGaps:
-    """One class in HistoCLIP with patch keys: both metrics, and on how many patches which of the runs is right."""
+    """One class in HistoCLIP with patch tokens: both metrics, and on how many patches which of the runs is right."""
 
     name: str
     accuracy: Gap
@@ -266,7 +266,7 @@ class ClassGaps:
 
 @dataclass(frozen=True)
 class RunGaps:
-    """How the second run differs from the first; `test` is the difference in mAcc of HistoCLIP with patch keys."""
+    """How the second run differs from the first; `test` is the difference in mAcc of HistoCLIP with patch tokens."""
 
     methods: list[MethodGaps]
     classes: list[ClassGaps]
@@ -291,7 +291,7 @@ def align(first: ValidationPredictions, second: ValidationPredictions) -> Common
     Raises
     ------
     HistoCLIPError
-        If the runs have different classes, or one lacks HistoCLIP with patch keys.
+        If the runs have different classes, or one lacks HistoCLIP with patch tokens.
     """
     if set(first.classes) != set(second.classes):
         raise HistoCLIPError("The runs have different classes.")
@@ -309,7 +309,7 @@ def align(first: ValidationPredictions, second: ValidationPredictions) -> Common
 
 
 def compare_runs(common: Common, seed: int = 0, folds: int = 1) -> RunGaps:
-    """Compare two runs method by method, and class by class in HistoCLIP with patch keys.
+    """Compare two runs method by method, and class by class in HistoCLIP with patch tokens.
 
     Both runs are resampled with the same draws; the percentiles of the difference give its interval. With many patches
     there are fewer resamples than RESAMPLES, so that a comparison takes seconds. `seed` is that of the bootstrap and of
@@ -363,7 +363,7 @@ def _class_gaps(common: Common, ours: list[dict[str, np.ndarray]], folds: int) -
 
 
 def disagreements(common: Common, count: int) -> list[Disagreement]:
-    """Return where one run is right and the other wrong in HistoCLIP with patch keys, the largest differences first.
+    """Return where one run is right and the other wrong in HistoCLIP with patch tokens, the largest differences first.
 
     At most `count` for each run that is right, and no patch twice for the same run.
     """

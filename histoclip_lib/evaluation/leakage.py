@@ -1,11 +1,11 @@
-"""Whether the training part holds copies of held-out patches: features find the pair, pixels decide.
+"""Whether the training set holds copies of held-out patches: features find the pair, pixels decide.
 
 Features alone cannot separate copies from similar patches. With the offline encoder, on CoNSeP and on the synthetic
 set, cosines of patches that merely show the same tissue go up to 0.94 and 0.996, while those of a copy shifted by 16
 pixels go down to 0.4. So for each held-out patch the training patch with the nearest features is looked up, and the
 two are compared pixel by pixel, in all eight flips and rotations.
 
-What we saw: nearest patches of different groups (1,256 pairs, and those within the training part of random splits)
+What we saw: nearest patches of different groups (1,256 pairs, and those within the training set of random splits)
 correlated by 0.3 in the median and 0.89 at most; of 548 nearest pairs of one group a single one passed 0.9, two
 neighbours that are nearly white. Copies of 60 patches of either set, flipped, turned, brightened, compressed (JPEG
 quality 30) or shifted by up to 32 of 256 pixels, all came to 0.9 or more but for one blank patch. Enlarged by a
@@ -69,7 +69,7 @@ class NearDuplicates:
 
     @property
     def flagged(self) -> np.ndarray:
-        """Which held-out patches have a copy in the training part, shape (B,), bool."""
+        """Which held-out patches have a copy in the training set, shape (B,), bool."""
         return self.same_bytes | (self.correlation >= SAME_PIXELS)
 
     @property
@@ -85,7 +85,7 @@ def find_near_duplicates(
     seed: int = 0,
     progress: bool = True,
 ) -> NearDuplicates:
-    """Look for copies of held-out patches in the training part, in each fold.
+    """Look for copies of held-out patches in the training set, in each fold.
 
     Takes about 10 ms for each held-out patch.
 
@@ -134,7 +134,7 @@ def nearest_training_patches(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each query the training patch with the highest cosine of centred features.
 
-    Features are centred on the mean of the training part: the raw ones share one large component, and their cosines are
+    Features are centred on the mean of the training set: the raw ones share one large component, and their cosines are
     all near 1. View 0 of the query is compared with every view of the training patch, since a flipped copy is a copy.
 
     Parameters
@@ -242,11 +242,11 @@ def _yes(value: bool) -> str:
 
 
 def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
-    """Say in Markdown how many held-out patches have a copy in the training part, and how certain that is."""
+    """Say in Markdown how many held-out patches have a copy in the training set, and how certain that is."""
     flagged, groups = found.flagged, patches.groups
     note = (
         f"**{flagged.sum()} of {len(found.val)} held-out patches ({flagged.mean():.1%}) have a near-duplicate in the "
-        f"training part**: {found.same_bytes.sum()} with the same bytes, {(flagged & ~found.same_bytes).sum()} whose "
+        f"training set**: {found.same_bytes.sum()} with the same bytes, {(flagged & ~found.same_bytes).sum()} whose "
         f"pixels correlate by {SAME_PIXELS} or more with those of the training patch with the nearest features, "
         "flipped, turned or slightly shifted."
     )
@@ -274,7 +274,7 @@ METRICS = ("mAcc", "mAP")
 
 @dataclass(frozen=True, eq=False)
 class SplitScores:
-    """What models trained under one split predict for its validation part, by method.
+    """What models trained under one split predict for its validation set, by method.
 
     `labels` (B, N) are 0 or 1; `units` (B,) is what the bootstrap draws, see `uncertainty.bootstrap_units`;
     `folds` are those of a cross-validation, 1 for a single split.
@@ -300,7 +300,7 @@ class SplitGap:
 def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000, seed: int = 0) -> list[SplitGap]:
     """Compare mAcc and mAP of each method that both splits have, in the order of the table.
 
-    The two validation parts are different patches, of which some may be the same, so nothing is paired: each part is
+    The two validation sets are different patches, of which some may be the same, so nothing is paired: each part is
     resampled by itself, and the percentiles of the difference of the two give the 95 % interval of the gap. It is wider
     than a paired one would be. It holds the chance of which units were validated on, not that of the training's seed.
 
@@ -368,7 +368,7 @@ def split_gap_note(gaps: list[SplitGap]) -> str:
         [
             *lines,
             "",
-            "In brackets the 95 % interval of random minus grouped. The two validation parts are different patches and "
+            "In brackets the 95 % interval of random minus grouped. The two validation sets are different patches and "
             "each model was trained once: a gap also reflects which patches they are.",
         ]
     )

@@ -42,9 +42,10 @@ def in_table_order(names: Iterable[str]) -> list[str]:
 
 
 def ours_first(names: Iterable[str]) -> list[str]:
-    """Return names with HistoCLIP's lines or columns before the others, as narrow screens need them."""
-    known = METHODS.load()
-    return sorted(names, key=lambda name: name not in known or known[name].family != "histoclip")
+    """Return names in table order with HistoCLIP's, the last first, before the others: narrow screens show them."""
+    known, names = METHODS.load(), list(names)
+    ours = [name for name in names if name in known and known[name].family == "histoclip"]
+    return [*reversed(ours), *(name for name in names if name not in ours)]
 
 
 def strategy_names() -> list[str]:

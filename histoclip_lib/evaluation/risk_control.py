@@ -98,17 +98,17 @@ def risk_table(
     Parameters
     ----------
     fitted_on : (ndarray of shape (T, N), ndarray of shape (T,))
-        Labels and units of the training part.
+        Labels and units of the training set.
     out_of_fold : dict of str to ndarray of shape (T, N)
         Probabilities of the training patches by models that have not seen their group, by method.
     labels : ndarray of shape (B, N)
-        Of the validation part.
+        Of the validation set.
     methods : dict of str to Predictions
-        For the validation part; those in `out_of_fold` are shown.
+        For the validation set; those in `out_of_fold` are shown.
     classes : list of str
         N names.
     units : ndarray of shape (B,)
-        Of the validation part.
+        Of the validation set.
     alpha, resamples, seed, folds
         The share that may be missed; of the bootstrap, and of the divisions.
 

@@ -29,7 +29,7 @@ def head_study() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One line for each choice made otherwise, and columns `data set, metric`; cross-validated inside training parts.
+        One line for each choice made otherwise, and columns `data set, metric`; cross-validated inside training sets.
     """
     lines = pd.read_json(HEAD_STUDY)
     columns = [f"{data}, {metric}" for data in lines["data"].unique() for metric in ("mAcc", "mAP", "cross-entropy")]
@@ -56,13 +56,13 @@ def of_purpose(finished: list[Finished], purpose: str) -> list[Finished]:
 def out_of_fold(
     finished: list[Finished], folds: list[tuple[np.ndarray, np.ndarray]], k: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return probabilities inside the training part of fold k, by heads that saw neither these patches nor fold k.
+    """Return probabilities inside the training set of fold k, by heads that saw neither these patches nor fold k.
 
     Returns
     -------
     (index, probabilities) or None
-        Patches (n,) of the training part, and their probabilities (n, N): all of it for a single split, the two
-        neighbouring folds in a cross-validation. None where a training part of one group left nothing to hold out.
+        Patches (n,) of the training set, and their probabilities (n, N): all of it for a single split, the two
+        neighbouring folds in a cross-validation. None where a training set of one group left nothing to hold out.
     """
     _, val = folds[k]
     index, probabilities = [], []
@@ -89,7 +89,7 @@ def two_splits(
     finished, methods, patches, val
         As for `seed_metrics`.
     split : str
-        How the validation part was made; anything but `random` counts as by group.
+        How the validation set was made; anything but `random` counts as by group.
     folds : int
         Of the cross-validation that `methods` come from; the other split is a single one.
     """
@@ -135,7 +135,7 @@ def seed_metrics(
     patches : PatchDataset
         The data set.
     val : ndarray of int
-        Its validation part.
+        Its validation set.
     seed : int
         Of the methods as reported.
     """

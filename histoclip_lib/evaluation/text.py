@@ -53,4 +53,4 @@ def p_text(p: float) -> str:
 
 def not_clip_text(backbone: str) -> str:
     """Say that an encoder is not CLIP, and what follows from that."""
-    return f"{backbone} is not CLIP: its numbers cannot be compared with the paper's."
+    return f"{backbone} is not CLIP: its numbers are not comparable with the paper's."

@@ -457,7 +457,7 @@ def interval_note(patches: PatchDataset, val: np.ndarray, folds: int = 1) -> str
             "consider them too narrow. The permutation tests swap patches too: consider their p too small."
             + folds_note(folds)
         )
-    of = "" if folds > 1 else " of the validation part"
+    of = "" if folds > 1 else " of the validation set"
     note = (
         f"Intervals come from a bootstrap over the {n_groups} groups{of}. The permutation tests swap the outputs of "
         "two methods for whole groups."

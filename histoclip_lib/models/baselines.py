@@ -689,15 +689,17 @@ def _choice(chosen: str, losses: dict[float, float]) -> str:
             f"{chosen} is the default: the training part has too few patches, groups or labels of each kind for a "
             "choice by cross-validation."
         )
-    listed = ", ".join(f"{value:g}: {loss:.4f}" for value, loss in losses.items())
+    listed = ", ".join(f"{value:g}: {loss:.3f}" for value, loss in losses.items())
     return f"{chosen} was chosen by cross-validation inside the training part (cross-entropy of each: {listed})."
 
 
 register_method("mlp", "Two-layer MLP", "baseline", probabilities=True)
 register_method("histoclip_text_free", "HistoCLIP, random queries", "histoclip", probabilities=True)
 register_method("histoclip_ensemble", "Mean of HistoCLIP and probe", "histoclip", probabilities=True)
-register_method("histoclip_global", "HistoCLIP, global key", "histoclip", "HistoCLIP global", True, "histoclip", True)
-register_method("histoclip_patch", "HistoCLIP, patch keys", "histoclip", "HistoCLIP patch", True, "histoclip", True)
+register_method(
+    "histoclip_global", "HistoCLIP, global embedding", "histoclip", "HistoCLIP global", True, "histoclip", True
+)
+register_method("histoclip_patch", "HistoCLIP, patch tokens", "histoclip", "HistoCLIP patch", True, "histoclip", True)
 
 
 def ensemble(methods: dict[str, Predictions]) -> dict[str, Predictions]:

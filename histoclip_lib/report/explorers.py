@@ -447,7 +447,7 @@ def prompt_explorer(
     patches : PatchDataset
         The data set, of N classes.
     index : ndarray of int
-        Patches to look at and to score the strategies on: the validation part. Of more than MAX_SAMPLE, as many at
+        Patches to look at and to score the strategies on: the validation set. Of more than MAX_SAMPLE, as many at
         even distances.
     context : StrategyContext
         As in `score_zero_shot`.

@@ -170,8 +170,8 @@ def finish_article(html: str) -> Article:
     """Turn the cleaned cells of a notebook into the body of a page.
 
     Takes out the first h1 (the page prints it as its title), numbers figures and captioned tables, gives headings,
-    figures and tables ids and links to themselves, turns equations into MathML, puts tables into a box that scrolls
-    by itself and aligns columns of numbers.
+    figures and tables ids and links to themselves, turns equations into MathML, puts every table into a box that
+    scrolls by itself and aligns columns of numbers.
     """
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.select("img:not([src])"):
@@ -185,6 +185,10 @@ def finish_article(html: str) -> Article:
         span.replace_with(BeautifulSoup(box, "html.parser"))
     title, headings = _link_headings(soup, SHELL_IDS | _number_figures(soup) | _number_tables(soup))
     for table in soup.find_all("table"):
+        if table.caption:  # stays in view while the table scrolls sideways
+            words = soup.new_tag("span", attrs={"class": "caption"})
+            words.extend(list(table.caption.contents))
+            table.caption.append(words)
         _align_numbers(table)
         for corner in table.select("thead th"):
             if not corner.get_text(strip=True):

@@ -108,7 +108,7 @@ def model_card(
     val = np.concatenate([held_out for _, held_out in folds])
     train = folds[0][0] if len(folds) == 1 else val
     sizes = f"{len(train)} patches to train on, {len(val)} to validate on, of {len(patches)}."
-    protocol = "The numbers come from the validation part, on which no head was trained."
+    protocol = "The numbers come from the validation set, on which no head was trained."
     if len(folds) > 1:
         sizes = f"{len(val)} patches of {len(patches)}."
         protocol = (

@@ -148,7 +148,7 @@ def _card(run: RunMetrics) -> Node:
 
 
 def _beside_probe(run: RunMetrics) -> str:
-    """Say how HistoCLIP with patch keys compares with the linear probe; nothing where that cannot be tested."""
+    """Say how HistoCLIP with patch tokens compares with the linear probe; nothing where that cannot be tested."""
     try:
         gaps = accuracy_against(read_predictions(run.path / "predictions.parquet"), run.seed, run.folds)
     except (HistoCLIPError, KeyError):  # unreadable, or without the head

@@ -103,7 +103,7 @@ class Data(Chapter):
 
     @property
     def named_parts(self) -> dict[str, np.ndarray]:
-        """The training and the validation part, or the patches that each fold holds out."""
+        """Training and validation sets, or the patches that each fold holds out."""
         if not self.run.is_cross_validated:
             return {"train": self.run.train, "validation": self.run.val}
         return {f"fold {number}": val for number, (_, val) in enumerate(self.run.folds, 1)}
@@ -151,7 +151,7 @@ class Data(Chapter):
 
     def parts(self) -> Table:
         """Return the size of both parts, or of the folds, and how many of their groups are in others too."""
-        which = "The folds" if self.run.is_cross_validated else "The training and the validation part"
+        which = "The folds" if self.run.is_cross_validated else "Training and validation sets"
         table = tables.dataset_table(self.run.patches, self.named_parts).T
         return Table(table, f"{which}: patches, labels and groups.")
 
@@ -224,7 +224,7 @@ class ZeroShot(Chapter):
         majority = mean_accuracy(self.truth, self.run.without_images["majority"].decisions)
         best = max(accuracies, key=accuracies.get)
         stands = "above" if accuracies[best] > majority else "not above"
-        part = "" if self.run.is_cross_validated else " on the validation part"
+        part = "" if self.run.is_cross_validated else " on the validation set"
         return Markdown(
             f"**The best strategy, {short_label(best)}, reaches an mAcc of {accuracies[best]:.3f}{part}, {stands} the "
             f"{majority:.3f} of predicting each class's majority.**"
@@ -282,7 +282,7 @@ class ZeroShot(Chapter):
 
     @cached_property
     def variants(self) -> object:
-        """What each strategy scores with other words, on the validation part."""
+        """What each strategy scores with other words, on the validation set."""
         from histoclip_lib.prompting.sensitivity import score_variants
 
         run = self.run
@@ -360,7 +360,7 @@ class WithoutText(Chapter):
 
 @dataclass(frozen=True, eq=False)
 class Training(Chapter):
-    """The notebook 03_train; `methods` are predictions for the validation part, or out of fold."""
+    """The notebook 03_train; `methods` are predictions for the validation set, or out of fold."""
 
     history: pd.DataFrame
     methods: dict[str, Predictions]
@@ -494,7 +494,7 @@ class Training(Chapter):
 
 @dataclass(frozen=True, eq=False)
 class Results(Chapter):
-    """The notebook 04_results; `methods` are predictions for the validation part, `scored` their metrics."""
+    """The notebook 04_results; `methods` are predictions for the validation set, `scored` their metrics."""
 
     methods: dict[str, Predictions]
     scored: dict[str, dict]
@@ -546,14 +546,14 @@ class Results(Chapter):
 
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""
-        notes = [uncertainty.interval_note(self.run.patches, self.run.val, len(self.run.folds))]
-        if self.run.is_cross_validated:
-            notes.append("Everything is chosen inside each fold's training part; in the first:")
-        notes = " ".join([*notes, *(fitted[0].about for fitted in self.run.baselines.values())])
-        return Markdown("\n\n".join(filter(None, [notes, self.run.queries_note(), self.run.field_note()])))
+        note = uncertainty.interval_note(self.run.patches, self.run.val, len(self.run.folds))
+        where = "Everything is chosen inside each fold's training set; in the first:" * self.run.is_cross_validated
+        tuned = " ".join(filter(None, [where, *(fitted[0].about for fitted in self.run.baselines.values())]))
+        fold = f"<details><summary>How the baselines were tuned</summary>\n\n{tuned}\n\n</details>"
+        return Markdown("\n\n".join(filter(None, [note, fold, self.run.queries_note(), self.run.field_note()])))
 
     def compare(self, method: str) -> uncertainty.Comparison:
-        """Compare HistoCLIP with patch keys with another method, in mAcc and in mAP.
+        """Compare HistoCLIP with patch tokens with another method, in mAcc and in mAP.
 
         Parameters
         ----------
@@ -572,8 +572,8 @@ class Results(Chapter):
         return comparisons.against_every_method(self.methods, self.run.patches, self.run.val, *self.draws)
 
     def differences(self) -> Table:
-        """Return HistoCLIP with patch keys minus every other method, with corrected p."""
-        caption = "HistoCLIP with patch keys minus each other method; p by Holm's method over the lines."
+        """Return HistoCLIP with patch tokens minus every other method, with corrected p."""
+        caption = "HistoCLIP with patch tokens minus each other method; p by Holm's method over the lines."
         return Table(comparisons.differences_table(self._against), caption)
 
     def correction_note(self) -> Markdown:
@@ -608,13 +608,13 @@ class Results(Chapter):
         return {name: values[self.run.val] for name, values in self.run.patches.subgroups.items()}
 
     def by_subgroup(self) -> Table | Markdown:
-        """Return the metrics of HistoCLIP with patch keys in each subgroup, where metadata or tissues are known."""
+        """Return the metrics of HistoCLIP with patch tokens in each subgroup, where metadata or tissues are known."""
         from histoclip_lib.evaluation.subgroups import subgroup_table
 
         if not self._subgroups:
             return Markdown("Neither tissues nor metadata (columns `meta_...`) are known.")
         table = subgroup_table(self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws)
-        return Table(table, "HistoCLIP with patch keys by subgroup of the validation patches, with 95 % intervals.")
+        return Table(table, "HistoCLIP with patch tokens by subgroup of the validation patches, with 95 % intervals.")
 
     def subgroup_note(self) -> Markdown:
         """Say whether the largest difference between two subgroups is more than chance."""
@@ -632,7 +632,7 @@ class Results(Chapter):
 
     @cached_property
     def fits(self) -> dict[str, object]:
-        """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted in each training part."""
+        """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted in each training set."""
         from histoclip_lib.evaluation.calibration import FoldCalibrations, fit_calibration
 
         found = {}
@@ -643,7 +643,7 @@ class Results(Chapter):
 
     @cached_property
     def inside(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-        """For each fold the patches of its training part, and their probabilities by models that had not seen them."""
+        """For each fold the patches of its training set, and their probabilities by models that had not seen them."""
         run, found = self.run, {}
         for name in (PROBE, OURS):
             parts = []
@@ -665,7 +665,7 @@ class Results(Chapter):
 
         table = threshold_table(self.truth, self.methods, self.fits, self.classes)
         mean = "; the thresholds are means over the folds" * self.run.is_cross_validated
-        return Table(table, f"Decisions at 0.5, and at thresholds fitted on the training part{mean}.")
+        return Table(table, f"Decisions at 0.5, and at thresholds fitted on the training set{mean}.")
 
     def threshold_explorer(self) -> Explorer:
         """Return accuracy and F1 of the head at every threshold, which can be moved."""
@@ -737,7 +737,7 @@ class Results(Chapter):
         return find_near_duplicates(run.features.pooled, run.patches, run.folds, int(run["seed"]))
 
     def leakage_note(self) -> Markdown:
-        """Say how many held-out patches have a near-duplicate in the training part."""
+        """Say how many held-out patches have a near-duplicate in the training set."""
         from histoclip_lib.evaluation.leakage import near_duplicate_note
 
         return Markdown(near_duplicate_note(self.run.patches, self.duplicates))
@@ -814,6 +814,12 @@ class Results(Chapter):
         _, _, text = card.partition("\n\n")  # the page has a heading of its own
         return Markdown(text.replace("\n## ", "\n### ").replace("## ", "### ", 1))
 
+    def glossary(self) -> Markdown:
+        """Return what the metrics and terms of the pages mean."""
+        from histoclip_lib.report.glossary import glossary
+
+        return glossary()
+
     def files(self) -> HTML:
         """Return the files of the run, each as a link."""
         return tables.files_table(self.run.folder)
@@ -830,7 +836,7 @@ class Errors(Chapter):
 
     @property
     def ours(self) -> Predictions:
-        """What HistoCLIP with patch keys says of the held-out patches."""
+        """What HistoCLIP with patch tokens says of the held-out patches."""
         return self.run.predictions[OURS]
 
     def finding(self) -> Markdown:
@@ -839,7 +845,7 @@ class Errors(Chapter):
         missed = (wrong & ~self.ours.decisions).sum()
         worst, known = int(wrong.sum(axis=0).argmax()), int((~np.isnan(self.truth)).sum())
         return Markdown(
-            f"**HistoCLIP with patch keys gets {wrong.sum():,} of {known:,} labels wrong: {missed:,} false "
+            f"**HistoCLIP with patch tokens gets {wrong.sum():,} of {known:,} labels wrong: {missed:,} false "
             f"negatives and {wrong.sum() - missed:,} false positives, most of them for {self.classes[worst]} "
             f"({wrong[:, worst].sum():,}).**"
         )
@@ -988,7 +994,7 @@ class Attention(Chapter):
 
     @property
     def probabilities(self) -> np.ndarray:
-        """What HistoCLIP with patch keys says of the held-out patches, shape (B, N)."""
+        """What HistoCLIP with patch tokens says of the held-out patches, shape (B, N)."""
         return self.run.predictions[OURS].scores
 
     @cached_property

@@ -84,7 +84,7 @@ class EncoderGrid:
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """The encoders by mAcc of HistoCLIP with patch keys."""
+        """The encoders by mAcc of HistoCLIP with patch tokens."""
         return rank(self.aligned, OURS) if self.aligned is not None and self.aligned.of(OURS) else None
 
     def finding(self) -> Markdown:

@@ -17,6 +17,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from pyarrow import compute, parquet
 
+from histoclip_lib import __version__
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import alone_in, resolve
 from histoclip_lib.common.html import as_typed, element, html, table
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from IPython.display import Image
 
 TITLE = "All runs"
+BIBTEX = """@software{{histoclip,
+  title   = {{HistoCLIP: zero-shot CLIP and Cross-Modal Matching for multi-label histopathology}},
+  author  = {{{{HistoCLIP authors}}}},
+  version = {{{version}}},
+  license = {{MIT}}
+}}"""
 FEWEST_COMMON = 10  # held-out patches of both runs: fewer say nothing
 MOST_PAIRS = 10  # comparisons that are written
 PATIENCE = 600.0  # seconds to wait for another process that writes the overview
@@ -144,7 +151,7 @@ class AllRuns:
         """Return head minus probe on each data set and pooled; None with fewer than two data sets."""
         if len(self._of_data_sets) < 2:
             return None
-        caption = "HistoCLIP with patch keys minus the linear probe, on the first run of each data set."
+        caption = "HistoCLIP with patch tokens minus the linear probe, on the first run of each data set."
         return Table(across.across_table(self._gaps), caption)
 
     @cached_property
@@ -167,6 +174,15 @@ class AllRuns:
         if self.grid is None or "seed" not in self.grid[0].varied:
             return None
         return Table(seed_spread(self.grid, self.reports), "Mean and spread over the seeds, for each setting.")
+
+    def cite(self) -> Markdown | None:
+        """Return how to cite the software, as BibTeX; None for a grid, whose page is one of several."""
+        if self.grid is not None:
+            return None
+        return Markdown(
+            "## How to cite\n\nCite the paper of the method, the data sets and encoders that a run names, and this "
+            f"software:\n\n```bibtex\n{BIBTEX.format(version=__version__)}\n```"
+        )
 
     def links(self) -> HTML | None:
         """Return links to the comparisons of two runs, and to the pages of grids; None where there are none."""
@@ -224,13 +240,13 @@ class TwoRuns:
         return comparisons.compare_runs(self.common, folds=max(run.folds for run in self.metrics))
 
     def finding(self) -> Markdown:
-        """Say in a sentence whether HistoCLIP with patch keys differs in mAcc."""
+        """Say in a sentence whether HistoCLIP with patch tokens differs in mAcc."""
         test = self.gaps.test
         if next(own.same for own in self.gaps.methods if own.method == comparisons.OURS):
-            sentence = "HistoCLIP with patch keys gives the same predictions in both runs."
+            sentence = "HistoCLIP with patch tokens gives the same predictions in both runs."
         else:
             sentence = (
-                f"In mAcc of HistoCLIP with patch keys B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
+                f"In mAcc of HistoCLIP with patch tokens B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
                 f"interval {test.low:+.3f} to {test.high:+.3f}, p {'' if test.p < 0.001 else '= '}"
                 f"{comparisons.p_text(test.p)}."
             )
@@ -256,7 +272,7 @@ class TwoRuns:
             )
         return Markdown(
             f"{text}{common.first.note} Both runs are resampled alike, {self.gaps.resamples} times. The intervals do "
-            "not contain the chance of the training, which another seed shows."
+            "not contain training randomness, which another seed shows."
         )
 
     def methods(self) -> Table:
@@ -283,7 +299,7 @@ class TwoRuns:
             }
             for own in self.gaps.classes
         }
-        return Table(pd.DataFrame.from_dict(lines, orient="index"), "HistoCLIP with patch keys, class by class.")
+        return Table(pd.DataFrame.from_dict(lines, orient="index"), "HistoCLIP with patch tokens, class by class.")
 
     @cached_property
     def found(self) -> list[comparisons.Disagreement]:
@@ -330,7 +346,7 @@ class TwoRuns:
             }
             for case in self.found
         ]
-        caption = "Probabilities of HistoCLIP with patch keys where the runs disagree most."
+        caption = "Probabilities of HistoCLIP with patch tokens where the runs disagree most."
         frame = pd.DataFrame(lines, index=[first.files[case.place] for case in self.found])
         return Table(frame, caption) if lines else None
 

@@ -160,12 +160,12 @@ class Run:
 
     @property
     def train(self) -> np.ndarray:
-        """Indices of the patches that the final heads are fitted on, shape (T,): the training part, or all folds."""
+        """Indices of the patches that the final heads are fitted on, shape (T,): the training set, or all folds."""
         return self.val if self.is_cross_validated else self.folds[0][0]
 
     @cached_property
     def val(self) -> np.ndarray:
-        """Indices of the patches that are scored, ascending, shape (B,): the validation part, or those of all folds."""
+        """Indices of the patches that are scored, ascending, shape (B,): the validation set, or those of all folds."""
         return np.sort(np.concatenate([val for _, val in self.folds]))
 
     @cached_property

@@ -9,7 +9,7 @@ import pytest
 from histoclip_lib import __version__
 from histoclip_lib.common.registry import load_plugins
 
-COMMANDS = ("init", "import", "check", "run", "table", "show", "predict", "encoders", "cache")
+COMMANDS = ("init", "import", "check", "run", "table", "show", "publish", "predict", "encoders", "cache")
 
 
 def test_help_is_shown_without_a_command(invoke):

@@ -182,7 +182,7 @@ def test_the_best_methods_are_marked_and_intervals_stand_beside_numbers(lines_of
 def test_a_headline_says_when_the_probe_is_not_beaten(headline, macc, is_said):
     text = headline({"linear_probe": line(0.72), "histoclip_patch": line(macc)})
     assert text.startswith("demo: 40 held-out patches\n")
-    note = f"HistoCLIP with patch keys is not above the linear probe: {macc:.3f} against 0.720."
+    note = f"HistoCLIP with patch tokens is not above the linear probe: {macc:.3f} against 0.720."
     assert (note in text) is is_said
     assert "not CLIP" not in text
 

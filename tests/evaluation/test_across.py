@@ -88,4 +88,4 @@ def test_the_note_and_the_table_say_what_is_pooled():
     table = across_table(across)
     assert list(table.index) == ["one", "two", "three", "mean over 3 data sets"]
     assert table.loc["two", "mAcc"].startswith(f"{ours - probe:+.3f} (")
-    assert "in mAcc HistoCLIP with patch keys is above it" in across_note(across, PROBE)
+    assert "in mAcc HistoCLIP with patch tokens is above it" in across_note(across, PROBE)

@@ -207,8 +207,8 @@ def results_of(tmp_path, **accuracy):
 @pytest.mark.parametrize(
     ("accuracy", "said"),
     [
-        ((0.95, 0.7, 0.5), f"HistoCLIP with patch keys {BETTER} the linear probe on the same features (mAcc "),
-        ((0.7, 0.95, 0.5), f"HistoCLIP with patch keys {WORSE} the linear probe on the same features (mAcc "),
+        ((0.95, 0.7, 0.5), f"HistoCLIP with patch tokens {BETTER} the linear probe on the same features (mAcc "),
+        ((0.7, 0.95, 0.5), f"HistoCLIP with patch tokens {WORSE} the linear probe on the same features (mAcc "),
         ((0.8, 0.8, 0.5), "and the linear probe are not significantly different on this data (mAcc "),
         ((0.9, 0.9, 0.5), "; HistoCLIP is far above the best zero-shot strategy (Top-k, "),
         ((0.9, 0.9, 0.9), f"; HistoCLIP {ALIKE} the best zero-shot strategy (Top-k, "),

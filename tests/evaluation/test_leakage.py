@@ -315,7 +315,7 @@ def test_note_counts_copies_and_groups(leaky):
     groups[10] = groups[found.nearest[0]]  # of one group, but no copy
     note = near_duplicate_note(replace(patches, groups=groups), found)
     assert f"{3 / 7:.1%} are of the held-out patch's own group" in note
-    assert "**3 of 7 held-out patches (42.9%) have a near-duplicate in the training part**" in note
+    assert "**3 of 7 held-out patches (42.9%) have a near-duplicate in the training set**" in note
     assert "1 with the same bytes, 2 whose pixels" in note
     assert "2 of these pairs are of one group" in note
     assert "the same rule flags 0" in note
@@ -461,6 +461,6 @@ def test_split_gap_of_map_is_undefined_without_a_positive_patch():
 def test_split_gap_table_is_text_with_intervals():
     gaps = split_gaps(scored(90, 1.0), scored(70, 0.5, seed=1), resamples=50)
     gap, table = of(gaps, "histoclip_patch", "mAcc").gap, split_gap_table(gaps)
-    cell = table[table["metric"] == "mAcc"].loc["HistoCLIP, patch keys", "random minus grouped"]
+    cell = table[table["metric"] == "mAcc"].loc["HistoCLIP, patch tokens", "random minus grouped"]
     assert cell == f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
     assert list(table.columns) == ["metric", "random split", "grouped split", "random minus grouped"]

@@ -13,7 +13,7 @@ def test_methods_are_ordered_by_family():
     assert families == sorted(families, key=FAMILIES.index)
     assert next(iter(found)) == "all_negative"
     assert list(found)[-1] == "histoclip_patch"
-    assert methods.labels()["histoclip_patch"] == methods.label_of("histoclip_patch") == "HistoCLIP, patch keys"
+    assert methods.labels()["histoclip_patch"] == methods.label_of("histoclip_patch") == "HistoCLIP, patch tokens"
     adapted = ["zero_shot_standardised", "zero_shot_transductive"]
     assert methods.strategy_names() == ["baseline", "one_vs_rest", "power_set", "top_k", *adapted]
     assert methods.short_label("one_vs_rest") == "One-vs-Rest"

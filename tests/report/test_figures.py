@@ -117,7 +117,7 @@ def test_names_in_chinese_are_drawn_where_a_font_has_them(recwarn):
 
 
 def test_names_of_up_to_three_lines_are_not_cut():
-    label = "HistoCLIP with patch keys and queries without any text, trained twice"
+    label = "HistoCLIP with patch tokens and queries without any text, trained twice"
     assert figures.wrapped(label).split() == label.split()
     for name in HOSTILE:
         assert len(figures.short(name)) <= base.MAX_NAME and "\n" not in figures.short(name)
@@ -221,7 +221,7 @@ def test_label_efficiency_says_the_mean_over_draws():
     lines = [("histoclip_patch", 10, 0.6, 0.5), ("histoclip_patch", 10, 0.8, 0.7), ("linear_probe", 20, 0.7, 0.6)]
     sizes = pd.DataFrame(lines, columns=["method", "n_train", "mAcc", "mAP"])
     figure = figures.label_efficiency(sizes, {"majority": {"mAcc": 0.6, "mAP": None}}, method_labels())
-    assert "HistoCLIP, patch keys with 10 patches: mAcc 0.700, mAP 0.600" in draw(figure)
+    assert "HistoCLIP, patch tokens with 10 patches: mAcc 0.700, mAP 0.600" in draw(figure)
     assert len(figure.axes[0].lines) == len(figure.axes[1].lines) + 1  # no mAP for the majority
 
 

@@ -55,7 +55,7 @@ def test_card_has_the_headings_of_model_cards_and_the_headline_numbers():
     lines = {line.td.get_text(): [cell.get_text() for cell in line.select("td")] for line in text.select("tbody tr")}
     assert list(lines) == list(labels().values())
     ours = methods["histoclip_patch"]
-    assert lines["HistoCLIP, patch keys"][1] == "{:.3f} ({:.3f} – {:.3f})".format(ours["mAcc"], *ours["mAcc_ci"])
+    assert lines["HistoCLIP, patch tokens"][1] == "{:.3f} ({:.3f} – {:.3f})".format(ours["mAcc"], *ours["mAcc_ci"])
     said = text.get_text()
     for words in (
         "Not for diagnosis", "epochs: 100", "learning_rate: 0.0003", "seed: 3", "views: 8", "60 patches to train on",

@@ -11,7 +11,7 @@ from small_runs import N_PATCHES, execute_here, make_patches, make_run
 
 from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics, read_predictions
 from histoclip_lib.evaluation.comparisons import accuracy_against, finding
-from histoclip_lib.evaluation.methods import table_one_columns
+from histoclip_lib.evaluation.methods import ours_first, table_one_columns
 from histoclip_lib.report.notebooks import run_notebooks
 from histoclip_lib.report.overview import list_runs, results_table, run_cards, when_made
 from histoclip_lib.runs import overview
@@ -152,13 +152,15 @@ def test_table_one_holds_every_run_and_the_paper(tmp_path):
     runs = [run_of(tmp_path / name, name=name, dataset=name) for name in ("pannuke", "consep")]
     table = parsed(results_table(runs, "mAcc"))
     header = [cell.get_text() for cell in table.select("thead th")]
-    assert header == ["Run", *table_one_columns().values()]
+    columns = table_one_columns()
+    assert header == ["Run", *(columns[name] for name in ours_first(columns))]
+    assert header[1] == "HistoCLIP patch"
     assert all(len(row.find_all(["td", "th"])) == len(header) for row in table.select("tr"))
     lines = [[cell.get_text() for cell in row.find_all("td")] for row in table.select(".paper")]
     assert lines == [
-        ["–", "0.427", "0.376", "0.471", "0.436", "–", "0.912", "0.912"],
-        ["–", "0.449", "0.293", "0.442", "0.474", "–", "0.951", "0.951"],
-        ["–", "0.411", "0.437", "0.526", "0.486", "–", "0.882", "0.882"],
+        ["0.912", "0.912", "–", "0.427", "0.376", "0.471", "0.436", "–"],
+        ["0.951", "0.951", "–", "0.449", "0.293", "0.442", "0.474", "–"],
+        ["0.882", "0.882", "–", "0.411", "0.437", "0.526", "0.486", "–"],
     ]
     assert "0.880 [0.860, 0.900]" in table.get_text()
     names = [head.contents[0].strip() for head in table.select("tbody th")]

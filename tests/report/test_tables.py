@@ -76,8 +76,8 @@ def test_seeds_table_shows_the_spread():
         "linear_probe": {4: {"mAcc": 0.75, "mAP": None}},
     }
     table = tables.seeds_table(scored)
-    assert table.index.tolist() == ["Linear probe", "HistoCLIP, patch keys"]
-    assert table.loc["HistoCLIP, patch keys"].tolist() == [
+    assert table.index.tolist() == ["Linear probe", "HistoCLIP, patch tokens"]
+    assert table.loc["HistoCLIP, patch tokens"].tolist() == [
         *(3, "0.800", "0.100", "0.700 – 0.900"),
         *("0.500", "0.000", "0.500 – 0.500"),
     ]
@@ -235,7 +235,7 @@ def test_paper_table_explains_differences_with_the_numbers_of_the_run():
     marked = f"{methods['all_positive']['mAcc']:.3f} here and 0.411 on the whole data set"
     assert marked in known["Zero-shot: Baseline"]
     assert known["Zero-shot: Top-k"] == ""
-    for name in ("HistoCLIP, global key", "HistoCLIP, patch keys"):
+    for name in ("HistoCLIP, global embedding", "HistoCLIP, patch tokens"):
         assert f"the majority of train scores {methods['majority']['mAcc']:.3f}" in known[name]
         assert f"the tissue alone scores {methods['tissue_prior']['mAcc']:.3f}" in known[name]
     assert "whole data set" not in tables.paper_table(methods, "bcss_wsss")["what is known"]["Zero-shot: Baseline"]
@@ -243,7 +243,7 @@ def test_paper_table_explains_differences_with_the_numbers_of_the_run():
 
 def test_paper_table_leaves_out_methods_that_a_run_lacks():
     table = tables.paper_table(made(["baseline", "histoclip_patch"]), "pannuke")
-    assert list(table.index) == ["Zero-shot: Baseline", "HistoCLIP, patch keys"]
+    assert list(table.index) == ["Zero-shot: Baseline", "HistoCLIP, patch tokens"]
     assert "here" not in table["what is known"].iloc[0]
     assert table["what is known"].iloc[1] == ""
 

@@ -92,7 +92,7 @@ grid:
         ("data_dir", "<script>alert(1)</script>", "data_dir-script-alert-1-script"),
         ("data_dir", "肿瘤", "data_dir-none"),
         ("data_dir", "", "data_dir-none"),
-        ("learning_rate", "1e-4", "learning_rate-0.000"),
+        ("learning_rate", "1e-4", "learning_rate-0.0001"),
         ("compiled", True, "compiled-true"),
         ("seeds", [0, 1], "seeds-0-1"),
         ("seed", -1, "seed-1"),
@@ -291,8 +291,8 @@ def test_the_table_has_a_line_for_each_run_and_what_varies(grid, tmp_path):
     assert (first["views"], first["seed"], first["state"]) == ("1", "0", "finished")
     assert first["Linear probe: mAcc"] == "0.812"
     assert first["Linear probe: 95 %"] == "0.762 – 0.863"
-    assert first["HistoCLIP, patch keys: mAP"] == "0.750"
-    assert (first["HistoCLIP, global key: 95 %"], first["HistoCLIP, global key: mAP"]) == ("—", "—")
+    assert first["HistoCLIP, patch tokens: mAP"] == "0.750"
+    assert (first["HistoCLIP, global embedding: 95 %"], first["HistoCLIP, global embedding: mAP"]) == ("—", "—")
     assert table.iloc[1]["state"] == "started again"
     assert "metrics.json cannot be read" in table.iloc[2]["state"]
     assert str(tmp_path) not in table.iloc[2]["state"]
@@ -311,7 +311,7 @@ def test_the_spread_is_over_seeds_of_the_same_other_parameters(grid, tmp_path):
     assert list(table["seeds"]) == ["3 of 3", "1 of 3"]
     assert list(table["Linear probe: mAcc, mean"]) == ["0.750", "0.600"]
     assert list(table["Linear probe: s.d."]) == ["0.050", "—"]
-    assert list(table["HistoCLIP, patch keys: range"]) == ["0.710 – 0.810", "0.610 – 0.610"]
+    assert list(table["HistoCLIP, patch tokens: range"]) == ["0.710 – 0.810", "0.610 – 0.610"]
 
 
 def test_a_grid_without_seeds_or_results_has_a_table_too(tmp_path):

@@ -31,11 +31,11 @@ def reliability_diagrams(
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1, of the validation part.
+        0 or 1, of the validation set.
     methods : dict of str to Predictions
         For the same patches; their scores are probabilities. Those in `calibrations` are drawn.
     calibrations : dict of str to Calibration
-        Fitted on the training part.
+        Fitted on the training set.
     classes : list of str
         N names.
     names : dict of str to str

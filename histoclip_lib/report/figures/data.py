@@ -14,7 +14,7 @@ from histoclip_lib.report.figures.base import described, figure, heat_map, liste
 
 @figure
 def prevalence_bars(labels: np.ndarray, parts: dict[str, np.ndarray], classes: list[str]) -> Figure:
-    """Draw how often each class is present in the training and the validation part.
+    """Draw how often each class is present in training and validation sets.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ def methods_by_encoder(scored: dict[str, dict[str, tuple[float, tuple[float, flo
     return described(
         drawn,
         f"mAcc of {len(scored)} methods for each of {len(encoders)} encoders. {said}.",
-        f"mAcc of {len(scored)} methods for each of {len(encoders)} encoders, on the validation part of its run. "
+        f"mAcc of {len(scored)} methods for each of {len(encoders)} encoders, on the validation set of its run. "
         "Zero-shot methods are absent where an encoder has no text tower.",
     )
 
