@@ -94,9 +94,9 @@ def test_every_public_name_is_there_and_documented():
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, new_cache):
     """A cache that the examples share: they encode the same patches."""
-    return tmp_path_factory.mktemp("cache")
+    return new_cache(tmp_path_factory.mktemp("examples") / "cache")
 
 
 @pytest.fixture
