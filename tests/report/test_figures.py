@@ -203,6 +203,14 @@ def test_score_distributions_are_titled_by_strategy_and_the_legend_lies_outside_
 # Training
 
 
+def test_hidden_labels_are_drawn_where_map_is_not_defined():
+    shares = pd.DataFrame(
+        {"method": ["linear_probe"] * 2, "hidden": [0.0, 0.5], "mAcc": [1.0, 0.5], "mAP": [None, None]}
+    )
+    drawn = figures.hidden_labels(shares, {"linear_probe": "Linear probe"})
+    assert "Linear probe with 50% hidden: mAcc 0.500, mAP —" in drawn.alternative
+
+
 def test_training_curves_say_the_last_epoch():
     history = pd.DataFrame(
         {
