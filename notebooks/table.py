@@ -57,9 +57,6 @@ runs.list()
 # %%
 runs.seeds()
 
-# %% [markdown]
-# With runs of several data sets, what holds over all of them:
-
 # %%
 runs.across()
 
