@@ -655,8 +655,10 @@ class Results(Chapter):
             if len(parts) == len(run.folds) and None not in parts:
                 found[name] = [(index[order := np.argsort(index)], own[order]) for index, own in parts]
         if len(found) == 2:
-            pairs = zip(found[PROBE], found[OURS], strict=True)
-            found[ENSEMBLE] = [(index, (one + other) / 2) for (index, one), (_, other) in pairs]
+            found[ENSEMBLE] = []
+            for (index, one), (others, other) in zip(found[PROBE], found[OURS], strict=True):
+                both, first, second = np.intersect1d(index, others, return_indices=True)
+                found[ENSEMBLE].append((both, (one[first] + other[second]) / 2))
         return found
 
     def thresholds(self) -> Table:
