@@ -127,7 +127,7 @@ def test_metrics_hold_the_methods_of_a_plugin_and_commands_show_their_labels(his
         ("toy/01_data.html", ["Patches of my slides, labelled by two pathologists."]),
         ("toy/02_zero_shot.html", ["Contrast", "my-clip"]),
         ("toy/04_results.html", ["Zero-shot: Contrast", "Ridge regression"]),
-        ("toy/model_card.md", ["My slides", "CC BY 4.0", "my-clip", "Nothing: its weights are random."]),
+        ("toy/model/README.md", ["My slides", "CC BY 4.0", "my-clip", "Nothing: its weights are random."]),
         ("index.html", ["my_slides", "my-clip"]),
     ],
 )
