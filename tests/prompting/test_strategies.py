@@ -292,7 +292,7 @@ def test_note_says_when_the_baseline_is_a_constant():
     labels = np.array([[1, 0], [1, 0], [1, 1], [0, 0]])
     constant = baseline_note(Predictions(np.ones((4, 2)), np.ones((4, 2), bool)), labels, "sigmoid")
     assert "marks 100.0% of all labels" in constant
-    assert "marking every label scores 0.5000" in constant
+    assert "marking every label scores 0.500" in constant
     assert "constant answer" in constant
     decisions = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
     mixed = baseline_note(Predictions(np.zeros((4, 2)), decisions), labels, "sigmoid")
