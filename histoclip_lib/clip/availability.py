@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from histoclip_lib.clip.registry import EncoderEntry, encoder_entry
+from histoclip_lib.clip.registry import LOCAL, EncoderEntry, encoder_entry
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import free_bytes
 
@@ -143,6 +143,8 @@ def check_encoder(values: dict[str, object]) -> tuple[int, int] | None:
         If there is no such encoder or no such weights, or `heads` does not divide the width.
     """
     backbone, pretrained, heads = str(values["backbone"]), str(values["pretrained"]), int(values["heads"])
+    if backbone.startswith(LOCAL) and not Path(backbone.removeprefix(LOCAL)).is_dir():
+        raise HistoCLIPError(f"backbone: the folder {backbone.removeprefix(LOCAL)!r} does not exist.")
     entry = encoder_entry(backbone, pretrained)
     entry.check(backbone, pretrained)
     shape = entry.token_shape(backbone, pretrained)

@@ -37,7 +37,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise many kinds
+    except Exception as error:  # neither reader documents what it raises
         raise HistoCLIPError(
             f"{path}: the weights cannot be read ({type(error).__name__}: {str(error).strip()[:200]}). Fetch the file "
             "again."

@@ -32,7 +32,7 @@ class CLIP:
     model : nn.Module
         open_clip model in eval mode, no parameter of which requires a gradient.
     tokenizer : callable or None
-        From a list of P strings to token ids (P, context length); None where there is no text tower.
+        Maps a list of P strings to token ids (P, context length); None if the model has no text tower.
     preprocess_cfg : open_clip.transform.PreprocessCfg
         The encoder's own resizing, cropping and normalisation.
     backbone, pretrained : str
@@ -286,7 +286,7 @@ def load_clip(
     if tokens not in TOKENS:
         raise HistoCLIPError(f"tokens: {tokens!r} is not known. Use one of {', '.join(TOKENS)}.")
     if token_grid < 0:
-        raise HistoCLIPError(f"token_grid: {token_grid} is no side of a grid. Use 7, or 0 to keep all tokens.")
+        raise HistoCLIPError(f"token_grid: {token_grid} is not a valid grid size. Use 7, or 0 to keep all tokens.")
     entry = encoder_entry(backbone, pretrained)
     if pretrained and not entry.takes_weights:
         raise HistoCLIPError(f"pretrained: {pretrained!r} has no meaning for {backbone}, which has its own weights.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from histoclip_lib.clip.registry import OFFLINE_DEFAULT, OPEN_CLIP, SCHEMAS, UNKNOWN_IMAGES, encoder
+from histoclip_lib.clip.registry import LOCAL, OFFLINE_DEFAULT, OPEN_CLIP, SCHEMAS, UNKNOWN_IMAGES, encoder
 from histoclip_lib.clip.weights import cached_file, fetched_file
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -175,8 +175,8 @@ def weights_at_hand(backbone: str, pretrained: str) -> str | None:
     """
     import open_clip
 
-    if backbone.startswith("local-dir:"):
-        files = [Path(backbone.removeprefix("local-dir:")) / name for name in WEIGHTS_NAMES]
+    if backbone.startswith(LOCAL):
+        files = [Path(backbone.removeprefix(LOCAL)) / name for name in WEIGHTS_NAMES]
     elif backbone.startswith("hf-hub:"):
         files = [cached_file(backbone.removeprefix("hf-hub:"), name) for name in WEIGHTS_NAMES]
     elif (tag := open_clip.get_pretrained_cfg(backbone, pretrained)).get("hf_hub"):
@@ -198,7 +198,7 @@ def _model_config(backbone: str) -> dict:
     if backbone.startswith("hf-hub:"):
         file = cached_file(backbone.removeprefix("hf-hub:"), CONFIG_NAME)
     else:
-        file = Path(backbone.removeprefix("local-dir:")) / CONFIG_NAME
+        file = Path(backbone.removeprefix(LOCAL)) / CONFIG_NAME
     about = _read_json(file)
     return about.get("model_cfg", about)
 
@@ -299,7 +299,7 @@ def _file_of(backbone: str, names: str) -> tuple[Path | None, str]:
     """Return a file of a model with a schema, or None and why there is none; names joined by | are alternatives."""
     if backbone.startswith("hf-hub:"):
         return fetched_file(backbone.removeprefix("hf-hub:"), names)
-    folder = Path(backbone.removeprefix("local-dir:"))
+    folder = Path(backbone.removeprefix(LOCAL))
     found = next((folder / name for name in names.split("|") if (folder / name).is_file()), None)
     return found, f"{folder} has no {names.replace('|', ' and no ')}"
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from histoclip_lib.common.registry import Registry
 
 OPEN_CLIP = "open_clip"  # the family of every name that is not registered: its own names, hf-hub: and local-dir:
-SCHEMAS = ("hf-hub:", "local-dir:")
+LOCAL = "local-dir:"
+SCHEMAS = ("hf-hub:", LOCAL)
 OFFLINE_DEFAULT = "lite0-minilm"
 UNKNOWN_IMAGES = (
     "Images that this software does not know. **TCGA images may be among them.** Ask whoever trained the weights."

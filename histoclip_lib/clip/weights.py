@@ -48,7 +48,7 @@ def fetched_file(repository: str, names: str) -> tuple[Path | None, str]:
             reason = "the hub cannot be reached"
         except EntryNotFoundError:
             reason = reason or f"{repository} has no {name}"
-        except Exception as error:  # the hub's client raises many kinds; each means that there is no file
+        except Exception as error:  # whatever the hub client raises, the file is not available
             reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
     return None, reason
 

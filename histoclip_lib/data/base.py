@@ -92,7 +92,7 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If there are no patches, `labels` has the wrong shape or values other than 0, 1 and NaN, a file is listed twice,
+        If there are no patches, `labels` has the wrong shape or a value other than 0, 1 or NaN, a file is listed twice,
         or a name is not valid Unicode.
 
     Examples

@@ -214,7 +214,7 @@ def _line(parameter: str, names: list[str] | tuple[str, ...]) -> str:
 def _mask_values(columns: dict[str, list[str]], classes: list[str]) -> tuple[np.ndarray, list[str]]:
     """Return what each value of a mask means, and the columns that count though they are left out.
 
-    Value k is the k-th column with labels, and none where that is no class wanted.
+    Value k is the k-th column with labels, and none if that column is left out.
 
     A mask of a single class may also be drawn with 255.
     """
@@ -259,9 +259,7 @@ def _labels(table: Table, classes: list[str], ignored: tuple[str, ...], table_pa
     if offenders:
         remedy = "Correct the cells."
         if no_classes:
-            remedy = (
-                f"Where they are no classes, write {_line('ignore', (*ignored, *no_classes))} in the parameter file."
-            )
+            remedy = f"If they are not classes, add {_line('ignore', (*ignored, *no_classes))} to the parameter file."
         raise HistoCLIPError(
             f"{table_path}: class columns hold 0 or 1, and nothing where a label is not known; all columns but "
             f"{', '.join(RESERVED_COLUMNS)} and {META}* are class columns. {remedy} Not labels:\n"

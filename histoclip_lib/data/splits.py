@@ -31,12 +31,12 @@ def groups_by_pattern(pattern: str, texts: list[str], option: str) -> list[str]:
     Raises
     ------
     HistoCLIPError
-        Naming `option`, for what is no regular expression, and listing the texts in which it finds nothing.
+        Naming `option`, for an invalid regular expression, and listing the texts in which it finds nothing.
     """
     try:
         matches = [re.search(pattern, text) for text in texts]
     except re.error as error:
-        raise HistoCLIPError(f"{option}: {shown(pattern)} is no regular expression ({error}).") from error
+        raise HistoCLIPError(f"{option}: {shown(pattern)} is not a regular expression ({error}).") from error
     groups = ["" if match is None else (match[1] if match.re.groups else match[0]) or "" for match in matches]
     if missed := [text for text, group in zip(texts, groups, strict=True) if not group]:
         raise HistoCLIPError(

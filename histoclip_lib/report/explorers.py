@@ -321,7 +321,7 @@ def threshold_explorer(labels: np.ndarray, scores: np.ndarray, classes: list[str
     Raises
     ------
     HistoCLIPError
-        If a score is no probability.
+        If a score is not a probability.
     """
     if not ((scores >= 0) & (scores <= 1)).all():
         raise HistoCLIPError(

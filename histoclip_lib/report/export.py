@@ -248,7 +248,7 @@ def declared_parameters(notebook: NotebookNode) -> dict[str, Parameter]:
 def read_parameters(source: str) -> list[Parameter]:
     """Return the assignments in a parameters cell, each with the comment on its line, else just above it.
 
-    A cell that is no valid Python gives none; statements other than `name = value` are passed over.
+    A cell that is not valid Python gives none; statements other than `name = value` are passed over.
     """
     try:
         statements = ast.parse(source).body

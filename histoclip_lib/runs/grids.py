@@ -237,12 +237,12 @@ def _axes(grid: object, legal: set[str], problems: list[str]) -> Iterator[tuple[
     for key, entries in grid.items():
         place = f"{KEY}, {key if isinstance(key, str) else shown(key)}"[:100]
         if not isinstance(entries, list) or not entries:
-            problems.append(f"{place}: {shown(entries)} is no list of values")
+            problems.append(f"{place}: {shown(entries)} is not a list of values")
             continue
         if all(isinstance(entry, dict) and entry for entry in entries) and key not in legal:
             pass
         elif any(isinstance(entry, dict) for entry in entries):
-            problems.append(f"{place}: mappings, and nothing but mappings, stand under a key that is no parameter")
+            problems.append(f"{place}: mappings, and nothing but mappings, stand under a key that is not a parameter")
             continue
         else:
             entries = [{key: value} for value in entries]

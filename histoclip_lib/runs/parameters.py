@@ -156,7 +156,7 @@ def check_params(
         try:
             values[key] = _convert(value, legal[key].type)
         except ValueError as error:
-            reason = str(error) or f"is no {TYPE_NAMES[legal[key].type]}"
+            reason = str(error) or f"is not of type {TYPE_NAMES[legal[key].type]}"
             problems.append(f"{key}: {shown(value)} {reason} ({legal[key].meaning})")
             continue
         if reason := legal[key].fault(values[key]):
@@ -168,19 +168,10 @@ def check_params(
         )
     if int(values.get("warmup_epochs", 0)) >= int(values.get("epochs", 1)) >= 1:
         problems.append(f"warmup_epochs: {values['warmup_epochs']} must be below epochs, {values['epochs']}")
-    return values, problems + missing_files(values)
-
-
-def missing_files(values: dict[str, object]) -> list[str]:
-    """Return a line for each parameter that names a file or folder which is not there."""
-    named = {"prompts_file": values.get("prompts_file")}
-    if str(values.get("backbone", "")).startswith("local-dir:"):
-        named["backbone"] = str(values["backbone"]).removeprefix("local-dir:")
-    return [
-        f"{name}: {shown(place)} does not exist; give a path as seen from {Path.cwd()}"
-        for name, place in named.items()
-        if place and not resolve(str(place)).exists()
-    ]
+    words = str(values.get("prompts_file") or "")
+    if words and not resolve(words).is_file():
+        problems.append(f"prompts_file: {shown(words)} does not exist; give a path as seen from {Path.cwd()}")
+    return values, problems
 
 
 def _convert(value: object, kind: type) -> object:

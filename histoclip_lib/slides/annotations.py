@@ -45,7 +45,7 @@ def read_qupath(source: Path, options: ImportOptions) -> Found:
     for path, cutter in sources(source, SUFFIXES, options, found):
         annotations, others = read_geojson(path)
         for kind in others:
-            found.leave_out("geometries that are no polygon", f"{path.name}: {kind}")
+            found.leave_out("geometries that are not polygons", f"{path.name}: {kind}")
         if (
             annotations
             and not any(each.name for each in annotations)

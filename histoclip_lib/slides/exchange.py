@@ -166,7 +166,7 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
     annotations : list of Annotation
         In the order of the file; coordinates are the file's own.
     left_out : list of str
-        The type of each geometry that is no polygon.
+        The type of each geometry that is not a polygon.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
         raise HistoCLIPError(f"{path}: is not JSON ({error}).") from error
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list):
-        raise HistoCLIPError(f"{path}: is not GeoJSON: `features` is no list.")
+        raise HistoCLIPError(f"{path} is not GeoJSON: `features` is not a list.")
     annotations, left_out = [], []
     for index, feature in enumerate(features):
         place = f"{path}, feature {index + 1}"

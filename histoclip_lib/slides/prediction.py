@@ -219,7 +219,7 @@ def read_slide_result(folder: str | Path) -> SlideResult:
             raise ValueError("written by another version")
         return SlideResult(**facts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise HistoCLIPError(f"{path}: is no finished prediction of a slide ({shown(str(error))}).") from error
+        raise HistoCLIPError(f"{path} does not hold a finished slide prediction ({shown(str(error))}).") from error
 
 
 def read_tiles(folder: str | Path) -> pd.DataFrame:

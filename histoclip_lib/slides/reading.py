@@ -440,7 +440,7 @@ class _TiffPixels:
                 said[axis] = ("OME PhysicalSize", float(size[1]) * MICROMETRES[unit[1] if unit else "µm"])
         inch = RESOLUTION_UNITS.get(int(page.resolutionunit))
         for axis, resolution in zip("XY", page.resolution, strict=True):
-            # What is no scanner's scale, such as 72 dpi, is meant for printing.
+            # A resolution such as 72 dpi is meant for printing and is not a scanner's scale.
             if axis not in said and inch and resolution > 0 and MIN_MPP <= inch / resolution <= MAX_MPP:
                 said[axis] = ("TIFF resolution", inch / resolution)
         return {

@@ -142,7 +142,7 @@ def _from_image(path: Path, slide: Slide) -> np.ndarray:
         raise
     except Exception as error:  # Pillow raises some ten kinds
         raise HistoCLIPError(
-            f"{path}: is no mask that can be read ({error}). Give a PNG of the slide's aspect, or GeoJSON."
+            f"{path} cannot be read as a mask ({error}). Use a PNG with the slide's aspect ratio, or GeoJSON."
         ) from error
     height, width = mask.shape
     ratio = (width / height) / (slide.width / slide.height)

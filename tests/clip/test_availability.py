@@ -163,6 +163,11 @@ def lines_of(tmp_path, **values):
     return forecast(values, 600, tmp_path / "not" / "there", tmp_path / "reports" / "demo")
 
 
+def test_a_folder_of_weights_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(HistoCLIPError, match="backbone: the folder 'gone' does not exist"):
+        lines_of(tmp_path, backbone="local-dir:gone")
+
+
 def test_heads_that_do_not_divide_the_width_are_refused(tmp_path):
     with pytest.raises(HistoCLIPError, match="heads: 7 does not divide 384"):
         lines_of(tmp_path, heads=7)

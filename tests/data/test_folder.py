@@ -184,7 +184,7 @@ def test_columns_that_are_no_classes_are_named_with_the_line_to_write(root):
     message = refusal(root)
     assert message.count("  - ") == 2
     assert """column Follow-up #: 3 of 4 cells; '3' on line 2, '5' on line 3, '12' on line 5""" in message
-    assert """write `ignore: ["Follow-up #", "notsure"]` in the parameter file""" in message
+    assert """add `ignore: ["Follow-up #", "notsure"]` to the parameter file""" in message
     assert folder.load(root, ignore=("Follow-up #", "notsure")).classes == ["tumor", "stroma"]
     assert folder.load(root, classes=("stroma",)).classes == ["stroma"]
     for given in ({"ignore": ("flag",)}, {"classes": ("mask",)}, {"classes": ("notsure",), "ignore": ("notsure",)}):

@@ -131,7 +131,7 @@ def test_what_is_no_class_is_named_with_the_reason(plan):
     assert result.left_out == {
         "columns: a running number": ["id"],
         "columns: the name of a part: a split is given with --split FILE": ["train", "val"],
-        "columns: numbers that are no counts": ["score"],
+        "columns: numbers that are not counts": ["score"],
         "columns: text": ["note"],
         "columns: a number that is never 0": ["age"],
         "columns: nothing is known in it": ["empty"],

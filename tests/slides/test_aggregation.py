@@ -207,7 +207,7 @@ def test_predicted_slides_become_lines_beside_their_metadata(tmp_path):
         predict_slide(ColourMeter(), path, folder)
     slides = aggregate_slides(table, folders)
     assert slides.slide.tolist() == ["a.tif", "b.tif", "c.tif"]
-    assert slides.error.tolist()[:2] == ["", ""] and "no finished prediction" in slides.error[2]
+    assert slides.error.tolist()[:2] == ["", ""] and "not hold a finished slide prediction" in slides.error[2]
     assert slides.share_dark[0] == pytest.approx(class_burdens(read_tiles(folders[0]), ["dark"]).share[0])
     assert slides.meta_site.tolist() == ["A", "B", ""]
     predict_slide(ColourMeter(identity="other"), table.paths[1], folders[1])

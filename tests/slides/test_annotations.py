@@ -115,7 +115,7 @@ def test_objects_without_a_class_and_other_shapes_are_left_out_and_counted(plan)
     result = plan(feature("tumor", moved(0, 0)), feature("", moved(64, 64)), feature("Ignore*", moved(0, 0)), point)
     assert result.classes == ["tumor"] and len(result.patches) == 1
     assert {reason: len(names) for reason, names in result.left_out.items()} == {
-        "geometries that are no polygon": 1,
+        "geometries that are not polygons": 1,
         "objects without a class": 1,
         "classes that end with * are none in QuPath": 1,
     }

@@ -126,7 +126,7 @@ def test_real_annotations_are_read_as_shapely_reads_them(shared_data, name):
     ("content", "reason"),
     [
         ("{", "is not JSON"),
-        ('{"features": 1}', "`features` is no list"),
+        ('{"features": 1}', "`features` is not a list"),
         ('[{"geometry": null}]', "feature 1: is not GeoJSON: it has no geometry"),
         ('[{"geometry": {"type": "Polygon", "coordinates": 3}}]', "feature 1: is not GeoJSON: a Polygon has a list"),
         ('[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]', "feature 1: a ring is a list"),

@@ -98,7 +98,7 @@ def test_an_interrupted_slide_continues_with_the_same_bits_and_repeats_no_part(s
     for limit in (9, 19, 26):
         with pytest.raises(Interrupted):
             predict_slide(ColourMeter(), slide, tmp_path / "cut", progress=stop_after(limit), **OPTIONS)
-        with pytest.raises(HistoCLIPError, match="no finished prediction"):
+        with pytest.raises(HistoCLIPError, match="not hold a finished slide prediction"):
             read_tiles(tmp_path / "cut")
     last = ColourMeter()
     predict_slide(last, slide, tmp_path / "cut", **OPTIONS)

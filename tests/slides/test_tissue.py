@@ -127,7 +127,7 @@ def test_polygons_lie_where_qupath_drew_them_and_holes_stay_open(tmp_path, found
         ("a.geojson", '["a"]', "not GeoJSON"),
         ("a.geojson", json.dumps(feature([(0, 0), (1, 1)])), "three corners"),
         ("a.geojson", json.dumps(feature([(9000, 0), (9999, 0), (9999, 50)])), "none of its 1 polygons"),
-        ("a.png", "text", "no mask that can be read"),
+        ("a.png", "text", "cannot be read as a mask"),
     ],
 )
 def test_a_mask_that_says_nothing_is_refused(tmp_path, name, text, message):

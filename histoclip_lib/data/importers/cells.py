@@ -132,7 +132,7 @@ def read_cells(path: Path) -> Cells:
         If it cannot be read, has a single column or two of one name; listing every line with more cells than the first.
     """
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
-        raise HistoCLIPError(f"{path}: is no table. A table ends with {', '.join(SUFFIXES)}.")
+        raise HistoCLIPError(f"{path} is not a table. Supported file types: {', '.join(SUFFIXES)}.")
     rows, separator = _sheet(path) if path.suffix.lower() == ".xlsx" else _text(path)
     if not rows:
         raise HistoCLIPError(f"{path}: has no cells.")

@@ -40,7 +40,7 @@ def read_coco(source: Path, options: ImportOptions) -> Found:
     """Read COCO annotations: an image has a category's label if it has an annotation of it.
 
     Images without annotations are patches without a label. Masks are drawn if every annotation has an outline; a box
-    alone is no outline.
+    alone is not an outline.
     """
     content = _content(source)
     try:
@@ -83,7 +83,7 @@ def _read(source: Path, content: dict[str, object]) -> Found:
 
 def _side(value: object, source: Path) -> int:
     if not isinstance(value, int | float) or not 0 < value <= MAX_SIDE:
-        raise HistoCLIPError(f"{source}: {shown(value)} is no side of an image, in pixels.")
+        raise HistoCLIPError(f"{source}: {shown(value)} is not an image size in pixels.")
     return int(value)
 
 
@@ -98,5 +98,5 @@ def _region(annotation: dict, names: dict[object, str], height: int, width: int,
 
 def _corners(flat: object) -> object:
     if not isinstance(flat, list) or len(flat) % 2:
-        return flat  # which is no ring
+        return flat  # not a ring
     return list(zip(flat[::2], flat[1::2], strict=True))

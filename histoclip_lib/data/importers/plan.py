@@ -107,7 +107,7 @@ class ImportOptions:
             re.compile(self.group_pattern)
         except re.error as error:
             raise HistoCLIPError(
-                f"--group-pattern: {self.group_pattern!r} is no regular expression ({error})."
+                f"--group-pattern: {self.group_pattern!r} is not a regular expression ({error})."
             ) from error
 
     def changed(self) -> dict[str, object]:

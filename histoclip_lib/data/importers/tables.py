@@ -188,7 +188,7 @@ def _class_columns(cells: Cells, roles: _Roles, options: ImportOptions) -> tuple
         elif any(not is_number(value) and value not in TRUE | FALSE for value in filled):
             reasons[name] = "text"
         elif any(not number.is_integer() for number in numbers):
-            reasons[name] = "numbers that are no counts"
+            reasons[name] = "numbers that are not counts"
         elif name not in asked and numbers and len(numbers) > 2 and _counts_up(numbers):
             reasons[name] = "a running number"
         elif name not in asked and numbers and min(numbers) > 0 and max(numbers) > 1:
