@@ -84,6 +84,9 @@ def predict(
             page = write_prediction_pages(out, report)
     for name, reason in failed.items():
         complain(f"{name}: {reason}" if name not in reason else reason)
+    if failed:
+        total = len(images) + (0 if slides is None else len(slides.paths))
+        say(messages(), f"{len(failed)} of {total} images and slides failed.")
     typer.echo(visible(page.resolve()))
     raise typer.Exit(1 if failed else 0)
 

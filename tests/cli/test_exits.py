@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from nbformat import v4, write
 
-from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE, run_notebooks
+from histoclip_lib.report.notebooks import OTHERS, run_notebooks
 
 STEPS = tuple(run_notebooks())
 PARAMETERS = 'name: str = "demo"  # name of the run\nreports_dir: str = "reports"  # folder of the reports\n'
@@ -36,7 +36,7 @@ def workplace(tmp_path):
     """A folder with notebooks of which the first does what the run's name says, and parameter files."""
     (tmp_path / "notebooks").mkdir()
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    for stem in (*STEPS, TABLE, COMPARE, ENCODERS):
+    for stem in (*STEPS, *OTHERS):
         parameters = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         cells = [v4.new_markdown_cell("# The data"), parameters, *[v4.new_code_cell(FIRST)] * (stem == STEPS[0])]
         tree = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})

@@ -16,7 +16,7 @@ def test_images_are_predicted_and_a_bad_one_makes_the_exit_code_1(invoke, saved_
     (tmp_path / "mine" / "bad.png").write_bytes(b"")
     result = invoke(*arguments)
     assert result.exit_code == 1
-    assert "mine/bad.png: is empty" in result.stderr and "1 of 2 images were left out" in result.stderr
+    assert "mine/bad.png: is empty" in result.stderr and "1 of 2 images and slides failed" in result.stderr
 
 
 def test_a_folder_without_a_model_is_named(invoke, tmp_path):
