@@ -59,7 +59,7 @@ class Encoder:
     ood_threshold: float = 1e9
     identity: str = "benchmark"
 
-    def predict_tensor(self, images: torch.Tensor) -> Said:
+    def predict_tensor(self, images: torch.Tensor, views: int = 1) -> Said:
         """Return four features as probabilities, and an attention of zeros."""
         features = self.clip.encode_images(images)[0][:, :4] if self.clip else torch.zeros(len(images), 4)
         probabilities = torch.sigmoid(features).cpu().numpy()

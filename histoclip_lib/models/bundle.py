@@ -170,7 +170,7 @@ class SavedModel:
     @property
     def pixels(self) -> int:
         """Side S of the encoder's input."""
-        return self.prepare(np.zeros((8, 8, 3), dtype=np.uint8)).shape[-1]
+        return self.encoder.side
 
     @property
     def ood_threshold(self) -> float:

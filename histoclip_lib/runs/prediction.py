@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -161,17 +162,17 @@ def _predict_parts(
     """Yield what each part holds, predicting those that are not there; images are decoded ahead of the encoder."""
     starts = range(0, len(images), CHUNK)
     paths = {start: folder / f"{start:08d}.npz" for start in starts}
-    missing = [start for start in starts if not paths[start].is_file()]
-    report(sum(min(CHUNK, len(images) - start) for start in starts if start not in missing), len(images))
+    missing = deque(start for start in starts if not paths[start].is_file())
+    report(sum(len(images[start : start + CHUNK]) for start in starts if paths[start].is_file()), len(images))
     prepare = partial(_prepared, model)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        ahead: dict[int, list] = {}
+        ahead: deque[list] = deque()  # of the part in work, and of the next one
         for start in starts:
-            if start in missing:
-                for coming in missing[(at := missing.index(start)) : at + 2]:
-                    if coming not in ahead:
-                        ahead[coming] = [pool.submit(prepare, path) for path in images[coming : coming + CHUNK]]
-                ready = [future.result() for future in ahead.pop(start)]
+            if not paths[start].is_file():
+                while missing and len(ahead) < 2:
+                    coming = missing.popleft()
+                    ahead.append([pool.submit(prepare, path) for path in images[coming : coming + CHUNK]])
+                ready = [future.result() for future in ahead.popleft()]
                 with replacing(paths[start], durable=False) as temporary:
                     np.savez(temporary, **_predict_part(model, ready, images, start, views, batch_size))
                 report(min(start + CHUNK, len(images)), len(images))

@@ -51,8 +51,11 @@ class TileModel(Protocol):
     ood_threshold: float
     identity: str  # changes with the model
 
-    def predict_tensor(self, images: torch.Tensor) -> object:
-        """Return `probabilities` (B, N), `ood` (B,) and `attention` (B, N, g, g) or None of uint8 (B, 3, S, S)."""
+    def predict_tensor(self, images: torch.Tensor, views: int) -> object:
+        """Return `probabilities` (B, N), `ood` (B,) and `attention` (B, N, g, g) or None of uint8 (B, 3, S, S).
+
+        They are averaged over so many flips and rotations.
+        """
 
 
 @dataclass(frozen=True)
@@ -358,22 +361,9 @@ def _joined(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _predict_batch(plan: _Plan, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return the mean over the views of what the model says; the attention of each is turned back before."""
-    import torch
-
-    from histoclip_lib.features.reader import undo_view, view_of
-
-    said = [plan.model.predict_tensor(view_of(images, view).contiguous()) for view in range(plan.views)]
-    means = {
-        "probabilities": np.mean([each.probabilities for each in said], axis=0, dtype=np.float32),
-        "ood": np.mean([each.ood for each in said], axis=0, dtype=np.float32),
-    }
-    if said[0].attention is not None:
-        upright = [
-            undo_view(torch.from_numpy(np.asarray(each.attention)), view).numpy() for view, each in enumerate(said)
-        ]
-        means["attention"] = np.mean(upright, axis=0, dtype=np.float32).astype(np.float16)
-    return means
+    said = plan.model.predict_tensor(images, plan.views)
+    found = {"probabilities": said.probabilities, "ood": said.ood, "attention": said.attention}
+    return {name: np.asarray(values) for name, values in found.items() if values is not None}
 
 
 def _assemble(plan: _Plan, parts: Path, rest: dict[str, np.ndarray], folder: Path) -> tuple[int, int]:

@@ -55,10 +55,12 @@ class ColourMeter:
     identity: str = "colour meter"
     attentive: bool = True
     seen: list = field(default_factory=list)
+    views: list = field(default_factory=list)
 
-    def predict_tensor(self, images):
+    def predict_tensor(self, images, views=1):
         pixels = images.numpy().astype(np.float32) / 255
         self.seen.append(len(pixels))
+        self.views.append(views)
         means = pixels.mean(axis=(2, 3))
         grid = pixels[:, 1].reshape(-1, 7, 8, 7, 8).mean(axis=(2, 4)) if self.attentive else None
         attention = None if grid is None else np.stack([grid, 1 - grid], axis=1).astype(np.float16)
