@@ -251,7 +251,7 @@ def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
         "flipped, turned or slightly shifted."
     )
     if plain := int(np.isnan(found.correlation).sum()):
-        note += f" {plain} pairs {'is' if plain == 1 else 'are'} too uniform to compare."
+        note += f" {plain} pair{' is' if plain == 1 else 's are'} too uniform to compare."
     if groups is not None:
         same = groups[found.val] == groups[found.nearest]
         note += f" {(flagged & same).sum()} of these pairs come from one group." if flagged.any() else ""
