@@ -68,7 +68,7 @@ def test_a_module_says_what_it_does_in_its_first_line(path):
 @pytest.mark.parametrize(
     ("packages", "extras", "brought_by"),
     [
-        (CORE, (), ("scikit-learn", "open_clip_torch", "transformers")),
+        (CORE, (), ("scikit-learn", "scikit-image", "open_clip_torch", "transformers")),
         (
             ("report", "runs", "cli"),
             ("report",),

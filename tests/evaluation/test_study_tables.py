@@ -91,9 +91,9 @@ def test_design_table_says_what_each_change_costs(case, scores):
     assert table.index[0] == "as reported"
     labels = case.patches.labels[case.val]
     best, worst = (point_metrics(labels, from_probabilities(scores[k]), ["a", "b"]) for k in (3, 0))
-    assert table.loc["as reported", "mAcc"] == f"{best['mAcc']:.4f}"
-    assert table.loc["post-norm", "mAcc, change"].startswith(f"{worst['mAcc'] - best['mAcc']:+.4f} (")
-    assert table.loc["post-norm", "mAP, change"].startswith(f"{worst['mAP'] - best['mAP']:+.4f} (")
+    assert table.loc["as reported", "mAcc"] == f"{best['mAcc']:.3f}"
+    assert table.loc["post-norm", "mAcc, change"].startswith(f"{worst['mAcc'] - best['mAcc']:+.3f} (")
+    assert table.loc["post-norm", "mAP, change"].startswith(f"{worst['mAP'] - best['mAP']:+.3f} (")
     assert scored["post-norm"]["mAcc_ci"][0] < worst["mAcc"] < scored["post-norm"]["mAcc_ci"][1]
 
 

@@ -64,7 +64,7 @@ def test_a_run_ends_with_results_and_says_what_is_absent(prepared, tmp_path, tex
     assert not set(strategy_names()) & results.methods.keys()
     assert {"linear_probe", "histoclip_patch", "histoclip_text_free"} <= results.methods.keys()
     assert "zero-shot methods are absent" in results.interval_note().data
-    for name in ("finding", "table", "differences", "all_pairs", "precision_recall", "model_card", "forest_plot"):
+    for name in ("finding", "table", "differences", "all_pairs", "precision_recall", "save_model", "forest_plot"):
         assert getattr(results, name)() is not None
     head = run.head("patch")
     assert head.options["queries"] == kind
