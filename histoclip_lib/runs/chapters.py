@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from histoclip_lib.evaluation.leakage import NearDuplicates
     from histoclip_lib.evaluation.localisation import MapScores
     from histoclip_lib.features.reader import FeatureReader
-    from histoclip_lib.models.baselines import LinearProbe
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.models.studies import Finished
     from histoclip_lib.prompting.vocabulary import Vocabulary
@@ -379,6 +378,7 @@ class Training(Chapter):
         from histoclip_lib.models.studies import SIZED
         from histoclip_lib.models.training import train_heads
 
+        run.fit_baselines()
         heads, history = train_heads(
             run.class_matrix, run.head_options, run.features, run.patches, run.folds, cls.options_of(run), run.compute,
             run.folder,
@@ -1049,21 +1049,13 @@ class Attention(Chapter):
 
         run, parts = self.run, []
         is_clip = encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip  # others have no dense similarity
-        for head, probe, index in zip(self.heads, self._probes, indices, strict=True):
+        for head, probe, index in zip(self.heads, run.baselines[PROBE], indices, strict=True):
             corrected = None
             if is_clip:
                 corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
-            maps = maps_to_compare(head, probe, self.reader, index, int(run["seed"]), corrected)
+            maps = maps_to_compare(head, probe.directions, self.reader, index, int(run["seed"]), corrected)
             parts.append({name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    @cached_property
-    def _probes(self) -> list[LinearProbe]:
-        from histoclip_lib.models.baselines import BASELINES
-
-        run = self.run
-        fit = BASELINES[PROBE]
-        return [fit(run.features, run.patches, train, int(run["seed"])) for train, _ in run.folds]
 
     def deletion(self) -> Table:
         """Return how far each class's logit falls without the tokens that a map ranks first."""

@@ -112,7 +112,7 @@ def compared(grids):
     index = np.array([4, 0, 2])
     state = torch.get_rng_state()
     corrected = grids[index, 0].flatten(2).transpose(1, 2).numpy()
-    maps = maps_to_compare(head, PROBE, reader_of(grids), index, 3, corrected)
+    maps = maps_to_compare(head, PROBE.directions, reader_of(grids), index, 3, corrected)
     assert torch.equal(torch.get_rng_state(), state)  # drawing the untrained head leaves no trace
     return head, before, index, maps
 
