@@ -156,7 +156,7 @@ def _with_mpp(patches: PatchDataset, mpp: float, entry: DatasetEntry) -> PatchDa
     """Return patches with the resolution that is given, else their own, else that of their data set."""
     if mpp and not LEAST_MPP <= mpp <= MOST_MPP:
         raise HistoCLIPError(
-            f"mpp: {mpp:g} micrometres per pixel cannot be; expected {LEAST_MPP:g} to {MOST_MPP:g}, or 0."
+            f"mpp: {mpp:g} micrometres per pixel is out of range; expected {LEAST_MPP:g} to {MOST_MPP:g}, or 0."
         )
     if mpp or (entry.mpp and patches.patch_mpp is None):
         return replace(patches, patch_mpp=np.full(len(patches), mpp or entry.mpp))

@@ -274,7 +274,7 @@ class SavedModel:
             for batch in iter(lambda: list(islice(remaining, batch_size)), [])
         ]
         if not parts:
-            raise HistoCLIPError("images: there are none. Give at least one.")
+            raise HistoCLIPError("images: none were given. Give at least one.")
         return ImagePredictions(
             *(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(ImagePredictions))
         )

@@ -314,7 +314,7 @@ class Run:
         if self.has_text:
             if named:
                 raise HistoCLIPError(
-                    f"text_encoder: {shown(named)} has no use, for {self['backbone']} has a text tower of its own. "
+                    f"text_encoder: {shown(named)} is not needed: {self['backbone']} has a text tower of its own. "
                     "Leave it empty."
                 )
             return TextEncoder(self.encoder)

@@ -142,7 +142,7 @@ def _check_columns(path: Path, table: Table) -> None:
             else f"{shown(name)}: call it {META + name!r} if it is metadata, or remove it"
             for name in odd
         ]
-        raise HistoCLIPError(f"{path}: columns that are none of a slide's:\n{bullet_list(offenders)}\n{FORMAT}")
+        raise HistoCLIPError(f"{path}: unknown columns:\n{bullet_list(offenders)}\n{FORMAT}")
 
 
 def _slide_paths(path: Path, table: Table) -> list[Path]:

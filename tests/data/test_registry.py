@@ -111,6 +111,6 @@ def test_a_resolution_that_is_given_counts_before_that_of_the_data(tmp_path, wri
     folder = write_folder(tmp_path, {"a": [0, 1]}, mpp=[0.25, 0.25])
     assert load_dataset("folder", folder).mpp == 0.25
     assert load_dataset("folder", folder, mpp=0.5).mpp == 0.5
-    with pytest.raises(HistoCLIPError, match="mpp: 40 micrometres per pixel cannot be"):
+    with pytest.raises(HistoCLIPError, match="mpp: 40 micrometres per pixel is out of range"):
         load_dataset("folder", folder, mpp=40)
     assert (DATASETS["pannuke"].mpp, DATASETS["bcss_wsss"].mpp, DATASETS["luad_histoseg"].mpp) == (0.25, 0.25, 0.5)

@@ -83,7 +83,7 @@ def test_a_text_encoder_that_is_not_needed_or_has_no_text_is_refused(prepared, t
     run = open_run(
         "refused", tmp_path / "reports", given=prepared | {"backbone": "with-text", "text_encoder": "with-text"}
     )
-    with pytest.raises(HistoCLIPError, match=r"text_encoder: 'with-text' has no use, for with-text has a text tower"):
+    with pytest.raises(HistoCLIPError, match=r"text_encoder: 'with-text' is not needed: with-text has a text tower"):
         run.text_encoder  # noqa: B018
     run = open_run("refused", tmp_path / "reports", given=prepared | {"text_encoder": "images-alone"})
     with pytest.raises(HistoCLIPError, match="text_encoder: 'images-alone' has no text tower"):
