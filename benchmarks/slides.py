@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--lazyslide", metavar="PYTHON", help="of an environment with LazySlide, for lazyslide_tiles.py"
+        "--lazyslide", metavar="PYTHON", help="of an environment with LazySlide"
     )
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
