@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).with_name("assets")
 MOST_EXPLORED, MOST_IN_GALLERY = 24, 200  # patches on a page, with maps and without
-ROOM = 1_600_000  # characters that the patches of a page may take: the whole page stays below 4 MB
+# Characters that the patches of a page may take: it stays below 4 MB. The page with maps has larger figures.
+ROOM, ROOM_WITH_MAPS = 1_600_000, 800_000
 PATCH_SIDE, PATCH_QUALITY = 1024, 75  # a patch is shown at its own resolution up to this side; of WebP
 SLIDE_QUALITY, MASK_SIDE, MOST_CELLS = 68, 768, 1_000_000  # of WebP; of outlines in pixels; attention cells on a page
 STEPS = 2**16 - 1  # of a probability in the slide's data
@@ -283,7 +284,8 @@ class _Viewed:
     ) -> Explorer:
         """Return the viewer; a page holds the positions `shown`, the first of them where not all have room."""
         heat = np.round(hot(np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)
-        held = _until_full(self.about(position) | self.seen(position) for position in shown)
+        room = ROOM_WITH_MAPS if self.maps else ROOM
+        held = _until_full((self.about(position) | self.seen(position) for position in shown), room)
         there = {record["i"] for record in held}
         data = _shared(self.patches.classes) | {
             "title": title,
@@ -336,9 +338,9 @@ class _Viewed:
         return seen
 
 
-def _until_full(records: Iterable[dict]) -> list[dict]:
-    """Return the first records, as many as a page has room for, and at least one."""
-    kept, room = [], ROOM
+def _until_full(records: Iterable[dict], room: int) -> list[dict]:
+    """Return the first records, as many as take at most `room` characters, and at least one."""
+    kept = []
     for record in records:
         room -= len(json.dumps(record))
         if kept and room < 0:

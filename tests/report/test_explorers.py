@@ -548,7 +548,7 @@ def test_a_link_opens_a_patch_and_a_class_whatever_is_listed(visit, tmp_path, ca
     dialog.get_by_text(hidden).wait_for()
     assert dialog.get_by_role("radio", name="lymphocyte").is_checked()
     dialog.get_by_role("radio", name="stroma").check()
-    assert dialog.get_by_role("link").get_attribute("href") == f"#patch={hidden};class=stroma"
+    assert dialog.get_by_role("link").get_attribute("href") == f"{page.as_uri()}#patch={hidden};class=stroma"
     opened.reload()
     dialog.get_by_text(hidden).wait_for()
     assert dialog.get_by_role("radio", name="lymphocyte").is_checked()

@@ -379,7 +379,7 @@ function viewer(data, ask) {
   const link = element("a", { hidden: Boolean(ask) }, "Link to this view");
   const [zoomIn, zoomOut, fit, keep, previous, next, close] = [
     "Zoom in", "Zoom out", "Whole patch", "", "Previous", "Next", "Close"].map(button);
-  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id }, title, rows,
+  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id, "data-lm-suppress-shortcuts": true }, title, rows,
     element("div", { class: "choices" }, chooseShown.box, element("div", { class: "overlay-options" },
       element("div", { hidden: !data.maps.length }, opacity.box),
       element("label", { hidden: !masked }, outline, " Outline of the class in the mask"),
@@ -461,7 +461,7 @@ function viewer(data, ask) {
     const { patch } = fitting[at];
     [previous.disabled, next.disabled] = [at === 0, at === fitting.length - 1];
     keep.textContent = kept ? "Stop comparing" : "Compare";
-    link.href = `#patch=${encodeURIComponent(patch.name)};class=${encodeURIComponent(classes[chooseShown.value()])}`;
+    link.href = new URL(`#patch=${encodeURIComponent(patch.name)};class=${encodeURIComponent(classes[chooseShown.value()])}`, window.location.href);
     paint(...(kept && kept !== patch ? [kept, patch] : [patch]));
   }
   function open(place_, k = fitting[place_].found.k) {
