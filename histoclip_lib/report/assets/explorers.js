@@ -391,6 +391,7 @@ function viewer(data, ask) {
 
   function place() {
     for (const axis of ["x", "y"]) view[axis] = Math.min(Math.max(view[axis], 1 - view.zoom), 0);
+    rows.classList.toggle("zoomed", view.zoom > 1);
     for (const [name, value] of Object.entries(view)) rows.style.setProperty(`--${name}`, value);
     for (const { lens, bar, um } of bars) {
       const { pixels, text } = scaleBar(um / lens.clientWidth / view.zoom, lens.clientWidth);
@@ -410,7 +411,7 @@ function viewer(data, ask) {
   const move = (x, y) => { view.x += x; view.y += y; place(); };
 
   function inWords(map) {
-    const there = map.where ? `most ${map.where}` : "uniform: there is no evidence for the class";
+    const there = map.where ? `most ${map.where}, ${map.peak.toLocaleString("en")} × uniform` : "uniform: there is no evidence for the class";
     return map.inside === null ? there : `${there}; ${percent(map.inside)} of it in the mask`;
   }
   const legend = ({ patch }) => classes.flatMap((_, k) => (patch.areas[k]
