@@ -92,7 +92,8 @@ data.co_occurrence()
 # %% [markdown]
 # ## Patches
 #
-# Drawn at random from the patches to train on, with their labels and, where there are masks, the outlines of the classes.
+# Drawn at random from the patches to train on, with their labels. On the page, patches can be filtered by class, group and
+# covered area; each opens at its own resolution beside its mask, and two can be compared.
 
 # %%
 data.explorer()

@@ -107,8 +107,9 @@ errors.by_label_set()
 # %% [markdown]
 # ## The most confident errors
 #
-# Wrong decisions, the most confident first, at most one for each patch. On the page, patches can be filtered by class, by
-# kind of decision and by confidence, and each opens with the scores of all its classes.
+# Wrong decisions, the most confident first, at most one for each patch. On the page, patches can be filtered by class,
+# kind of decision, group, covered area and confidence; each opens at its own resolution with the scores of all its classes,
+# and two can be compared.
 
 # %%
 errors.gallery()

@@ -38,9 +38,10 @@ attention.finding()
 # %% [markdown]
 # ## Over the patches
 #
-# Choose a patch and a class: bright is much attention, the line is the outline of the class in the mask, ✗ marks a wrong
-# decision. Patches without an error come first; of these, where there are masks, the one with the median gain of AP over
-# the covered area, so that neither a good nor a bad map is picked. Then the most confident errors.
+# Open a patch and choose a class: bright is much attention, the line is the outline of the class in the mask, ✗ marks a
+# wrong decision; the map of the linear probe is beside it. Patches without an error come first; of these, where there are
+# masks, the one with the median gain of AP over the covered area, so that neither a good nor a bad map is picked. Then the
+# most confident errors.
 
 # %%
 attention.explorer()

@@ -1022,11 +1022,12 @@ class Attention(Chapter):
         return Markdown(f"**{first}** Maps have {side} x {side} cells.")
 
     def explorer(self) -> Explorer:
-        """Return patches with their masks and the attention of any class."""
+        """Return patches with their masks, and the attention and the linear probe's map of any class."""
+        from histoclip_lib.models.attention import PROBE as PROBE_MAP
         from histoclip_lib.report.explorers import attention_explorer, choose_to_explore
 
-        chosen = choose_to_explore(self.truth, self.probabilities, gain=self._gain)
-        return attention_explorer(self.run.patches, self.run.val, self.maps, self.probabilities, chosen)
+        run, chosen = self.run, choose_to_explore(self.truth, self.probabilities, gain=self._gain)
+        return attention_explorer(run.patches, run.val, self.maps, self.probabilities, chosen, self.compared[PROBE_MAP])
 
     def overlays(self) -> None:
         """Display all classes side by side for some patches, and write the thumbnail of the run."""
