@@ -163,9 +163,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[400, 4_000, 40_000], help="tiles of the growth")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--lazyslide", metavar="PYTHON", help="of an environment with LazySlide"
-    )
+    parser.add_argument("--lazyslide", metavar="PYTHON", help="of an environment with LazySlide")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -18,12 +18,13 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
+refine_maps: bool = False  # refine maps by a guided filter before they are scored as segmentation; needs kornia
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
 from histoclip_lib import open_run
 
-run = open_run(name, reports_dir)
+run = open_run(name, reports_dir, globals())
 attention = run.map_attention()
 attention.finding()
 

@@ -1095,12 +1095,12 @@ class Attention(Chapter):
                 {name: own[place] for name, own in self.compared.items()},
                 self.run.predictions[OURS].decisions[place],
             )
-            parts.append(segment(fitting, train, maps, val, decisions, run.patches))
+            parts.append(segment(fitting, train, maps, val, decisions, run.patches, bool(run["refine_maps"])))
         found = join_segmentations(parts, run.out_of_folds)
         return Table(
             segmentation_table(found, self.classes, self.units, *self.draws),
-            f"Maps as segmentation: thresholds fitted on {len(train)} training patches"
-            f"{' of each fold' if run.is_cross_validated else ''}.",
+            f"Maps as segmentation{', refined by a guided filter' if run['refine_maps'] else ''}: thresholds fitted on "
+            f"{len(train)} training patches{' of each fold' if run.is_cross_validated else ''}.",
         )
 
     @cached_property
