@@ -18,7 +18,8 @@ lint: $(READY)
 	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
 lab: $(READY)
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/01_data.ipynb
+	$(BIN)/jupyter trust notebooks/*.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.app_settings_dir="$(CURDIR)/tools/lab" --KernelManager.transport=ipc notebooks/01_data.ipynb
 
 # The README's two pictures, from the demo's pages; needs Chromium.
 pictures: $(READY)

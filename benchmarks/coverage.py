@@ -5,15 +5,17 @@ independent given the labels; each gets a ridge classifier, cross-validated by p
 known from a large sample of further patients. Printed is how often an interval holds the performance of the models that
 were fitted, and the one expected over data sets; and how often two encoders that are equally good are told apart.
 
-    python benchmarks/coverage.py [data sets]
+    python benchmarks/coverage.py [--data-sets N]
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import print_table, write_json
 from sklearn.model_selection import GroupKFold
 
 from histoclip_lib.common.predictions import Predictions
@@ -106,25 +108,29 @@ def trial(groups: int, seed: int, further: tuple) -> list[dict]:
     return lines
 
 
-def main(n_sets: int = 300) -> None:
+def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-sets", type=int, default=300, help="how many are drawn for each number of patients")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
     further = draw(FURTHER, np.random.default_rng(0))
-    rows = []
+    rows: dict[str, dict[str, float]] = {}
     for groups in (10, 20, 40):
-        lines = pd.DataFrame([line for seed in range(n_sets) for line in trial(groups, seed, further)])
+        lines = pd.DataFrame([line for seed in range(arguments.data_sets) for line in trial(groups, seed, further)])
         for quantity, own in lines.groupby("quantity", sort=False):
             expected = own["truth"].mean()
-            row = {"groups": groups, "quantity": quantity, "bias": (own["point"] - own["truth"]).mean()}
+            row = rows[f"{quantity}, {groups} patients"] = {"bias": (own["point"] - own["truth"]).mean()}
             for kind in ("plain", "wide"):
                 low, high = np.array(own[kind].tolist()).T
                 row[f"{kind}, fitted models"] = ((low <= own["truth"]) & (own["truth"] <= high)).mean()
                 row[f"{kind}, expected"] = ((low <= expected) & (expected <= high)).mean()
                 row[f"{kind}, width"] = (high - low).mean()
-            if quantity == "mAcc, difference":
-                row |= {"p < 0.05": (own["p"] < 0.05).mean(), "corrected": (own["corrected"] < 0.05).mean()}
-            rows.append(row)
-    print(pd.DataFrame(rows).round(3).to_string(index=False))
+            row["p < 0.05 (mAcc)"] = (own["p"] < 0.05).mean()
+            row["corrected p < 0.05 (mAcc)"] = (own["corrected"] < 0.05).mean()
+    print_table("share of data sets whose interval holds the truth", rows)
+    write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

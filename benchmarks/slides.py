@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[400, 4_000, 40_000], help="tiles of the growth")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--lazyslide", metavar="PYTHON", help="of an environment with LazySlide")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -179,6 +180,12 @@ def main() -> None:
             command = [sys.executable, __file__, "--only", str(path), str(count), "--rounds", str(arguments.rounds)]
             command += ["--device", arguments.device]
             rows[str(count)] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        if arguments.lazyslide:
+            command = [arguments.lazyslide, str(Path(__file__).with_name("lazyslide_tiles.py")), str(path)]
+            printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+            rates = json.loads(printed.splitlines()[-1])
+            rows["0"]["LazySlide, tiles/s"] = max(rates.values())
+            rows["0"]["ours / LazySlide"] = rows["0"]["ours, tiles/s"] / max(rates.values())
     encoder = {f"{arguments.side} x {arguments.side}": rows.pop("0")}
     print_table("slide", encoder)
     print_table("growth", rows)

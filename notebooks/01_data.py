@@ -91,7 +91,8 @@ data.co_occurrence()
 # %% [markdown]
 # ## Patches
 #
-# A random sample of the training patches with their labels and, if masks are available, the outlines of the classes.
+# A random sample of the training patches with their labels. Filter the patches by class, group and covered area; each opens
+# at its own resolution beside its mask, and two can be compared.
 
 # %%
 data.explorer()

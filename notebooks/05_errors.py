@@ -106,8 +106,8 @@ errors.by_label_set()
 # %% [markdown]
 # ## The most confident errors
 #
-# Errors, the most confident first, at most one per patch. Filter the patches by class, by type of decision and by confidence;
-# select one to see the scores of all classes.
+# Errors, the most confident first, at most one per patch. Filter the patches by class, type of decision, group, covered area
+# and confidence; each opens at its own resolution with the scores of all classes, and two can be compared.
 
 # %%
 errors.gallery()

@@ -18,12 +18,13 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
+refine_maps: bool = False  # refine maps by a guided filter before they are scored as segmentation; needs kornia
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
 from histoclip_lib import open_run
 
-run = open_run(name, reports_dir)
+run = open_run(name, reports_dir, globals())
 attention = run.map_attention()
 attention.finding()
 
@@ -37,9 +38,9 @@ attention.finding()
 # %% [markdown]
 # ## Attention on patches
 #
-# Choose a patch and a class: bright regions receive more attention, the line is the outline of the class in the mask, and ✗
-# marks an error. Patches without errors come first, with typical rather than hand-picked maps (the median gain in AP if masks
-# are available), then the most confident errors.
+# Open a patch and choose a class: bright regions receive more attention, the line is the outline of the class in the mask,
+# and ✗ marks an error; the map of the linear probe is beside it. Patches without errors come first, with typical rather than
+# hand-picked maps (the median gain in AP if masks are available), then the most confident errors.
 
 # %%
 attention.explorer()

@@ -53,7 +53,7 @@ shown.maps()
 # %% [markdown]
 # AUROC measures how well probabilities rank tiles with the class above tiles without it; Dice measures how well decisions
 # agree with the mask. A class that covers a few per cent of a tile counts as present, as in a patch. Intervals resample
-# blocks of 4 x 4 tiles, since neighbouring tiles are alike.
+# blocks of 8 x 8 tiles, since neighbouring tiles are alike.
 
 # %%
 shown.scores()

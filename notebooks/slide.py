@@ -48,7 +48,7 @@ shown.maps()
 
 # %% [markdown]
 # AUROC says how well probabilities rank tiles with the class above those without, Dice how well decisions agree. A class
-# that covers a few per cent of a tile counts as present, as it does in a patch. Intervals resample blocks of 4 x 4 tiles,
+# that covers a few per cent of a tile counts as present, as it does in a patch. Intervals resample blocks of 8 x 8 tiles,
 # since neighbours are alike.
 
 # %%

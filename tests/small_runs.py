@@ -88,7 +88,7 @@ def make_run(
     seed=0,
     patches=None,
     val=None,
-    steps=6,
+    steps=None,
     noise=0.25,
     same=(),
     about=None,
@@ -97,7 +97,7 @@ def make_run(
     """Write the folder of a run, without its pages, and return it.
 
     `val` are the patches it validates on, `same` the methods that do not depend on the seed, `steps` how many notebooks
-    were executed; the results come with the fourth.
+    were executed, by default all; the results come with the fourth.
     """
     path, patches = reports / folder, patches or make_patches()
     path.mkdir(parents=True)
@@ -107,7 +107,7 @@ def make_run(
     for k, (stem, notebook) in enumerate(list(run_notebooks().items())[:steps]):
         make_notebook(path / f"{stem}.ipynb", notebook.label, values)
         stamp(path / f"{stem}.ipynb", str(values["name"]), {"made": "2026-01-02 03:04 UTC", "seconds": str(k)})
-    if steps < 4:
+    if steps is not None and steps < 4:
         return path
     labels = patches.labels[val]
     methods = {name: predict(labels, k if name in same else 100 * seed + k, noise) for k, name in enumerate(METHODS)}

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -108,7 +109,8 @@ def registries_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(histoclip_lib.__all__))
-def test_the_example_of_a_public_name_runs(name, tmp_path, cache, registries_kept, monkeypatch):
+def test_the_example_of_a_public_name_runs(name, tmp_path, cache, saved_model, registries_kept, monkeypatch):
+    shutil.copytree(saved_model[0], tmp_path / "reports" / "demo" / "model")
     monkeypatch.setenv("HISTOCLIP_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     public = getattr(histoclip_lib, name)

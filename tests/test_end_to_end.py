@@ -76,7 +76,8 @@ def test_run_ends_with_the_address_of_the_page(workplace, finished):
 def test_every_product_is_there_and_nothing_half_written(run_folder):
     products = {name for notebook in run_notebooks().values() for name in notebook.products}
     expected = products | {f"{step}.{kind}" for step in STEPS for kind in ("html", "ipynb")} | {"run.json"}
-    assert {path.name for path in run_folder.iterdir() if not path.name.startswith(".lock")} == expected
+    written = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
+    assert {name for name in written if not name.startswith((".lock", "folds/"))} == expected - {"folds"}
     assert Image.open(run_folder / "thumbnail.png").format == "PNG"
 
 
@@ -96,7 +97,7 @@ def test_metrics_can_be_computed_again_from_the_predictions(run_folder):
     methods = json.loads((run_folder / "metrics.json").read_text())["methods"]
     table = pd.read_parquet(run_folder / "predictions.parquet")
     for name, part in table.groupby("method", observed=True):
-        wide = part.pivot(index="file", columns="class", values=["label", "predicted"])
+        wide = part.pivot(index="file", columns="class", values=["label", "predicted"]).astype(float)
         assert mean_accuracy(wide["label"].to_numpy(), wide["predicted"].to_numpy()) == pytest.approx(
             methods[name]["mAcc"]
         )
@@ -143,11 +144,11 @@ def test_the_heads_are_those_that_one_process_trains(workplace, run_folder, tmp_
     monkeypatch.setenv("HISTOCLIP_CACHE", str(workplace / "cache"))
     run = open_run("demo", workplace / "reports")
     train_heads(
-        run.class_matrix, run.head_options, run.features, run.patches, run.train, run.val, Training.options_of(run),
-        run.compute, tmp_path,
+        run.class_matrix, run.head_options, run.features, run.patches, run.folds, Training.options_of(run),
+        run.compute, tmp_path, workers=1,
     )  # fmt: skip
-    for name in ("cmm_global.safetensors", "cmm_patch.safetensors"):
-        ours, theirs = load_file(tmp_path / name), load_file(run_folder / name)
+    for path in (run_folder / "cmm_patch.safetensors", run_folder / "folds" / "global_2.safetensors"):
+        ours, theirs = load_file(tmp_path / path.relative_to(run_folder)), load_file(path)
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 

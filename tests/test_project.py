@@ -20,7 +20,7 @@ import histoclip_lib
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "histoclip_lib"
 CORE = ("common", "data", "clip", "features", "prompting", "models", "evaluation")
-OPTIONAL = {"distributed", "onnxruntime", "anywidget"}  # of cluster, cpu and lab: imported where they are installed
+OPTIONAL = {"distributed", "onnxruntime", "anywidget", "kornia"}  # imported where they are installed
 SOURCES = sorted(LIBRARY.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NOT_OURS = {"build", "dist", "reports", "node_modules", "__pycache__"}
@@ -68,7 +68,7 @@ def test_a_module_says_what_it_does_in_its_first_line(path):
 @pytest.mark.parametrize(
     ("packages", "extras", "brought_by"),
     [
-        (CORE, (), ("scikit-learn", "open_clip_torch", "transformers")),
+        (CORE, (), ("scikit-learn", "scikit-image", "open_clip_torch", "transformers")),
         (
             ("report", "runs", "cli"),
             ("report",),

@@ -25,10 +25,10 @@ def results(page: Page) -> bytes:
 
 
 def attention(page: Page) -> bytes:
-    """Return the attention explorer as PNG."""
-    explorer = page.locator("figure.explorer").first
-    explorer.scroll_into_view_if_needed()
-    return explorer.screenshot()
+    """Return a patch opened in the viewer as PNG."""
+    page.locator("figure.explorer .pictures button").first.click()
+    page.locator("dialog[open] .lens .layers").first.wait_for()
+    return page.locator("dialog[open]").screenshot()
 
 
 PICTURES = {"report.webp": ("04_results.html", results), "attention.webp": ("06_attention.html", attention)}

@@ -62,7 +62,8 @@ def described(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"{error.filename or 'writing'}: the disk is full ({error.strerror}).\n"
-            "Free some space, or write elsewhere: --reports DIR for reports, HISTOCLIP_CACHE=DIR for features."
+            "Free some space, or write elsewhere: --reports DIR for reports, --out DIR for predictions, "
+            "HISTOCLIP_CACHE=DIR for features."
         )
     if isinstance(error, OSError) and error.filename is not None:
         return (

@@ -46,7 +46,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise HistoCLIPError(f"{path}: this file holds no table of weights. Use the file that the publisher gives.")
+        raise HistoCLIPError(f"{path}: this file does not contain a state dict. Use the file that the publisher gives.")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

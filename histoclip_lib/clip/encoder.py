@@ -120,7 +120,7 @@ class CLIP:
             If the images are not uint8, as those of `preprocess` are not.
         """
         if images.dtype != torch.uint8:
-            raise HistoCLIPError(f"images: {images.dtype} was given, uint8 is expected, as CLIP.resize gives it.")
+            raise HistoCLIPError(f"images: {images.dtype} was given; expected uint8, as CLIP.resize returns.")
         if self.fast_tower is not None:
             return self._kept(*self.fast_tower(images))
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)

@@ -160,4 +160,4 @@ def _check_header(path: Path, header: list[str]) -> None:
     problems = [f"column {place} has no name" for place, name in enumerate(header, 1) if not name]
     problems += [f"{name!r} appears {n} times" for name, n in Counter(header).items() if name and n > 1]
     if problems:
-        raise HistoCLIPError(f"{path}: each column needs a name of its own, but:\n{bullet_list(problems)}")
+        raise HistoCLIPError(f"{path}: column names must be unique, but:\n{bullet_list(problems)}")

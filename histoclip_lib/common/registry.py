@@ -164,7 +164,7 @@ def load_plugins() -> tuple[str, ...]:
             raise
         except Exception as error:
             raise HistoCLIPError(
-                f"plugin {name}: cannot be imported ({type(error).__name__}: {error}). Mend it, or take it out of "
+                f"plugin {name}: cannot be imported ({type(error).__name__}: {error}). Fix it, or remove it from "
                 f"{PLUGINS}."
             ) from error
     return tuple(names)

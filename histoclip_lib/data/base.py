@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
@@ -88,6 +89,8 @@ class PatchDataset:
         A sentence on what to do where `groups` or `parts` are lacking.
     labels_follow_masks : bool
         Whether a rule makes the labels from the masks, so that neither can contradict the other.
+    generated : bool
+        Whether software painted the patches; each picture of one says so.
 
     Raises
     ------
@@ -118,6 +121,7 @@ class PatchDataset:
     notes: tuple[Note, ...] = ()
     remedies: dict[str, str] = field(default_factory=dict)
     labels_follow_masks: bool = False
+    generated: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what the rest of the library could not work with."""
@@ -160,6 +164,19 @@ class PatchDataset:
     def image(self, index: int) -> np.ndarray:
         """Return patch `index` as RGB, shape (H, W, 3), uint8."""
         return self.source.image(int(index))
+
+    def picture(self, index: int) -> np.ndarray:
+        """Return patch `index` as people are shown it: stamped "painted" where software painted it."""
+        image = self.image(index)
+        if not self.generated:
+            return image
+        stamped = Image.fromarray(image)
+        draw, font = ImageDraw.Draw(stamped), ImageFont.load_default(max(10, len(image) // 18))
+        corner = (3, len(image) - 3)
+        left, top, right, bottom = draw.textbbox(corner, "painted", font, anchor="lb")
+        draw.rectangle((left - 3, top - 2, right + 2, bottom + 2), fill="white")
+        draw.text(corner, "painted", "black", font, anchor="lb")
+        return np.asarray(stamped)
 
     def mask(self, index: int) -> np.ndarray | None:
         """Return the class map of patch `index`, shape (H, W), uint8 (0 = none), or None without masks."""
@@ -227,7 +244,7 @@ class PatchDataset:
     def _thumbnail(self, index: int) -> Element | str:
         """Return patch `index` made small, or its name where it cannot be read: `check_images` says why."""
         try:
-            return picture(thumbnail(self.image(index), THUMBNAIL_SIDE), f"patch {self.files[index]}")
+            return picture(thumbnail(self.picture(index), THUMBNAIL_SIDE), f"patch {self.files[index]}")
         except (OSError, ValueError):
             return f"{self.files[index]} cannot be read"
 

@@ -100,9 +100,7 @@ def load(
     for option, names, barred in (("ignore", ignore, ("file",)), ("classes", classes, (*RESERVED_COLUMNS, *ignore))):
         usable = [name for name in table.columns if name not in barred]
         if wrong := [name for name in names if name not in usable]:
-            raise HistoCLIPError(
-                f"{option}: {shown(wrong)} is none of the columns of {table_path}: {shown(usable, 300)}."
-            )
+            raise HistoCLIPError(f"{option}: {shown(wrong)} is not a column of {table_path}: {shown(usable, 300)}.")
     all_columns = table.columns
     table = replace(table, columns={name: cells for name, cells in all_columns.items() if name not in ignore})
     classes = _classes(table, table_path, classes)

@@ -172,7 +172,7 @@ def _opened(source: Path | bytes, place: str) -> Iterator[tuple[Image.Image, boo
         if kind := _wide_tiff(source):
             raise HistoCLIPError(f"{place}: it holds {kind} values. {FLOATS}") from error
         raise HistoCLIPError(
-            f"{place}: is not an image, or in none of the formats {', '.join(FORMATS)}. Save it as PNG or TIFF."
+            f"{place}: is not an image in a supported format ({', '.join(FORMATS)}). Save it as PNG or TIFF."
         ) from error
     except Image.DecompressionBombError as error:
         raise _too_large(place, str(error)) from error

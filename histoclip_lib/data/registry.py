@@ -138,7 +138,7 @@ def load_dataset(
         )
     given = {name: value for name, value in {**options, "split": split}.items() if name in entry.options}
     if not entry.needs_folder:
-        return _with_mpp(entry.load(**given), mpp, entry)
+        return _with_mpp(replace(entry.load(**given), generated=True), mpp, entry)
     if not data_dir:
         raise HistoCLIPError(f"data_dir: {dataset} needs the folder of the data.")
     folder = resolve(data_dir)
@@ -156,7 +156,7 @@ def _with_mpp(patches: PatchDataset, mpp: float, entry: DatasetEntry) -> PatchDa
     """Return patches with the resolution that is given, else their own, else that of their data set."""
     if mpp and not LEAST_MPP <= mpp <= MOST_MPP:
         raise HistoCLIPError(
-            f"mpp: {mpp:g} micrometres per pixel cannot be; expected {LEAST_MPP:g} to {MOST_MPP:g}, or 0."
+            f"mpp: {mpp:g} micrometres per pixel is out of range; expected {LEAST_MPP:g} to {MOST_MPP:g}, or 0."
         )
     if mpp or (entry.mpp and patches.patch_mpp is None):
         return replace(patches, patch_mpp=np.full(len(patches), mpp or entry.mpp))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from histoclip_lib.common.arrays import nan_mean
+from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import number_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
@@ -17,6 +20,7 @@ ONE_CLASS = "one_class"
 LABELS = MAP_LABELS | {ONE_CLASS: "One class everywhere"}
 MEASURES = {"miou": "mIoU", "fwiou": "fwIoU", "dice": "Dice"}
 LEVELS = 200  # thresholds that are tried, evenly from 0 to 1
+GUIDED_SIDE, GUIDED_EPS = 31, 1e-3  # pixels of the guided filter's window; its regularisation, for colours from 0 to 1
 STEP = 4  # every fourth pixel of a mask in each direction is enough to fit thresholds on
 
 
@@ -50,6 +54,7 @@ def segment(
     val: np.ndarray,
     decisions: np.ndarray,
     patches: PatchDataset,
+    refine: bool = False,
 ) -> Segmentation:
     """Turn maps into segmentations, and count their pixels.
 
@@ -72,9 +77,18 @@ def segment(
         The classes that are predicted for them.
     patches : PatchDataset
         With masks; a patch that has none is passed over.
+    refine : bool
+        Whether enlarged maps are refined by a guided filter (He et al., Guided image filtering, TPAMI 2013), so that
+        they follow the edges of the image.
+
+    Raises
+    ------
+    HistoCLIPError
+        If maps are to be refined and kornia, whose filter it is, is not installed.
     """
     names, n_classes = list(maps), len(patches.classes)
-    thresholds, most_common = _fit([fitting[name] for name in names], train, patches)
+    enlarged = partial(_enlarged, patches=patches if refine else None)
+    thresholds, most_common = _fit([fitting[name] for name in names], train, patches, enlarged)
     confusion = np.zeros((len(names) + 1, len(val), n_classes, n_classes + 1), dtype=np.int64)
     binary = np.zeros((len(names) + 1, len(val), n_classes, 3), dtype=np.int64)
     for i, patch in enumerate(val):
@@ -83,7 +97,7 @@ def segment(
         truth = square_crop(mask).ravel()
         inside = np.bincount(truth, minlength=n_classes + 1)[1:]
         for number, name in enumerate(names):
-            scores = _enlarged(maps[name][i], len(square_crop(mask))) * decisions[i][:, None]  # (N, S * S)
+            scores = enlarged(maps[name][i], len(square_crop(mask)), patch) * decisions[i][:, None]  # (N, S * S)
             ratio = scores / thresholds[number][:, None]
             for k in range(n_classes):
                 called = ratio[k] >= 1
@@ -113,7 +127,9 @@ def _count(confusion: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> N
     confusion += np.bincount(cells, minlength=confusion.size).reshape(confusion.shape)
 
 
-def _fit(fitting: list[np.ndarray], train: np.ndarray, patches: PatchDataset) -> tuple[np.ndarray, int]:
+def _fit(
+    fitting: list[np.ndarray], train: np.ndarray, patches: PatchDataset, enlarged: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, int]:
     """Return thresholds (R, N) by the IoU on training patches, and the class with the most pixels there."""
     n_classes = len(patches.classes)
     counts = np.zeros((2, len(fitting), n_classes, LEVELS + 1))  # true and all pixels by level
@@ -124,7 +140,7 @@ def _fit(fitting: list[np.ndarray], train: np.ndarray, patches: PatchDataset) ->
         side, truth = len(square_crop(mask)), square_crop(mask)[STEP // 2 :: STEP, STEP // 2 :: STEP].ravel()
         area += np.bincount(truth, minlength=n_classes + 1)[1:]
         for number, maps in enumerate(fitting):
-            fine = _enlarged(maps[i], side, STEP)
+            fine = enlarged(maps[i], side, patch, STEP)
             for k in np.flatnonzero(patches.labels[patch]):
                 level = (fine[k] * LEVELS).astype(int)
                 counts[0, number, k] += np.bincount(level[truth == k + 1], minlength=LEVELS + 1)
@@ -134,13 +150,34 @@ def _fit(fitting: list[np.ndarray], train: np.ndarray, patches: PatchDataset) ->
     return np.maximum(iou.argmax(axis=-1), 1) / LEVELS, int(area.argmax())
 
 
-def _enlarged(maps: np.ndarray, size: int, step: int = 1) -> np.ndarray:
-    """Return maps (N, g, g) at the pixels of a patch, or at every `step`-th, their highest value 1, (N, S * S)."""
+def _enlarged(
+    maps: np.ndarray, size: int, patch: int, step: int = 1, patches: PatchDataset | None = None
+) -> np.ndarray:
+    """Return maps (N, g, g) at the pixels of a patch, or at every `step`-th, their highest value 1, (N, S * S).
+
+    They are refined where `patches` are given.
+    """
     side = maps.shape[-1]
-    centres = (np.arange(step // 2, size, step) + 0.5) * side / size - 0.5  # of the pixels, in cells of the map
+    places = np.arange(size) if patches else np.arange(step // 2, size, step)
+    centres = (places + 0.5) * side / size - 0.5  # of the pixels, in cells of the map
     weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1).astype(np.float32)
-    fine = (weights @ maps.astype(np.float32) @ weights.T).reshape(len(maps), -1)
+    fine = weights @ maps.astype(np.float32) @ weights.T
+    if patches:
+        fine = _guided(fine, square_crop(patches.image(patch)))[:, step // 2 :: step, step // 2 :: step]
+    fine = fine.reshape(len(maps), -1)
     return np.minimum(fine / fine.max(axis=1, keepdims=True), 1)
+
+
+def _guided(maps: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Return maps (N, S, S) that follow the edges of an image (S, S, 3)."""
+    import torch
+
+    try:
+        from kornia.filters import guided_blur
+    except ImportError as error:
+        raise HistoCLIPError("refine_maps: kornia is not installed. Run: pip install kornia") from error
+    guide = torch.from_numpy(image.astype(np.float32) / 255).movedim(2, 0)[None]
+    return guided_blur(guide, torch.from_numpy(maps)[None], GUIDED_SIDE, GUIDED_EPS)[0].clamp(min=1e-12).numpy()
 
 
 def measures(confusion: np.ndarray) -> dict[str, np.ndarray]:

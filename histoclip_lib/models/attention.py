@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # figures import this module for its labels, and need no torc
     from histoclip_lib.clip.encoder import CLIP
     from histoclip_lib.data.base import PatchDataset
     from histoclip_lib.features.reader import FeatureReader
-    from histoclip_lib.models.baselines import LinearProbe
     from histoclip_lib.models.cmm import CMM
 
 TRAINED, PROBE = "trained", "probe_unit"
@@ -155,7 +154,7 @@ def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
 
 def maps_to_compare(
     head: CMM,
-    probe: LinearProbe,
+    probe: np.ndarray,
     reader: FeatureReader,
     index: np.ndarray,
     seed: int,
@@ -167,8 +166,8 @@ def maps_to_compare(
     ----------
     head : CMM
         Trained on patch tokens.
-    probe : LinearProbe
-        Fitted on the pooled embedding, here applied to single tokens.
+    probe : ndarray of shape (d, N)
+        Directions of a linear probe that was fitted on the pooled embedding, here applied to single tokens.
     reader : FeatureReader
         Tokens of the B patches in V views.
     index : ndarray of int, shape (n,)
@@ -181,12 +180,12 @@ def maps_to_compare(
     Returns
     -------
     dict of str to ndarray of shape (n, N, g, g), float32
-        In the order of MAP_LABELS, each map summing to 1. `trained`: `attention.attention_maps`. `as_is`: the same
-        of the tokens as they are. `untrained`: the same
-        of the head as it was before its training. `probe_unit`, `probe`: `linear_maps` of the linear probe's weights,
-        on tokens of unit length and as they are: a class activation map (Zhou et al. 2016). `similarity`: the cosine of
-        each token with the class embedding. `corrected`: the same of the corrected tokens, where they are given.
-        `centre`: a Gaussian around the centre, its deviation CENTRE_SIGMA of the side. `uniform`: the same everywhere.
+        In the order of MAP_LABELS, each map summing to 1. `trained`: `attention.attention_maps`. `as_is`: the same of
+        the tokens as they are. `untrained`: the same of the head as it was before its training. `probe_unit`, `probe`:
+        `linear_maps` of the linear probe's directions, on tokens of unit length and as they are: a class activation map
+        (Zhou et al. 2016). `similarity`: the cosine of each token with the class embedding. `corrected`: the same of
+        the corrected tokens, where they are given. `centre`: a Gaussian around the centre, its deviation CENTRE_SIGMA
+        of the side. `uniform`: the same everywhere.
         There is no `similarity` where the classes have no embedding in the space of the tokens.
     """
     import torch
@@ -207,7 +206,7 @@ def maps_to_compare(
     offsets = (np.arange(side) + 0.5) / side - 0.5
     along = np.exp(-0.5 * (offsets / CENTRE_SIGMA) ** 2)
     centre = np.outer(along, along) / along.sum() ** 2
-    weights, classes = torch.from_numpy((probe.weights / probe.scale[:, None]).T), head.class_embeddings
+    weights, classes = torch.from_numpy(probe.T), head.class_embeddings
     maps = {
         TRAINED: trained,
         "as_is": attention_maps(head, reader, index, equal_length=False),

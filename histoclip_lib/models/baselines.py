@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import expit, logit
 
 from histoclip_lib.common.arrays import nan_mean, unit
+from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
 from histoclip_lib.common.registry import Registry, register_method
 from histoclip_lib.data.base import PatchDataset
@@ -26,6 +30,7 @@ MIN_PATCHES = 20  # to choose C from: with fewer the default had the lower cross
 FOLDS = 5  # fewer where there are fewer groups
 NEIGHBOURS = (1, 3, 5, 7, 11, 15, 21, 31, 51, 71, 101)  # odd, so that a vote is never even
 CHOOSING = 1000  # training patches, at random, on whose neighbours k is chosen
+STORED = ("scores", "decisions", "about", "inside", "directions")  # of each baseline and fold
 CHUNK = 256  # patches that are compared with all training examples at once
 
 register_method("all_negative", "All negative", "uninformative")
@@ -198,11 +203,14 @@ class HeldOut:
         What was chosen in fitting, in Markdown.
     inside : ndarray of shape (T, N) or None
         Probabilities of the T patches that it was fitted on, by models that had not seen them; None where it has none.
+    directions : ndarray of shape (d, N) or None
+        In which each class's logit rises; None where the model is not linear in the features.
     """
 
     predictions: Predictions
     about: str
     inside: np.ndarray | None
+    directions: np.ndarray | None
 
 
 def fit_baselines(
@@ -240,7 +248,44 @@ def _held_out(
     class_embeddings: np.ndarray,
 ) -> HeldOut:
     fitted = fit_baseline(name, features, patches, train, seed, class_embeddings)
-    return HeldOut(fitted.predict(features, val), fitted.about(), getattr(fitted, "out_of_fold", None))
+    optional = (getattr(fitted, name, None) for name in ("out_of_fold", "directions"))
+    return HeldOut(fitted.predict(features, val), fitted.about(), *optional)
+
+
+def save_baselines(path: Path, baselines: dict[str, list[HeldOut]]) -> None:
+    """Write what `fit_baselines` returned, as arrays."""
+    arrays = {}
+    for name, folds in baselines.items():
+        for k, own in enumerate(folds):
+            values = vars(own) | vars(own.predictions)
+            arrays |= {f"{name}/{k}/{key}": values[key] for key in STORED if values[key] is not None}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_baselines(path: Path) -> dict[str, list[HeldOut]]:
+    """Read what `save_baselines` wrote.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the file is missing or damaged.
+    """
+    found: dict[str, list[dict]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays:
+                name, k, part = key.rsplit("/", 2)
+                folds = found.setdefault(name, [])
+                folds += [dict.fromkeys(STORED)] if int(k) == len(folds) else []
+                folds[int(k)][part] = arrays[key]
+        return {name: [_restored(**own) for own in folds] for name, folds in found.items()}
+    except (OSError, ValueError, LookupError, BadZipFile) as error:
+        raise HistoCLIPError(f"{path} cannot be read ({error}). Run the notebook 03_train again.") from error
+
+
+def _restored(scores: np.ndarray, decisions: np.ndarray, about: np.ndarray, **optional: np.ndarray | None) -> HeldOut:
+    return HeldOut(Predictions(scores, decisions), str(about), **optional)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +324,11 @@ class LinearProbe:
     def probabilities(self, views: np.ndarray) -> np.ndarray:
         """Return the mean over the views of the probabilities (B, N), for pooled features (B, V, d)."""
         return expit((views - self.mean) / self.scale @ self.weights + self.intercepts).mean(axis=1)
+
+    @property
+    def directions(self) -> np.ndarray:
+        """In which each class's logit rises in the space of the features, shape (d, N)."""
+        return self.weights / self.scale[:, None]
 
     def about(self) -> str:
         """Return a sentence of Markdown on the choice of C."""
@@ -590,6 +640,11 @@ class BlendedProbe:
         """Return probabilities (B, N) of unit embeddings (B, d)."""
         blended = _with_text(embeddings, self.text)
         return np.stack([probe.probabilities(x)[:, 0] for probe, x in zip(self.probes, blended, strict=True)], axis=1)
+
+    @property
+    def directions(self) -> np.ndarray:
+        """In which each class's logit rises in the space of the features, shape (d, N)."""
+        return self.weights / self.scale[:, None]
 
     def about(self) -> str:
         """Return a sentence of Markdown on the choice of C."""

@@ -274,7 +274,7 @@ class SavedModel:
             for batch in iter(lambda: list(islice(remaining, batch_size)), [])
         ]
         if not parts:
-            raise HistoCLIPError("images: there are none. Give at least one.")
+            raise HistoCLIPError("images: none were given. Give at least one.")
         return ImagePredictions(
             *(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(ImagePredictions))
         )
@@ -374,6 +374,14 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     ------
     HistoCLIPError
         If there is no model, a file was changed or is missing, or a newer version wrote it. Nothing is unpickled.
+
+    Examples
+    --------
+    >>> from histoclip_lib import load_dataset, load_model
+    >>> patches = load_dataset("synthetic", n_patches=2)
+    >>> model = load_model("reports/demo", device="cpu")  # of a finished run
+    >>> model.predict([patches.image(0), patches.image(1)]).probabilities.shape
+    (2, 4)
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():

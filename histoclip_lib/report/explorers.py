@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
 
 ASSETS = Path(__file__).with_name("assets")
-MOST_EXPLORED, PATCH_SIDE, PATCH_QUALITY = 24, 224, 75  # patches on a page; longer side in pixels; of WebP
-MOST_IN_GALLERY, THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 200, 112, 50
+MOST_EXPLORED, MOST_IN_GALLERY = 24, 200  # patches on a page, with maps and without
+# Characters that the patches of a page may take: it stays below 4 MB. The page with maps has larger figures.
+ROOM, ROOM_WITH_MAPS = 1_600_000, 800_000
+PATCH_SIDE, PATCH_QUALITY = 1024, 75  # a patch is shown at its own resolution up to this side; of WebP
 SLIDE_QUALITY, MASK_SIDE, MOST_CELLS = 68, 768, 1_000_000  # of WebP; of outlines in pixels; attention cells on a page
 STEPS = 2**16 - 1  # of a probability in the slide's data
 MAX_SAMPLE = 500  # patches on which other words are scored
@@ -59,7 +62,7 @@ class Explorer:
     Attributes
     ----------
     kind : str
-        What `explorers.js` makes of the data: `attention`, `gallery`, `patches`, `thresholds`, `prompts` or `slide`.
+        What `explorers.js` makes of the data: `patches`, `thresholds`, `prompts` or `slide`.
     data : dict
         As JSON holds it; without a `page` only JupyterLab gets it.
     static : Figure
@@ -119,9 +122,9 @@ def _widget_class() -> type[AnyWidget]:
 
 
 def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: int) -> Explorer:
-    """Return a browser of patches, chosen by class and group, with their labels and the outlines of their masks.
+    """Return a viewer of patches with their labels and masks.
 
-    A page holds MOST_EXPLORED of the patches `index`, drawn at random; JupyterLab shows every patch of the data set.
+    A page holds at most MOST_IN_GALLERY of the patches `index`, drawn at random; JupyterLab shows all of the data set.
 
     Parameters
     ----------
@@ -134,22 +137,7 @@ def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: in
     seed : int
         Of both draws.
     """
-    shown = np.sort(np.random.default_rng(seed).choice(index, min(MOST_EXPLORED, len(index)), replace=False))
-    names = [] if patches.groups is None else np.unique(patches.groups).tolist()
-
-    def find(wanted: list[int]) -> list[int]:
-        k, state, group = wanted
-        fits = np.ones(len(patches), dtype=bool) if k < 0 else patches.labels[:, k] == state
-        return np.flatnonzero(fits if group < 0 else fits & (patches.groups == names[group])).tolist()
-
-    def record(i: int) -> dict:
-        mask = patches.mask(i)
-        areas = None if mask is None else [_rounded((mask == k + 1).mean()) for k in range(len(patches.classes))]
-        return _about(patches, i) | _pixels(patches, patches.image(i), mask) | {"areas": areas}
-
-    data = _shared(patches.classes) | {
-        "groups": names, "masks": patches.has_masks, "total": len(patches), "patches": [record(i) for i in shown],
-    }  # fmt: skip
+    shown = np.random.default_rng(seed).choice(index, min(MOST_IN_GALLERY, len(index)), replace=False)
     static = figures.sample_patches(patches, index, count, seed)
     figures.described(
         static,
@@ -157,7 +145,7 @@ def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: in
         f"Patches with their labels, drawn at random from {len(index):,}."
         + (" Lines are the outlines of the classes in the mask." if patches.has_masks else ""),
     )
-    return Explorer("patches", data, static, {"find": find, "patch": record})
+    return _Viewed(patches, np.arange(len(patches))).explorer("Patches with their labels", shown, static)
 
 
 def attention_explorer(
@@ -166,10 +154,11 @@ def attention_explorer(
     maps: np.ndarray,
     probabilities: np.ndarray,
     chosen: list[int] | None = None,
+    probe: np.ndarray | None = None,
 ) -> Explorer:
-    """Return an explorer of attention: a patch, its mask, and the map of any class over it.
+    """Return a viewer of attention: patches, their masks, and the map of any class over them.
 
-    Its figure is `figures.attention_overlay` of the first patch. In JupyterLab any of the patches can be added.
+    Its figure is `figures.attention_overlay` of the first patch. JupyterLab shows all of the patches.
 
     Parameters
     ----------
@@ -183,6 +172,8 @@ def attention_explorer(
         sigma(logit).
     chosen : list of int, optional
         Positions in `index`, from 1 to MOST_EXPLORED of them; by default as `choose_to_explore` chooses.
+    probe : ndarray of shape (B, N, g, g), optional
+        The maps of the linear probe, shown beside attention.
 
     Raises
     ------
@@ -196,31 +187,17 @@ def attention_explorer(
             f"attention_explorer: {len(chosen)} patches are chosen; a page holds 1 to {MOST_EXPLORED}. Choose as "
             "`choose_to_explore` does."
         )
-
-    def record(position: int) -> dict:
-        i, own = index[position], maps[position]
-        image, mask = square_crop(patches.image(i)), patches.mask(i)
-        mask = None if mask is None else square_crop(mask)
-        described = [_map(attention.astype(float), mask, k) for k, attention in enumerate(own)]
-        return _about(patches, i, probabilities[position]) | _pixels(patches, image, mask) | {"maps": described}
-
-    def at_place(place: int) -> dict:
-        if not 1 <= place <= len(index):
-            raise HistoCLIPError(f"There is no patch at place {place}. Choose one from 1 to {len(index)}.")
-        return record(place - 1)
-
-    heat = np.round(hot(np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)
-    data = _shared(patches.classes) | {
-        "grid": maps.shape[-1],
-        "heat": _base64(heat.tobytes()),  # 256 colours, each red, green, blue
-        "total": len(index),
-        "patches": [record(position) for position in chosen],
-    }
     static = next(figures.attention_figures(patches, index, maps, probabilities, chosen[:1]))
     outlined = " Bright places should lie inside the line, the outline of the class." if patches.has_masks else ""
     caption = f"Attention over some of {len(index):,} patches; bright is much, ✗ marks a wrong decision.{outlined}"
     figures.described(static, static.alternative, caption)
-    return Explorer("attention", data, static, {"patch": at_place})
+    named = {"Attention": maps} | ({} if probe is None else {"Linear probe": probe})
+    return _Viewed(patches, index, probabilities, named).explorer("Attention over patches", chosen, static)
+
+
+def noted_patches(patches: PatchDataset, index: np.ndarray, notes: list[str], static: Figure) -> Explorer:
+    """Return a viewer of the patches `index` with a note on each; its figure is `static`."""
+    return _Viewed(patches, index, notes=notes).explorer("Patches", range(len(index)), static)
 
 
 def choose_to_explore(
@@ -256,10 +233,10 @@ def choose_to_explore(
 def patch_gallery(
     patches: PatchDataset, index: np.ndarray, probabilities: np.ndarray, count: int, seed: int
 ) -> Explorer:
-    """Return a gallery of patches that can be filtered by class, by kind of decision and by confidence.
+    """Return a viewer that begins with the most confident errors.
 
-    It holds at most MOST_IN_GALLERY patches: those with an error, the most confident first, then others at random. Its
-    figure is `figures.confident_errors`, or some patches where there is no error.
+    A page holds at most MOST_IN_GALLERY patches: those with an error, the most confident first, then others at random.
+    Its figure is `figures.confident_errors`, or some patches where there is no error.
 
     Parameters
     ----------
@@ -280,12 +257,6 @@ def patch_gallery(
     right = np.flatnonzero(~any_wrong)
     n_right = min(MOST_IN_GALLERY - len(wrong), len(right))
     drawn = np.sort(np.random.default_rng(seed).choice(right, n_right, replace=False)).tolist()
-    shown = [
-        _about(patches, index[i], probabilities[i])
-        | {"image": _picture(thumbnail(patches.image(index[i]), THUMBNAIL_SIDE), "webp", quality=THUMBNAIL_QUALITY)}
-        for i in wrong + drawn
-    ]
-    held = _held(len(index), int(any_wrong.sum()), len(wrong), len(drawn))
     static = figures.confident_errors(patches, index, probabilities, count)
     if static is None:
         static = figures.sample_patches(patches, index, count, seed)
@@ -294,16 +265,99 @@ def patch_gallery(
         "label may be what is wrong."
     )
     figures.described(static, static.alternative, caption)
-    return Explorer("gallery", _shared(patches.classes) | {"held": held, "patches": shown}, static)
+    viewed = _Viewed(patches, index, probabilities)
+    return viewed.explorer("Gallery of patches", wrong + drawn, static, wanted="errors", n_wrong=int(any_wrong.sum()))
 
 
-def _held(total: int, n_wrong: int, wrong: int, right: int) -> str:
-    """Say which patches are in the gallery: of all, and of those with a wrong decision."""
-    if wrong + right == total:
+@dataclass(frozen=True, eq=False)
+class _Viewed:
+    """What the viewer shows: the patches `index` (B,), with probabilities (B, N), maps (B, N, g, g) or B notes."""
+
+    patches: PatchDataset
+    index: np.ndarray
+    probabilities: np.ndarray | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] | None = None
+
+    def explorer(
+        self, title: str, shown: Iterable[int], static: Figure, wanted: str = "all", n_wrong: int | None = None
+    ) -> Explorer:
+        """Return the viewer; a page holds the positions `shown`, the first of them where not all have room."""
+        heat = np.round(hot(np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)
+        room = ROOM_WITH_MAPS if self.maps else ROOM
+        held = _until_full((self.about(position) | self.seen(position) for position in shown), room)
+        there = {record["i"] for record in held}
+        data = _shared(self.patches.classes) | {
+            "title": title,
+            "wanted": wanted,  # which patches are listed at first
+            "held": _held(len(self.index), len(held), n_wrong),
+            "maps": list(self.maps),
+            "grid": next((own.shape[-1] for own in self.maps.values()), 0),
+            "heat": _base64(heat.tobytes()),  # 256 colours, each red, green, blue
+            "patches": held,
+        }
+        answers = {
+            "rest": lambda _: [self.about(i) for i in range(len(self.index)) if i not in there],
+            "patch": lambda i: self.seen(int(i)),
+            "areas": lambda _: np.nan_to_num(self.patches.covered_areas(self.index)).round(4).tolist(),
+        }
+        return Explorer("patches", data, static, answers)
+
+    def about(self, position: int) -> dict:
+        """Return name, origin and truth of a patch, and its scores."""
+        patches, i = self.patches, self.index[position]
+        known = {"group": patches.groups, "part": patches.parts, "tissue": patches.tissue}
+        labels = [None if np.isnan(label) else int(label) for label in patches.labels[i]]
+        about = {"i": int(position), "name": patches.files[i], "labels": labels}
+        about |= {name: None if values is None else str(values[i]) for name, values in known.items()}
+        if self.notes is not None:
+            about["note"] = self.notes[position]
+        if self.probabilities is not None:
+            own = self.probabilities[position]
+            rounded, below = own.astype(float).round(4), own < THRESHOLD
+            # rounding must not carry a score over the threshold
+            about["probabilities"] = np.where(below, np.minimum(rounded, THRESHOLD - 1e-4), rounded).round(4).tolist()
+        return about
+
+    def seen(self, position: int) -> dict:
+        """Return the pixels of a patch, its mask and its maps; with maps, the square that the encoder sees."""
+        patches, i = self.patches, self.index[position]
+        image, mask = patches.picture(i), patches.mask(i)
+        if self.maps:
+            image, mask = square_crop(image), None if mask is None else square_crop(mask)
+        mpp = np.nan if patches.patch_mpp is None else patches.patch_mpp[i]
+        seen = _pixels(image, mask, len(patches.classes))
+        seen["um"] = None if np.isnan(mpp) else round(float(mpp) * image.shape[1], 2)  # width of the picture
+        seen["areas"] = (
+            None if mask is None else [_rounded((mask == k + 1).mean()) for k in range(len(patches.classes))]
+        )
+        seen["maps"] = [
+            [_map(single.astype(float), mask, k) for k, single in enumerate(own[position])]
+            for own in self.maps.values()
+        ]
+        return seen
+
+
+def _until_full(records: Iterable[dict], room: int) -> list[dict]:
+    """Return the first records, as many as take at most `room` characters, and at least one."""
+    kept = []
+    for record in records:
+        room -= len(json.dumps(record))
+        if kept and room < 0:
+            break
+        kept.append(record)
+    return kept
+
+
+def _held(total: int, held: int, n_wrong: int | None) -> str:
+    """Say which patches are on the page: of all, and, where errors come first, of those with a wrong decision."""
+    if held == total:
         return f"All {total:,} patches are here."
-    first = f"the {wrong:,} most confident of {n_wrong:,}" if wrong < n_wrong else f"all {n_wrong:,}"
-    others = f", and {right:,} of the others, drawn at random" if right else ""
-    return f"Of {total:,} patches, {wrong + right:,} are here: {first} with a wrong decision{others}."
+    if n_wrong is None:
+        return f"Of {total:,} patches, {held:,} are on this page."
+    first = f"the {held:,} most confident of {n_wrong:,}" if held < n_wrong else f"all {n_wrong:,}"
+    others = f", and {held - n_wrong:,} of the others, drawn at random" if held > n_wrong else ""
+    return f"Of {total:,} patches, {held:,} are here: {first} with a wrong decision{others}."
 
 
 def threshold_explorer(labels: np.ndarray, scores: np.ndarray, classes: list[str]) -> Explorer:
@@ -468,7 +522,7 @@ def prompt_explorer(
     cosines, negative = asked.cosines(vocabulary)
     first = index[0]
     static = figures.patch_cosines(
-        patches.image(first), cosines[0], float(negative[0]), vocabulary.names, patches.labels[first],
+        patches.picture(first), cosines[0], float(negative[0]), vocabulary.names, patches.labels[first],
         patches.files[first],
     )  # fmt: skip
     return Explorer("prompts", data, static, {"words": asked.answer}, page=False)
@@ -536,7 +590,7 @@ class _Prompts:
             "note": note,
             "patch": {
                 "name": self.patches.files[i],
-                "image": _pixels(self.patches, self.patches.image(i), None)["image"],
+                "image": _pixels(self.patches.picture(i), None, len(classes))["image"],
             },
             "cosines": [
                 *map(list, zip(classes, words.names, states, numbers, chosen, strict=True)),
@@ -574,38 +628,24 @@ def _shared(classes: list[str]) -> dict:
     return {"classes": list(classes), "colours": hues, "threshold": THRESHOLD, "maskStep": 255 // len(classes)}
 
 
-def _about(patches: PatchDataset, i: int, probabilities: np.ndarray | None = None) -> dict:
-    """Return name, origin and truth of a patch, and its scores (N,)."""
-    known = {"group": patches.groups, "part": patches.parts, "tissue": patches.tissue}
-    about = {
-        "name": patches.files[i],
-        "labels": [None if np.isnan(label) else int(label) for label in patches.labels[i]],
-    }
-    about |= {name: None if values is None else str(values[i]) for name, values in known.items()}
-    if probabilities is not None:
-        rounded = probabilities.astype(float).round(4)
-        below = probabilities < THRESHOLD  # rounding must not carry a score over the threshold
-        about["probabilities"] = np.where(below, np.minimum(rounded, THRESHOLD - 1e-4), rounded).round(4).tolist()
-    return about
-
-
-def _pixels(patches: PatchDataset, image: np.ndarray, mask: np.ndarray | None) -> dict:
-    """Return an image (H, W, 3) and its mask (H, W), made smaller, as data addresses."""
+def _pixels(image: np.ndarray, mask: np.ndarray | None, n_classes: int) -> dict:
+    """Return an image (H, W, 3) and its mask (H, W), made smaller where they are large, as data addresses."""
     small = thumbnail(image, PATCH_SIDE)
     address = None
     if mask is not None:
         scaled = np.asarray(Image.fromarray(mask).resize(small.shape[1::-1], Image.Resampling.NEAREST))
         # Values far apart, since browsers that hinder fingerprinting alter pixels a little when they are read.
-        address = _picture(scaled * np.uint8(255 // len(patches.classes)), "png", optimize=True)
-    return {"image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address}
+        address = _picture(scaled * np.uint8(255 // n_classes), "png", optimize=True)
+    return {
+        "image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address, "size": list(small.shape[1::-1]),
+    }  # fmt: skip
 
 
 def _map(own: np.ndarray, mask: np.ndarray | None, k: int) -> dict:
     """Return the map (g, g) of class `k`, and in numbers and words what it shows.
 
     `cells` holds a byte for each cell, from 0 for its lowest value to 255 for its highest; `peak` is the highest value
-    in multiples of a uniform map; `area` the fraction of the patch that the class covers in its mask, and `inside` the
-    fraction of the attention there.
+    in multiples of a uniform map; `inside` the fraction that lies where the mask has the class, None where it has not.
     """
     spread, highest = np.ptp(own), own.max()
     flat = spread <= FLAT * highest
@@ -614,12 +654,11 @@ def _map(own: np.ndarray, mask: np.ndarray | None, k: int) -> dict:
         "cells": _base64(np.round(scaled * 255).astype(np.uint8).tobytes()),
         "peak": round(float(highest / own.mean()), 1),
         "where": None if flat else where_highest(own),
-        "area": None,
         "inside": None,
     }
     if mask is not None and (inside := mask == k + 1).any():
         enlarged = enlarge(own, len(mask))
-        described |= {"area": _rounded(inside.mean()), "inside": _rounded(enlarged[inside].sum() / enlarged.sum())}
+        described["inside"] = _rounded(enlarged[inside].sum() / enlarged.sum())
     return described
 
 

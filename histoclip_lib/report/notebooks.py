@@ -66,7 +66,7 @@ register_notebook(
     "03_train",
     "03 Training",
     "How the two heads were trained; other seeds, designs and numbers of patches.",
-    ("cmm_global.safetensors", "cmm_patch.safetensors", "folds", "history.csv", "studies.parquet"),
+    ("baselines.npz", "cmm_global.safetensors", "cmm_patch.safetensors", "folds", "history.csv", "studies.parquet"),
 )
 register_notebook(
     "04_results",

@@ -31,6 +31,7 @@ FILES = {
     "history.csv": "loss and validation mAcc of each epoch",
     "class_matrix.npy": "the class embeddings of eq. (2)",
     "cmm_patch.safetensors": "the head on patch tokens, with its options, classes and backbone",
+    "baselines.npz": "what the baselines predict in each fold",
     "cmm_global.safetensors": "the head on the global embedding",
     "model/README.md": "the model card: what a user of the head must know",
     "model/config.json": "the saved model: classes, encoder, thresholds",

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from histoclip_lib.evaluation.leakage import NearDuplicates
     from histoclip_lib.evaluation.localisation import MapScores
     from histoclip_lib.features.reader import FeatureReader
-    from histoclip_lib.models.baselines import LinearProbe
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.models.studies import Finished
     from histoclip_lib.prompting.vocabulary import Vocabulary
@@ -385,6 +384,7 @@ class Training(Chapter):
         from histoclip_lib.models.studies import SIZED
         from histoclip_lib.models.training import train_heads
 
+        run.fit_baselines()
         heads, history = train_heads(
             run.class_matrix, run.head_options, run.features, run.patches, run.folds, cls.options_of(run), run.compute,
             run.folder,
@@ -1053,11 +1053,12 @@ class Attention(Chapter):
         return Markdown(f"**{first}** Maps have {side} x {side} cells.")
 
     def explorer(self) -> Explorer:
-        """Return patches with their masks and the attention of any class."""
+        """Return patches with their masks, and the attention and the linear probe's map of any class."""
+        from histoclip_lib.models.attention import PROBE as PROBE_MAP
         from histoclip_lib.report.explorers import attention_explorer, choose_to_explore
 
-        chosen = choose_to_explore(self.truth, self.probabilities, gain=self._gain)
-        return attention_explorer(self.run.patches, self.run.val, self.maps, self.probabilities, chosen)
+        run, chosen = self.run, choose_to_explore(self.truth, self.probabilities, gain=self._gain)
+        return attention_explorer(run.patches, run.val, self.maps, self.probabilities, chosen, self.compared[PROBE_MAP])
 
     def overlays(self) -> None:
         """Display all classes side by side for some patches, and write the thumbnail of the run."""
@@ -1080,21 +1081,13 @@ class Attention(Chapter):
 
         run, parts = self.run, []
         is_clip = encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip  # others have no dense similarity
-        for head, probe, index in zip(self.heads, self._probes, indices, strict=True):
+        for head, probe, index in zip(self.heads, run.baselines[PROBE], indices, strict=True):
             corrected = None
             if is_clip:
                 corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
-            maps = maps_to_compare(head, probe, self.reader, index, int(run["seed"]), corrected)
+            maps = maps_to_compare(head, probe.directions, self.reader, index, int(run["seed"]), corrected)
             parts.append({name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    @cached_property
-    def _probes(self) -> list[LinearProbe]:
-        from histoclip_lib.models.baselines import BASELINES
-
-        run = self.run
-        fit = BASELINES[PROBE]
-        return [fit(run.features, run.patches, train, int(run["seed"])) for train, _ in run.folds]
 
     def deletion(self) -> Table:
         """Return how far each class's logit falls without the tokens that a map ranks first."""
@@ -1133,11 +1126,12 @@ class Attention(Chapter):
                 {name: own[place] for name, own in self.compared.items()},
                 self.run.predictions[OURS].decisions[place],
             )
-            parts.append(segment(fitting, train, maps, val, decisions, run.patches))
+            parts.append(segment(fitting, train, maps, val, decisions, run.patches, bool(run["refine_maps"])))
         found = join_segmentations(parts, run.out_of_folds)
         return Table(
             segmentation_table(found, self.classes, self.units, *self.draws),
-            f"Maps as segmentation of {len(run.val):,} held-out patches; thresholds fitted on {len(train)} training "
+            f"Maps as segmentation of {len(run.val):,} held-out patches"
+            f"{', refined by a guided filter' if run['refine_maps'] else ''}; thresholds fitted on {len(train)} training "
             f"patches{' of each fold' if run.is_cross_validated else ''}. Higher is better.",
         )
 

@@ -34,6 +34,8 @@ from histoclip_lib.runs.record import read_record
 if TYPE_CHECKING:
     from IPython.display import Image
 
+    from histoclip_lib.report.explorers import Explorer
+
 DRAWN = ("majority", "one_vs_rest", PROBE, "histoclip_global", OURS)
 HARD = 8  # patches in the gallery
 MIB = 2**20
@@ -197,8 +199,10 @@ class EncoderGrid:
             return Markdown("Fewer than two encoders have results.")
         return as_image(figures.agreement_map(agreement(self.aligned, OURS), OURS))
 
-    def hard_patches(self) -> Image | Markdown:
-        """Draw the patches with the most labels that every encoder gets wrong."""
+    def hard_patches(self) -> Explorer | Markdown:
+        """Return the patches with the most labels that every encoder gets wrong."""
+        from histoclip_lib.report.explorers import noted_patches
+
         found = hardest(self.aligned, OURS, HARD) if self.ranking is not None else []
         if not found:
             return Markdown("No label is wrong with every encoder.")
@@ -206,7 +210,8 @@ class EncoderGrid:
         try:
             patches = load_dataset_from(next(run.values for name, run in self.names.items() if name in self.metrics))
             position = {file: index for index, file in enumerate(patches.files)}
-            images = [patches.image(position[first.files[place]]) for place, _ in found]
+            index = np.array([position[first.files[place]] for place, _ in found])
+            images = [patches.picture(i) for i in index]
         except (HistoCLIPError, OSError, ValueError, KeyError) as error:
             return Markdown(f"The patches are not shown: {as_typed(shown(str(error), 200))}.")
         titles = [_wrong_text(first.labels[place], wrong, first.classes) for place, wrong in found]
@@ -217,9 +222,9 @@ class EncoderGrid:
         caption = (
             f"Patches with the most labels that HistoCLIP gets wrong with all {len(self.aligned.of(OURS))} encoders."
         )
-        return as_image(
-            figures.patch_grid(images, titles, [None] * len(images), first.classes, f"Hard patches. {listed}.", caption)
-        )
+        alternative = f"Hard patches. {listed}."
+        static = figures.patch_grid(images, titles, [None] * len(images), first.classes, alternative, caption)
+        return noted_patches(patches, index, titles, static)
 
     def runs(self) -> HTML:
         """Return every run of the grid with a link, and why it has no results where it has none."""

@@ -111,7 +111,7 @@ def execute(
         peak = _peak_memory()
         memory = f" It held {peak / 2**30:.1f} GiB at its peak." if peak > memory_before else ""
         raise HistoCLIPError(
-            f"{step}{cells.where}: the notebook's process was killed, most likely for want of memory.{memory}\n"
+            f"{step}{cells.where}: the notebook's process was killed, most likely because memory ran out.{memory}\n"
             f"{LESS_MEMORY} The notebook as far as it came: {failed}"
         ) from error
     except BaseException:

@@ -401,7 +401,7 @@ class PatchPredictions:
             f"The {len(chosen)} images least like the training patches, with their out-of-distribution score; the "
             f"threshold is {self.summary['ood_threshold']:.2f}."
         )
-        images = [self.patches.image(i) for i in chosen]
+        images = [self.patches.picture(i) for i in chosen]
         grid = figures.patch_grid(images, titles, [None] * len(images), self.patches.classes, alternative, caption)
         return figures.as_image(grid)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
 RATE_BATCH = 8  # images by which the speed of an encoder is measured
+BASELINES = "baselines.npz"
 HEAD_OPTIONS = ("heads", "layers", "hidden", "dropout")
 
 
@@ -313,7 +314,7 @@ class Run:
         if self.has_text:
             if named:
                 raise HistoCLIPError(
-                    f"text_encoder: {shown(named)} has no use, for {self['backbone']} has a text tower of its own. "
+                    f"text_encoder: {shown(named)} is not needed: {self['backbone']} has a text tower of its own. "
                     "Leave it empty."
                 )
             return TextEncoder(self.encoder)
@@ -417,11 +418,20 @@ class Run:
 
     @cached_property
     def baselines(self) -> dict[str, list[HeldOut]]:
-        """What every registered baseline says of the patches that each fold holds out, by its name."""
-        from histoclip_lib.models.baselines import fit_baselines
+        """What every registered baseline says of the patches that each fold holds out: 03_train fitted them."""
+        from histoclip_lib.models.baselines import load_baselines
+
+        return load_baselines(self.folder / BASELINES)
+
+    def fit_baselines(self) -> dict[str, list[HeldOut]]:
+        """Fit every registered baseline in each fold, and keep what they say."""
+        from histoclip_lib.models.baselines import fit_baselines, save_baselines
 
         text = self.class_matrix if self.has_text else None
-        return fit_baselines(self.features, self.patches, self.folds, int(self["seed"]), text)
+        found = fit_baselines(self.features, self.patches, self.folds, int(self["seed"]), text)
+        save_baselines(self.folder / BASELINES, found)
+        self.__dict__["baselines"] = found
+        return found
 
     @property
     def baseline_predictions(self) -> dict[str, Predictions]:

@@ -198,7 +198,7 @@ def predict_one(
         coordinates = _of_slide(options.coordinates, slide)
         loaded = _loaded(model, options.device, options.precision, options.patch_mpp)
         if loaded.config.match_mpp:
-            raise HistoCLIPError(f"{model} was trained with match_mpp, which slides do not take. Train without it.")
+            raise HistoCLIPError(f"{model} was trained with match_mpp, which slides do not support. Train without it.")
         result = predict_slide(
             loaded, slide, folder, options.mpp,
             options.overlap, options.min_tissue, _of_slide(options.tissue, slide),

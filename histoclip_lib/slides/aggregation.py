@@ -23,6 +23,7 @@ from histoclip_lib.evaluation.uncertainty import (
     resampled_metrics,
 )
 from histoclip_lib.slides.prediction import read_slide_result, read_tiles
+from histoclip_lib.slides.scoring import BLOCK_TILES, spatial_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,6 @@ FORMAT = (
     "`target` (0 or 1) and columns that begin with `meta_` are optional."
 )
 TOP = 10  # tiles of the top-j mean
-BLOCK_TILES = 8  # of the side of a block: tiles nearer than that are not independent
-MIN_BLOCKS = 5  # with fewer, no interval is given
 MIN_SLIDES = 20  # with fewer, nothing is fitted
 MIN_OF_A_KIND = 5  # slides with target 1, and with 0
 FOLDS, REPEATS = 5, 10  # of the cross-validation
@@ -143,7 +142,7 @@ def _check_columns(path: Path, table: Table) -> None:
             else f"{shown(name)}: call it {META + name!r} if it is metadata, or remove it"
             for name in odd
         ]
-        raise HistoCLIPError(f"{path}: columns that are none of a slide's:\n{bullet_list(offenders)}\n{FORMAT}")
+        raise HistoCLIPError(f"{path}: unknown columns:\n{bullet_list(offenders)}\n{FORMAT}")
 
 
 def _slide_paths(path: Path, table: Table) -> list[Path]:
@@ -217,7 +216,7 @@ def class_burdens(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     DataFrame of N lines: `class`, `share`, `share_low`, `share_high`, `mean`, `top_mean`
         `share` is the part of the tissue that lies in positive tiles, each tile counted with its tissue. Its 95 %
         interval is Wilson's for the number of independent tiles that the variation between blocks of `BLOCK_TILES` x
-        `BLOCK_TILES` tiles leaves, since neighbours are alike; NaN with fewer than `MIN_BLOCKS` blocks. `mean` is that
+        `BLOCK_TILES` tiles leaves, since neighbours are alike; NaN with fewer than `MIN_GROUPS` blocks. `mean` is that
         of the probabilities, counted alike, and `top_mean` of the `TOP` highest.
 
     References
@@ -237,13 +236,12 @@ def class_burdens(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     weights = table.tissue.fillna(1.0).to_numpy(np.float64)
-    side = BLOCK_TILES * table.width.max()
-    _, block = np.unique(np.stack([table.y // side, table.x // side]), axis=1, return_inverse=True)
+    block = spatial_blocks(table.x.to_numpy(), table.y.to_numpy(), BLOCK_TILES * table.width.max())
     lines = []
     for name in classes:
         scores, present = table[f"prob_{name}"].to_numpy(np.float64), table[f"present_{name}"].to_numpy(np.float64)
         share = float(np.average(present, weights=weights))
-        low, high = _share_interval(present, share, weights, block.ravel())
+        low, high = _share_interval(present, share, weights, block)
         top = np.sort(scores)[-TOP:].mean()
         lines.append((name, share, low, high, float(np.average(scores, weights=weights)), float(top)))
     return pd.DataFrame(lines, columns=["class", "share", "share_low", "share_high", "mean", "top_mean"])
@@ -251,7 +249,7 @@ def class_burdens(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 def _share_interval(present: np.ndarray, share: float, weights: np.ndarray, block: np.ndarray) -> tuple[float, float]:
     n_blocks = block.max() + 1
-    if n_blocks < MIN_BLOCKS:
+    if n_blocks < MIN_GROUPS:
         return np.nan, np.nan
     rest = np.bincount(block, weights=weights * (present - share))
     variance = n_blocks / (n_blocks - 1) * (rest**2).sum() / weights.sum() ** 2

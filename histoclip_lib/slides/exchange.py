@@ -392,7 +392,7 @@ def read_coordinates(path: str | Path) -> pd.DataFrame:
         )
     side0 = round(side[0] or side[1] * downsample)
     if not 0 < side0 < MAX_SIDE:
-        raise HistoCLIPError(f"{path}: a patch of {side0:,} level-0 pixels cannot be.")
+        raise HistoCLIPError(f"{path}: a patch of {side0:,} level-0 pixels is impossible.")
     return pd.DataFrame(coordinates, columns=["x", "y"]).assign(width=side0, height=side0)
 
 

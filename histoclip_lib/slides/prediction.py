@@ -179,9 +179,9 @@ def predict_slide(
     """
     start, folder = time.monotonic(), Path(out_dir)
     if not 1 <= views <= 8:
-        raise HistoCLIPError(f"views: {views} was given, 1 to 8 is expected.")
+        raise HistoCLIPError(f"views: {views} was given; expected 1 to 8.")
     if batch_size < 1:
-        raise HistoCLIPError(f"batch_size: {batch_size} was given, 1 or more is expected.")
+        raise HistoCLIPError(f"batch_size: {batch_size} was given; expected 1 or more.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -254,7 +254,7 @@ def _open_pixels(path: Path) -> Pixels:
         raise HistoCLIPError(f"{path}: slides need packages that are not installed ({error}). {INSTALL}") from error
     file = _dicom_file(path) if path.is_dir() else path
     if not file.is_file():
-        raise HistoCLIPError(f"{path}: there is no such file, or it is a device.")
+        raise HistoCLIPError(f"{path}: does not exist, or is not a regular file.")
     if file.stat().st_size == 0:
         raise HistoCLIPError(f"{path}: is empty (0 bytes). Copy it again.")
     reasons = []
@@ -277,7 +277,7 @@ def _open_pixels(path: Path) -> Pixels:
                 f"{path}: cannot be opened ({error or type(error).__name__}). It may be truncated: copy it again."
             ) from error
     raise HistoCLIPError(
-        f"{path}: is not a slide or an image. OpenSlide does not know it; {'; '.join(reasons)}. "
+        f"{path}: is not a slide or an image. OpenSlide does not recognise it; {'; '.join(reasons)}. "
         f"It begins with {_beginning(file)}. Copy it again, or leave it out."
     )
 
@@ -303,7 +303,7 @@ def _dicom_file(folder: Path) -> Path:
         series.setdefault(match and match[1], file)
     if len(series) > 1:
         raise HistoCLIPError(
-            f"{folder}: holds {len(series)} DICOM series, and a slide is one. Give one file of the slide:\n"
+            f"{folder}: holds {len(series)} DICOM series, but a slide is a single series. Give one of its files:\n"
             + bullet_list([str(file) for file in series.values()])
         )
     return files[0]
@@ -362,7 +362,7 @@ class _TiffPixels:
             series, *others = self._file.series
             if pages := sum(other.shape == series.shape for other in others):
                 raise HistoCLIPError(
-                    f"is a stack of {pages + 1} images of the same size, and a slide is one: export one RGB image."
+                    f"is a stack of {pages + 1} images of the same size; a slide is one: export one RGB image."
                 )
             self._pages = [_rgb_page(level) for level in series.levels]
             self.sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
@@ -487,7 +487,7 @@ def _rgb8(pixels: np.ndarray, page: object) -> np.ndarray:
 
 def _too_large(width: int, height: int, how: str) -> HistoCLIPError:
     return HistoCLIPError(
-        f"{width:,} x {height:,} pixels {how} would be held in memory as a whole, and at most {MAX_WHOLE:,} are. "
+        f"{width:,} x {height:,} pixels {how} would have to fit in memory as a whole; the limit is {MAX_WHOLE:,}. "
         f"{AS_PYRAMID}"
     )
 
@@ -500,7 +500,7 @@ class _WholeImage:
             if image.width * image.height > MAX_WHOLE:
                 raise _too_large(image.width, image.height, f"of a {image.format}")
             if getattr(image, "is_animated", False):
-                raise HistoCLIPError("holds several frames, and a slide is one image.")
+                raise HistoCLIPError("holds several frames, but a slide is a single image.")
             self.sizes, self.properties = [image.size], {}
             many_bits = has_many_bits(image)
             orientation = image.getexif().get(ORIENTATION, 1)
@@ -535,7 +535,7 @@ def _scale(path: Path, properties: Mapping[str, str], given: float | None) -> tu
     own = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
     if given is not None:
         if not (math.isfinite(given) and given > 0):
-            raise HistoCLIPError(f"{path}: mpp {given} was given, a number above 0 is expected, such as 0.5.")
+            raise HistoCLIPError(f"{path}: mpp {given} was given; expected a number above 0, such as 0.5.")
         at_odds = own[0] and max(own[0], given) / min(own[0], given) > MOST_ASPECT if own[0] and own[0] > 0 else False
         note = f"The mpp given, {given:g}, overrides that of the slide, {own[0]:g}." if at_odds else ""
         return float(given), "given", (note,) if note else ()

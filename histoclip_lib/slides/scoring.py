@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MASK, POINTS = "_mask.png", "_points.csv"  # how the files beside a slide end that hold its labels
-BLOCK_TILES = 4  # tiles on a side of what the bootstrap draws: neighbours are alike
+BLOCK_TILES = 8  # tiles on a side of the blocks that count as independent: neighbours are alike
 MOST_ASPECT = 1.02  # between a mask and its slide
 
 

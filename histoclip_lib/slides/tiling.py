@@ -71,9 +71,9 @@ def tiles(
     import pandas as pd
 
     if not 0 <= overlap <= 0.9:
-        raise HistoCLIPError(f"overlap: {overlap} was given, a part of a tile from 0 to 0.9 is expected.")
+        raise HistoCLIPError(f"overlap: {overlap} was given; expected a fraction of a tile from 0 to 0.9.")
     if not 0 <= min_tissue <= 1:
-        raise HistoCLIPError(f"min_tissue: {min_tissue} was given, a part of a tile from 0 to 1 is expected.")
+        raise HistoCLIPError(f"min_tissue: {min_tissue} was given; expected a fraction of a tile from 0 to 1.")
     if coordinates is not None:
         table = _given(slide, coordinates, round(field_um / slide.mpp))
     else:
@@ -118,7 +118,7 @@ def _given(slide: Slide, coordinates: pd.DataFrame, side: int) -> pd.DataFrame:
     if (odd := (table.width != table.height) | (table.width < 1)).any():
         first = table[odd].iloc[0]
         raise HistoCLIPError(
-            f"{slide.path}: a tile is square, but coordinates name {first.width} x {first.height} pixels."
+            f"{slide.path}: tiles must be square, but the coordinates give {first.width} x {first.height} pixels."
         )
     outside = (table.x >= slide.width) | (table.y >= slide.height)
     outside |= (table.x + table.width <= 0) | (table.y + table.height <= 0)

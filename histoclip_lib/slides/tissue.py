@@ -188,7 +188,7 @@ def _polygons(found: object, path: Path) -> list[list]:
     if isinstance(found, list):
         return [rings for each in found for rings in _polygons(each, path)]
     if not isinstance(found, dict):
-        raise HistoCLIPError(f"{path}: is not GeoJSON: {shown(found)} stands where an object is expected.")
+        raise HistoCLIPError(f"{path}: is not GeoJSON: {shown(found)} was found where an object is expected.")
     kind, corners = found.get("type"), found.get("coordinates")
     if kind in ("Polygon", "MultiPolygon"):
         return [corners or []] if kind == "Polygon" else list(corners or [])

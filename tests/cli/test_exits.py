@@ -89,7 +89,7 @@ def test_a_killed_notebook_is_reported_and_other_runs_continue(workplace, start)
     assert lines[:3] == ["killed  (killed.yaml)", "  01_data  started (first time)", lines[2]]
     assert re.fullmatch(r"  01_data  failed after \d+ s", lines[2])
     assert re.fullmatch(
-        "error: 01_data, cell 3 of 3, The data: the notebook's process was killed, most likely for want of memory."
+        "error: 01_data, cell 3 of 3, The data: the notebook's process was killed, most likely because memory ran out."
         r"( It held \d+\.\d GiB at its peak.)?",
         lines[3],
     )

@@ -188,7 +188,7 @@ def test_columns_that_are_no_classes_are_named_with_the_line_to_write(root):
     assert folder.load(root, ignore=("Follow-up #", "notsure")).classes == ["tumor", "stroma"]
     assert folder.load(root, classes=("stroma",)).classes == ["stroma"]
     for given in ({"ignore": ("flag",)}, {"classes": ("mask",)}, {"classes": ("notsure",), "ignore": ("notsure",)}):
-        with pytest.raises(HistoCLIPError, match=r": \['\w+'\] is none of the columns of .*'Follow-up #'"):
+        with pytest.raises(HistoCLIPError, match=r": \['\w+'\] is not a column of .*'Follow-up #'"):
             folder.load(root, **given)
 
 

@@ -221,7 +221,7 @@ def test_a_file_of_many_bytes_is_not_opened(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"not an image at all", "is not an image, or in none of the formats PNG, JPEG, TIFF"),
+        (b"not an image at all", "is not an image in a supported format (PNG, JPEG, TIFF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "is not an image"),  # Pillow would call Ghostscript
         (b"%PDF-1.4\n", "is not an image"),

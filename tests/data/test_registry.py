@@ -6,6 +6,7 @@ import pytest
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.registry import Registry
 from histoclip_lib.data import registry
+from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.registry import DATASETS, dataset_parameters, load_dataset, load_dataset_from
 
 
@@ -77,7 +78,12 @@ def toy(monkeypatch):
     monkeypatch.setattr(registry, "DATASETS", Registry("data set", "dataset"))
     about = {"title": "Toy", "licence": "None.", "about": "A toy."}
     registry.dataset("toy", options=("split", "size"), **about)(lambda folder, **given: calls.append((folder, given)))
-    registry.dataset("made", options=("n_patches",), needs_folder=False, **about)(lambda **given: calls.append(given))
+
+    def make(**given):
+        calls.append(given)
+        return PatchDataset("made", ["a"], ["1.png"], np.ones((1, 1)), source=None)
+
+    registry.dataset("made", options=("n_patches",), needs_folder=False, **about)(make)
     return calls
 
 
@@ -111,6 +117,16 @@ def test_a_resolution_that_is_given_counts_before_that_of_the_data(tmp_path, wri
     folder = write_folder(tmp_path, {"a": [0, 1]}, mpp=[0.25, 0.25])
     assert load_dataset("folder", folder).mpp == 0.25
     assert load_dataset("folder", folder, mpp=0.5).mpp == 0.5
-    with pytest.raises(HistoCLIPError, match="mpp: 40 micrometres per pixel cannot be"):
+    with pytest.raises(HistoCLIPError, match="mpp: 40 micrometres per pixel is out of range"):
         load_dataset("folder", folder, mpp=40)
     assert (DATASETS["pannuke"].mpp, DATASETS["bcss_wsss"].mpp, DATASETS["luad_histoseg"].mpp) == (0.25, 0.25, 0.5)
+
+
+def test_pictures_of_painted_patches_say_so_and_their_pixels_stay_for_the_encoder(tmp_path, write_folder):
+    painted, real = (
+        load_dataset("synthetic", n_patches=2),
+        load_dataset("folder", write_folder(tmp_path, {"a": [0, 1]})),
+    )
+    changed = (painted.picture(0) != painted.image(0)).any(axis=2)
+    assert 0.005 < changed.mean() < 0.05 and changed[-20:, :60].sum() == changed.sum()
+    np.testing.assert_array_equal(real.picture(0), real.image(0))

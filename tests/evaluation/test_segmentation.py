@@ -1,9 +1,12 @@
 """Maps as segmentation: counts equal to scikit-learn's, thresholds to brute force, and a known answer."""
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
+from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation import segmentation
 from histoclip_lib.evaluation.segmentation import LEVELS, ONE_CLASS, measures, segment, segmentation_table
@@ -74,7 +77,7 @@ def test_a_threshold_has_the_highest_iou_on_the_training_pixels(monkeypatch):
     random = np.random.default_rng(1)
     patches = dataset([(random.random((16, 16)) < 0.4).astype(np.uint8) for _ in range(4)], 1)
     maps = np.stack([[0.6 * random.random((16, 16)) + 0.4 * patches.mask(i)] for i in range(4)])
-    [[threshold]], most_common = segmentation._fit([maps], np.arange(4), patches)
+    [[threshold]], most_common = segmentation._fit([maps], np.arange(4), patches, segmentation._enlarged)
     scaled = (maps / maps.max(axis=(2, 3), keepdims=True)).ravel()
     truth = np.stack([patches.mask(i) for i in range(4)]).ravel()
     reached = {cut: jaccard_score(truth, scaled >= cut) for cut in np.arange(1, LEVELS) / LEVELS}
@@ -90,3 +93,25 @@ def test_a_class_that_is_not_predicted_gets_no_pixel_and_a_patch_without_any_is_
     assert found.confusion[0, 0, :, 0].sum() == (quarters.mask(0) > 0).sum()
     assert found.confusion[0, 1, :, 2].sum() == (quarters.mask(1) > 0).sum()
     assert found.binary[0, :, 1, 1].tolist() == [0, 0]
+
+
+def test_refined_maps_follow_the_edges_of_the_image(monkeypatch):
+    masks, images = [], []
+    for edge in (22, 27, 36, 41):
+        mask = np.full((64, 64), 2, dtype=np.uint8)
+        mask[:, :edge] = 1
+        masks.append(mask)
+        images.append(np.where(mask[..., None] == 1, 60, 200).repeat(3, axis=2).astype(np.uint8))
+    patches = dataset(masks)
+    patches.source.image = lambda index: images[index]
+    maps = np.stack([[(mask == k + 1).reshape(4, 16, 4, 16).mean(axis=(1, 3)) for k in range(2)] for mask in masks])
+    train, val = np.arange(2), np.arange(2, 4)
+    arguments = ({"trained": maps[:2]}, train, {"trained": maps[2:]}, val, np.ones((2, 2), bool), patches)
+    plain, refined = (
+        measures(segment(*arguments, refine=refine).confusion[0].sum(axis=0))["miou"] for refine in (False, True)
+    )
+    assert refined > plain + 0.01
+    assert refined > 0.97
+    monkeypatch.setitem(sys.modules, "kornia.filters", None)
+    with pytest.raises(HistoCLIPError, match=r"^refine_maps: kornia is not installed"):
+        segment(*arguments, refine=True)

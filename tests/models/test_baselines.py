@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 
+from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import from_probabilities, mean_accuracy
 from histoclip_lib.common.registry import METHODS
 from histoclip_lib.data.base import PatchDataset
@@ -28,7 +29,9 @@ from histoclip_lib.models.baselines import (
     fit_gaussian_with_text,
     fit_knn,
     fit_linear_probe,
+    load_baselines,
     metadata_method,
+    save_baselines,
     tissue_prior_method,
     uninformative,
 )
@@ -104,7 +107,7 @@ def test_metadata_alone_find_what_a_site_says():
     assert metadata_method(make_patches(labels), np.arange(40), np.arange(40, 60)) == {}
 
 
-def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch):
+def test_a_registered_baseline_is_fitted_kept_and_is_a_method(probe_case, monkeypatch, tmp_path):
     features, patches, train, val = probe_case
     for registry in (BASELINES, METHODS):
         monkeypatch.setattr(registry, "_entries", dict(registry.load()))
@@ -116,6 +119,8 @@ def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch
         return SimpleNamespace(predict=predict, about=lambda: "")
 
     fitted = fit_baselines(features, patches, [(train[:30], val), (val, train[:30])], 0, np.eye(3, 12), workers=1)
+    save_baselines(tmp_path / "baselines.npz", fitted)
+    fitted = load_baselines(tmp_path / "baselines.npz")
     assert list(fitted) == ["linear_probe", "knn", "gaussian_text", "blended_probe", "constant"]
     for first, second in fitted.values():
         assert first.predictions.scores.shape == (100, 3)
@@ -123,6 +128,11 @@ def test_a_registered_baseline_is_fitted_and_is_a_method(probe_case, monkeypatch
     alone = fit_linear_probe(features, patches, train[:30], 0)
     np.testing.assert_array_equal(fitted["linear_probe"][0].inside, alone.out_of_fold)
     np.testing.assert_array_equal(fitted["linear_probe"][0].predictions.scores, alone.predict(features, val).scores)
+    np.testing.assert_array_equal(fitted["linear_probe"][0].directions, alone.directions)
+    assert fitted["constant"][0].directions is None
+    (tmp_path / "baselines.npz").write_bytes(b"PK")
+    with pytest.raises(HistoCLIPError, match=r"baselines.npz cannot be read .*03_train"):
+        load_baselines(tmp_path / "baselines.npz")
     assert (METHODS["constant"].label, METHODS["constant"].family) == ("Constant", "baseline")
 
 

@@ -73,5 +73,5 @@ def test_model_is_refused_where_it_is_not_what_it_says(saved_model, tmp_path, ch
 
 
 def test_no_image_is_an_error(saved_model):
-    with pytest.raises(HistoCLIPError, match="there are none"):
+    with pytest.raises(HistoCLIPError, match="none were given"):
         load_model(saved_model[0], device="cpu").predict([])

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from drawing import HOSTILE as HOSTILE_NAMES
 from drawing import draw
@@ -32,8 +33,10 @@ from histoclip_lib.report.explorers import (
     ASSETS,
     MOST_EXPLORED,
     MOST_IN_GALLERY,
+    ROOM,
     attention_explorer,
     choose_to_explore,
+    noted_patches,
     patch_browser,
     patch_gallery,
     prompt_explorer,
@@ -86,7 +89,7 @@ class Case:
 
     @cache  # noqa: B019
     def attention(self, chosen=None):
-        return attention_explorer(self.patches, self.index, self.maps, self.probabilities, chosen)
+        return attention_explorer(self.patches, self.index, self.maps, self.probabilities, chosen, self.maps[::-1])
 
     @cache  # noqa: B019
     def gallery(self, count=4, seed=0):
@@ -109,7 +112,9 @@ def make_case(n=40, classes=("tumor", "stroma", "lymphocyte", "necrosis"), masks
     labels = rng.integers(0, 2, (n + 5, len(classes)), dtype=np.uint8)
     files = files or [f"patch_{i:05d}.png" for i in range(n + 5)]
     groups = np.array([f"patient {i % 7}" for i in range(n + 5)])
-    patches = PatchDataset("painted", list(classes), files, labels, Painted(size), groups, has_masks=masks)
+    patches = PatchDataset(
+        "painted", list(classes), files, labels, Painted(size), groups, has_masks=masks, patch_mpp=np.full(n + 5, 0.5)
+    )
     index = np.arange(n) + 5
     probabilities = np.clip(0.5 + (labels[index] - 0.5) * rng.uniform(-0.35, 0.999, labels[index].shape), 0, 1)
     maps = rng.random((n, len(classes), GRID, GRID)).astype(np.float32) ** 4
@@ -161,7 +166,7 @@ def outcomes(labels, probabilities):
 def test_maps_are_kept_to_a_256th_of_their_range(case):
     chosen = (4, 7)
     for i, shown in zip(chosen, case.attention(chosen).data["patches"], strict=True):
-        for own, kept in zip(case.maps[i], shown["maps"], strict=True):
+        for own, kept in zip(case.maps[i], shown["maps"][0], strict=True):
             cells = np.frombuffer(base64.b64decode(kept["cells"]), dtype=np.uint8).reshape(GRID, GRID)
             scaled = (own - own.min()) / np.ptp(own)
             np.testing.assert_allclose(cells / 255, scaled, atol=0.5 / 255 + 1e-6)
@@ -171,13 +176,11 @@ def test_maps_are_kept_to_a_256th_of_their_range(case):
 def test_area_and_share_are_those_of_the_mask(case):
     shown = case.attention((2,)).data["patches"][0]
     mask = case.patches.mask(case.index[2])
-    for k, kept in enumerate(shown["maps"]):
+    assert shown["areas"] == [0.25, 0.25, 0.25, 0]
+    assert shown["maps"][0][3]["inside"] is None
+    for k, kept in enumerate(shown["maps"][0][:3]):
         inside = mask == k + 1
-        if k == 3:
-            assert (kept["area"], kept["inside"]) == (None, None)
-            continue
         enlarged = enlarge(case.maps[2, k].astype(float), SIDE)
-        assert kept["area"] == pytest.approx(0.25)
         assert kept["inside"] == pytest.approx(enlarged[inside].sum() / enlarged.sum(), abs=1e-4)
     step = case.attention((2,)).data["maskStep"]
     np.testing.assert_array_equal(decoded(shown["mask"]) / step, mask)
@@ -187,18 +190,25 @@ def test_the_place_is_said_in_words_and_an_even_map_has_none(case):
     maps = np.zeros_like(case.maps)
     maps[:, :, 0, 0] = 1
     maps[0, 1] = 1 / GRID**2
-    first, even = replace(case, maps=maps).attention((0,)).data["patches"][0]["maps"][:2]
+    first, even = replace(case, maps=maps).attention((0,)).data["patches"][0]["maps"][0][:2]
     assert first["where"] == "at the top left"
     assert even["where"] is None
     assert set(base64.b64decode(even["cells"])) == {0}
 
 
-def test_patches_are_the_square_that_the_encoder_sees():
+def test_patches_have_their_own_resolution_and_with_maps_they_are_the_square_that_the_encoder_sees():
     case = make_case(n=6, size=(300, 400))
-    shown = case.attention((1,)).data["patches"][0]
-    assert decoded(shown["image"]).shape == (224, 224, 3)
-    assert decoded(shown["mask"]).shape == (224, 224)
-    assert max(decoded(case.gallery().data["patches"][0]["image"]).shape) == 112
+    for explorer, size in ((case.attention((1,)), (300, 300)), (case.gallery(), (300, 400))):
+        shown = explorer.data["patches"][0]
+        assert decoded(shown["image"]).shape == (*size, 3)
+        assert decoded(shown["mask"]).shape == size
+        assert (shown["size"], shown["um"]) == ([*size[::-1]], size[1] / 2)
+
+
+def test_a_page_holds_as_many_patches_as_have_room():
+    data = make_case(n=40, size=(500, 500)).gallery().data
+    assert len(json.dumps(data["patches"])) <= ROOM < len(json.dumps(data["patches"])) * 1.1
+    assert data["held"].startswith(f"Of 40 patches, {len(data['patches'])} are here: ")
 
 
 @pytest.mark.parametrize(("n", "n_classes", "masks"), [(20, 3, True), (10, 20, True), (30, 12, False)])
@@ -208,7 +218,7 @@ def test_any_number_of_classes_with_and_without_masks(n, n_classes, masks):
     assert len(shown.data["patches"]) == min(n, MOST_EXPLORED)
     for patch in shown.data["patches"]:
         assert (patch["mask"] is not None) == masks
-        assert len(patch["maps"]) == len(patch["labels"]) == len(patch["probabilities"]) == n_classes
+        assert len(patch["maps"][0]) == len(patch["labels"]) == len(patch["probabilities"]) == n_classes
         if masks:
             values = decoded(patch["mask"]) // shown.data["maskStep"]
             assert values.max() == min(n_classes, 3)
@@ -352,231 +362,125 @@ def test_a_prompt_explorer_is_its_figure_on_a_page(tmp_path):
     assert not soup.select(".explorer, .explorer-data")
 
 
-def attention_of(opened):
-    return opened.get_by_role("group", name="Attention over patches")
+def box_of(opened, name="Gallery of patches"):
+    box = opened.get_by_role("group", name=name, exact=True)
+    box.get_by_text("fit").first.wait_for()
+    return box
 
 
-def overlay(opened):
-    return attention_of(opened).locator("canvas").last
+def names_in(box):
+    return box.locator(".pictures button").evaluate_all("all => all.map(one => one.title)")
 
 
 def drawn(canvas):
     return canvas.evaluate("canvas => canvas.toDataURL()")
 
 
-def wait_for_overlay(opened, words):
-    opened.locator(f"canvas[aria-label*={json.dumps(words)}]").last.wait_for()
+def open_first(box, name=None):
+    """Open a patch, the first by default, and wait until its pictures are there."""
+    box.locator(f".pictures button[title={json.dumps(name)}]" if name else ".pictures button").first.click()
+    dialog = box.page.get_by_role("dialog")
+    dialog.locator(".lens .layers").first.wait_for()
+    return dialog
 
 
-def test_a_patch_and_a_class_are_chosen_by_mouse(visit, page, case):
-    opened, data = visit(page), case.attention().data
-    wait_for_overlay(opened, f"Attention of tumor over patch {data['patches'][0]['name']}")
-    before = drawn(overlay(opened))
-    box = attention_of(opened)
-    patch = data["patches"][20]
-    box.get_by_role("radio", name=patch["name"]).check()
-    box.get_by_role("radio", name="stroma").check()
-    wait_for_overlay(opened, f"Attention of stroma over patch {patch['name']}")
-    assert drawn(overlay(opened)) != before
-    state = "present" if patch["labels"][1] else "absent"
-    kept = patch["maps"][1]
-    said = box.get_by_role("status").inner_text()
-    assert said.startswith(f"Patch 21 of 24. stroma: {state}, p = {patch['probabilities'][1]:.2f}, ")
-    assert f"most attention {kept['where']}; {100 * kept['inside']:.0f} % of it in the mask, which covers 25 %" in said
-    assert kept["where"] in overlay(opened).get_attribute("aria-label")
-    expected = outcomes(np.array(patch["labels"]), np.array(patch["probabilities"]))
-    marks = box.locator(".choose-class .kind").all_inner_texts()
-    assert [mark.replace("\xa0", " ")[2:] for mark in marks] == expected.tolist()
-    assert [float(text) for text in box.locator(".choose-class .p").all_inner_texts()] == pytest.approx(
-        patch["probabilities"], abs=0.0051
-    )
-
-
-def test_a_patch_and_a_class_are_chosen_by_keyboard(visit, page, case):
-    opened, data = visit(page), case.attention().data
-    box = attention_of(opened)
-    box.get_by_role("radio", name=data["patches"][0]["name"]).focus()
-    opened.keyboard.press("ArrowRight")
-    opened.keyboard.press("ArrowRight")
-    opened.keyboard.press("Tab")
-    opened.keyboard.press("ArrowDown")
-    wait_for_overlay(opened, f"Attention of stroma over patch {data['patches'][2]['name']}")
-    opened.keyboard.press("Tab")
-    opened.keyboard.press("End")
-    assert box.get_by_role("slider", name="Opacity").input_value() == "100"
-    outline = opened.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"
-
-
-def half(pixels):
-    """Undo that a patch is drawn at twice its size."""
-    return pixels.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
-
-
-def test_opacity_runs_from_the_tissue_to_a_map_that_is_clear_where_it_is_low(visit, page, case):
-    opened = visit(page)
-    first = case.attention().data["patches"][0]
-    wait_for_overlay(opened, first["name"])
-    box = attention_of(opened)
-    box.get_by_label("Outline of the class in the mask").uncheck()
-
-    def pixels(opacity):
-        box.get_by_role("slider", name="Opacity").fill(str(opacity))
-        opened.evaluate("() => new Promise(requestAnimationFrame)")
-        picture = base64.b64decode(drawn(overlay(opened)).partition(",")[2])
-        return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
-
-    tissue = pixels(0)
-    assert abs(tissue.mean() - decoded(first["image"]).mean()) < 2
-    colours = pixels(100)
-    cells = np.frombuffer(base64.b64decode(first["maps"][0]["cells"]), dtype=np.uint8).reshape(GRID, GRID)
-    heat = np.frombuffer(base64.b64decode(case.attention().data["heat"]), dtype=np.uint8).reshape(256, 3)
-    values = np.round(enlarge(cells.astype(float), SIDE)).astype(int)
-    share, (below, above) = values[..., None] / 255, (half(part) for part in (tissue, colours))
-    blurred = np.abs(above - ((1 - share) * below + share * heat[values]))
-    assert blurred.mean() < 3
-    middle = pixels(50)
-    np.testing.assert_allclose(middle, (tissue + colours) / 2, atol=2)
-
-
-def test_the_outline_is_drawn_and_taken_away(visit, page, case):
-    opened = visit(page)
-    wait_for_overlay(opened, "with the outline of the mask")
-    with_outline = drawn(overlay(opened))
-    box = attention_of(opened)
-    box.get_by_label("Outline of the class in the mask").uncheck()
-    opened.locator("canvas:not([aria-label*='with the outline'])").last.wait_for()
-    wait_for_overlay(opened, "Attention of tumor")
-    opened.wait_for_timeout(50)
-    assert drawn(overlay(opened)) != with_outline
-    assert "outline" not in overlay(opened).get_attribute("aria-label")
-    box.get_by_role("radio", name="necrosis").check()  # in no mask
-    assert "the class is not in the mask" in box.get_by_role("status").inner_text()
-
-
-def test_the_mask_is_drawn_in_the_colours_of_the_classes(visit, page, case):
-    opened = visit(page)
-    wait_for_overlay(opened, "Attention of tumor")
-    canvas = attention_of(opened).locator("canvas").first
-    picture = Image.open(io.BytesIO(base64.b64decode(drawn(canvas).partition(",")[2]))).convert("RGB")
-    colours = [tuple(bytes.fromhex(hue[1:])) for hue in case.attention().data["colours"]]
-    quarters = [picture.getpixel(place) for place in ((9, 9), (SIDE - 9, 9), (9, SIDE - 9), (SIDE - 9, SIDE - 9))]
-    assert quarters == [*colours[:3], (255, 255, 255)]
-    assert canvas.get_attribute("aria-label").endswith(": tumor 25 %, stroma 25 %, lymphocyte 25 %.")
-    keys = attention_of(opened).locator(".legend .key").evaluate_all("all => all.map(one => one.textContent)")
-    assert keys == ["tumor 25 %", "stroma 25 %", "lymphocyte 25 %"]
-
-
-def test_without_masks_nothing_speaks_of_them(visit, hostile):
-    opened = visit(hostile)
-    wait_for_overlay(opened, "Attention of")
-    assert attention_of(opened).locator("canvas:visible").count() == 1
-    assert opened.get_by_label("Outline of the class in the mask").count() == 0
-    assert "mask" not in attention_of(opened).inner_text().lower()
-
-
-def gallery_of(opened):
-    return opened.get_by_role("group", name="Gallery of patches")
-
-
-def end_of(box, name):
-    return box.get_by_role("slider", name=f"Confidence {name}")
-
-
-def expected_names(case, k, kinds, low=0, high=100):
-    """Filter and sort as the gallery says it does."""
-    kind = outcomes(case.labels, case.probabilities)
-    shown = case.gallery().data["patches"]
-    sureness = np.round(np.abs(2 * np.array([patch["probabilities"] for patch in shown]) - 1) * 10000).astype(int)
-    position = {case.patches.files[row]: i for i, row in enumerate(case.index)}
+def expected_names(case, explorer, k, wanted, group, area, low, high):
+    """Filter and sort as the viewer says it does."""
     found = []
-    for place, patch in enumerate(shown):
-        looked = range(len(case.patches.classes)) if k is None else [k]
-        kind_here = kind[position[patch["name"]]]
-        all_right = all(kind_here[c] == "correct" for c in looked)
-        fitting = [
-            sureness[place, c] for c in looked if kind_here[c] in kinds and (kind_here[c] != "correct" or all_right)
-        ]
-        if fitting and 100 * low <= max(fitting) <= 100 * high:
-            found.append((-max(fitting), place, patch["name"]))
+    for place, patch in enumerate(explorer.data["patches"]):
+        kinds = outcomes(np.array(patch["labels"]), np.array(patch["probabilities"]))
+        sureness = np.round(np.abs(2 * np.array(patch["probabilities"]) - 1) * 10000)
+        looked = list(range(len(case.patches.classes))) if k is None else [k]
+        fits = {
+            "all patches": lambda c: True,
+            "class present": lambda c, patch=patch: patch["labels"][c] == 1,
+            "class absent": lambda c, patch=patch: patch["labels"][c] == 0,
+            "errors": lambda c, kinds=kinds: kinds[c] != "correct",
+            "false negatives": lambda c, kinds=kinds: kinds[c] == "false negative",
+            "correct in all classes": lambda c, kinds=kinds[looked]: (kinds == "correct").all(),
+        }[wanted]
+        fitting = sorted(((kinds[c] != "correct", sureness[c]) for c in looked if fits(c)), reverse=True)
+        chosen = group in (None, patch["group"]) and max(patch["areas"][c] for c in looked) >= area / 100
+        if fitting and chosen and 100 * low <= fitting[0][1] <= 100 * high:
+            found.append((0 if k is None and wanted == "all patches" else -fitting[0][1], place, patch["name"]))
     return [name for _, _, name in sorted(found)]
 
 
-def test_the_gallery_shows_exactly_what_fits_the_most_confident_first(visit, page, case):
-    box = gallery_of(visit(page))
-    counts = set()
-    for k, kinds, low, high in (
-        (None, ["false negative", "false positive"], 0, 100),
-        (None, ["correct"], 0, 100),
-        (None, ["false negative", "false positive", "correct"], 0, 100),
-        (1, ["false negative"], 0, 100),
-        (1, ["correct"], 35, 80),
-        (2, ["false positive"], 0, 15),
-        (None, ["false negative"], 10, 25),
-        (0, ["false negative", "false positive", "correct"], 5, 60),
-        (None, [], 0, 100),
+def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page, case):
+    box, classes, counts = box_of(visit(page)), case.patches.classes, set()
+    for k, wanted, group, area, low, high in (
+        (None, "errors", None, 0, 0, 100),
+        (None, "all patches", None, 0, 0, 100),
+        (None, "correct in all classes", None, 0, 0, 100),
+        (1, "false negatives", None, 0, 0, 100),
+        (1, "class present", "patient 3", 0, 0, 100),
+        (2, "class absent", None, 25, 10, 80),
+        (3, "all patches", None, 5, 0, 100),
+        (None, "errors", None, 0, 10, 25),
+        (0, "all patches", None, 30, 0, 100),
     ):
-        box.get_by_label("Class").select_option(label="all classes" if k is None else case.patches.classes[k])
-        for kind in ("false negative", "false positive", "correct"):
-            box.get_by_label(kind).set_checked(kind in kinds)
-        end_of(box, "from").fill(str(low))
-        end_of(box, "to").fill(str(high))
-        expected = expected_names(case, k, kinds, low, high)
-        found = box.locator("li img").evaluate_all("all => all.map(one => one.alt)")
-        assert [alt.removesuffix(": ") for alt in found] == expected
-        status = box.get_by_role("status").inner_text()
-        assert status.startswith(f"{len(expected)} of 40 patches fit." if expected else "No patch fits, of 40.")
+        box.get_by_role("combobox", name="Class").select_option(label="any class" if k is None else classes[k])
+        box.get_by_role("combobox", name="Show").select_option(label=wanted)
+        box.get_by_label("Group").select_option(label=group or "any group")
+        for name, value in (("Covered area at least", area), ("Confidence from", low), ("Confidence to", high)):
+            box.get_by_role("slider", name=name).fill(str(value))
+        expected = expected_names(case, case.gallery(), k, wanted, group, area, low, high)
+        said = f"{len(expected)} of 40 patches fit." if expected else "No patch fits, of 40."
+        box.get_by_text(said).wait_for()
+        assert names_in(box) == expected[:24]
         counts.add(len(expected))
-    assert len(counts) >= 6  # the filters do filter
+    assert len(counts) >= 5  # the filters do filter
 
 
-def test_more_thumbnails_appear_when_asked_for(visit, tmp_path):
-    case = make_case(n=100)
-    opened = visit(page_of(tmp_path, case.gallery()))
-    box = gallery_of(opened)
-    for kind in ("false negative", "false positive", "correct"):
-        box.get_by_label(kind).check()
+def test_more_patches_appear_when_asked_for(visit, page):
+    box = box_of(visit(page))
+    box.get_by_role("combobox", name="Show").select_option(label="all patches")
+    box.get_by_text("40 of 40 patches fit.").wait_for()
+    assert box.locator("li").count() == 24
+    box.get_by_role("button", name="Show 16 more").click()
     assert box.locator("li").count() == 40
-    box.get_by_role("button", name="Show 40 more").click()
-    box.get_by_role("button", name="Show 20 more").click()
-    assert box.locator("li").count() == 100
-    assert box.locator("li button").nth(80).evaluate("button => button === document.activeElement")
+    assert box.locator("li button").nth(24).evaluate("button => button === document.activeElement")
     assert box.get_by_role("button", name="more").count() == 0
 
 
 def test_the_ends_of_the_confidence_push_each_other(visit, page):
-    opened = visit(page)
-    box = gallery_of(opened)
-    end_of(box, "to").fill("30")
-    end_of(box, "from").fill("60")
-    assert end_of(box, "to").input_value() == "60"
-    end_of(box, "to").fill("20")
-    assert end_of(box, "from").input_value() == "20"
+    box = box_of(visit(page))
+    low, high = (box.get_by_role("slider", name=f"Confidence {name}") for name in ("from", "to"))
+    high.fill("30")
+    low.fill("60")
+    assert high.input_value() == "60"
+    high.fill("20")
+    assert low.input_value() == "20"
 
 
-def test_a_thumbnail_opens_a_larger_view_that_turns_and_gives_the_focus_back(visit, page, case):
+def test_pictures_are_large_enough_to_judge(visit, page):
+    for width in (390, 1440):
+        box = box_of(visit(page, width=width)).locator(".picture").first.bounding_box()
+        assert box["width"] >= 200 and box["height"] >= 200
+
+
+def test_an_opened_patch_turns_by_arrow_keys_and_gives_the_focus_back(visit, page, case):
     opened = visit(page)
-    box = gallery_of(opened)
-    names = expected_names(case, None, ["false negative", "false positive"])
+    box = box_of(opened)
+    names = names_in(box)
     shown = {patch["name"]: patch for patch in case.gallery().data["patches"]}
     box.locator("li button").nth(2).focus()
     opened.keyboard.press("Enter")
     dialog = opened.get_by_role("dialog")
     opened.keyboard.press("ArrowRight")
     patch = shown[names[3]]
-    assert dialog.locator(".panel-title").inner_text() == f"{names[3]}, group {patch['group']} (4 of {len(names)})"
-    rows = [row.split("\t") for row in dialog.locator("tbody").inner_text().splitlines()]
+    dialog.get_by_text(f"{names[3]}, group {patch['group']}").wait_for()
+    fitting = box.get_by_text("patches fit.").inner_text().split()[0]
+    assert dialog.get_by_role("status").inner_text().startswith(f"Patch 4 of {fitting}. ")
     kinds = outcomes(np.array(patch["labels"]), np.array(patch["probabilities"]))
-    for row, name, label, p, kind in zip(
-        rows, case.patches.classes, patch["labels"], patch["probabilities"], kinds, strict=True
-    ):
-        assert row[:2] == [name, "present" if label else "absent"]
-        assert float(row[2]) == pytest.approx(p, abs=0.0051)
-        assert row[3].replace("\xa0", " ")[2:] == kind
+    told = dialog.locator(".choose-class label > span:last-child").all_inner_texts()
+    assert [text.replace("\xa0", " ") for text in told] == [
+        f"{'present' if label else 'absent'}, p = {p:.2f}, {'✓' if kind == 'correct' else '✗'} {kind}"
+        for label, p, kind in zip(patch["labels"], patch["probabilities"], kinds, strict=True)
+    ]
     dialog.get_by_role("button", name="Previous").click()
-    opened.keyboard.press("ArrowLeft")
-    opened.keyboard.press("ArrowLeft")
-    opened.keyboard.press("ArrowLeft")
+    for _ in range(3):
+        opened.keyboard.press("ArrowLeft")
     assert dialog.get_by_role("button", name="Previous").is_disabled()
     opened.keyboard.press("Escape")
     opened.wait_for_timeout(50)
@@ -584,23 +488,144 @@ def test_a_thumbnail_opens_a_larger_view_that_turns_and_gives_the_focus_back(vis
     assert box.locator("li button").first.evaluate("button => button === document.activeElement")
 
 
+def places_of(dialog):
+    """Return the zoom and the place of each picture, as parts of its side."""
+    return dialog.locator(".lens").evaluate_all(
+        """all => all.map((lens) => {
+            const [outer, inner] = [lens, lens.firstChild].map((node) => node.getBoundingClientRect());
+            const place = [inner.width, inner.left - outer.left, inner.top - outer.top];
+            return place.map((length) => Number((length / outer.width).toFixed(3)));
+        })"""
+    )
+
+
+def test_patch_mask_and_maps_zoom_and_move_together_with_a_scale_bar(visit, page, case):
+    opened = visit(page)
+    dialog = open_first(box_of(opened, "Attention over patches"))
+    titles = dialog.locator(".panel .panel-title").all_inner_texts()
+    assert titles == ["Patch", "Mask", "Attention", "Linear probe"]
+    assert places_of(dialog) == [[1, 0, 0]] * 4
+    lens = dialog.locator(".lens").nth(2).bounding_box()
+    opened.mouse.move(lens["x"] + lens["width"] / 4, lens["y"] + lens["height"] / 2)
+    opened.mouse.wheel(0, -600)
+    opened.wait_for_function("document.querySelector('dialog[open] .views').style.getPropertyValue('--zoom') > 3.9")
+    assert places_of(dialog) == [[4, pytest.approx(-0.75, abs=0.01), pytest.approx(-1.5, abs=0.01)]] * 4
+    opened.mouse.down()
+    opened.mouse.move(lens["x"] + lens["width"] / 2, lens["y"] + lens["height"] / 2, steps=3)
+    opened.mouse.up()
+    assert places_of(dialog) == [[4, pytest.approx(-0.5, abs=0.01), pytest.approx(-1.5, abs=0.01)]] * 4
+    line, bar = dialog.locator(".scale-bar span").bounding_box(), dialog.locator(".scale-bar").inner_text()
+    micrometres = SIDE * 0.5 * line["width"] / (4 * lens["width"])
+    assert float(bar.split()[0]) == pytest.approx(micrometres, rel=0.01)
+    opened.keyboard.press("Shift+ArrowRight")
+    assert places_of(dialog)[0][1] == pytest.approx(-0.6, abs=0.01)
+    opened.keyboard.press("0")
+    assert places_of(dialog) == [[1, 0, 0]] * 4
+
+
+def test_two_patches_are_shown_side_by_side(visit, page):
+    opened = visit(page)
+    box = box_of(opened)
+    dialog = open_first(box)
+    dialog.get_by_role("button", name="Compare").click()
+    opened.keyboard.press("ArrowRight")
+    dialog.locator(".panels").nth(1).wait_for()
+    texts = dialog.locator(".panels").all_inner_texts()
+    assert [name in text for name, text in zip(names_in(box), texts, strict=False)] == [True, True]
+    opened.keyboard.press("+")
+    assert {zoom for zoom, _, _ in places_of(dialog)} == {1.5}
+    dialog.get_by_role("button", name="Stop comparing").click()
+    dialog.locator(".panels").nth(1).wait_for(state="detached")
+
+
+def test_a_link_opens_a_patch_and_a_class_whatever_is_listed(visit, tmp_path, case):
+    page = page_of(tmp_path, case.gallery())
+    opened = visit(page)
+    box = box_of(opened)
+    hidden = next(own["name"] for own in case.gallery().data["patches"] if own["name"] not in names_in(box))
+    opened.evaluate("hash => { window.location.hash = hash; }", f"#patch={hidden};class=lymphocyte")
+    dialog = opened.get_by_role("dialog")
+    dialog.get_by_text(hidden).wait_for()
+    assert dialog.get_by_role("radio", name="lymphocyte").is_checked()
+    dialog.get_by_role("radio", name="stroma").check()
+    assert dialog.get_by_role("link").get_attribute("href") == f"{page.as_uri()}#patch={hidden};class=stroma"
+    opened.reload()
+    dialog.get_by_text(hidden).wait_for()
+    assert dialog.get_by_role("radio", name="lymphocyte").is_checked()
+
+
+def test_a_map_is_drawn_in_its_colours_clear_where_it_is_low_and_as_opaque_as_wished(visit, page, case):
+    dialog = open_first(box_of(visit(page), "Attention over patches"))
+    dialog.get_by_role("radio", name="tumor").check()
+    dialog.locator("[aria-label^='Attention of patch'][aria-label*='tumor']").wait_for()
+    canvas = dialog.locator(".lens").nth(2).locator("canvas")
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn(canvas).partition(",")[2])))).astype(int)
+    cells = np.frombuffer(base64.b64decode(case.attention().data["patches"][0]["maps"][0][0]["cells"]), np.uint8)
+    heat = np.frombuffer(base64.b64decode(case.attention().data["heat"]), dtype=np.uint8).reshape(256, 3)
+    values = np.round(enlarge(cells.reshape(GRID, GRID).astype(float), 8 * GRID)).astype(int)
+    assert np.abs(picture[..., 3] - values).max() <= 1
+    seen = values > 100  # elsewhere the browser rounds colours
+    assert np.abs(picture[..., :3] - heat[values])[seen].max() <= 6
+    dialog.get_by_role("slider", name="Opacity").fill("25")
+    dialog.page.wait_for_function(
+        "document.querySelectorAll('dialog[open] .lens')[2].querySelector('canvas').style.opacity == 0.25"
+    )
+
+
+def test_the_outline_is_drawn_and_taken_away_and_the_mask_has_a_legend(visit, page, case):
+    dialog = open_first(box_of(visit(page), "Attention over patches"))
+    dialog.get_by_role("radio", name="stroma").check()
+    dialog.locator("[aria-label^='Attention'][aria-label*='stroma']").wait_for()
+    assert dialog.locator(".lens path[stroke]").count() == 3  # not over the mask
+    assert {dialog.locator(".lens path[stroke]").first.get_attribute("stroke")} == {case.attention().data["colours"][1]}
+    dialog.get_by_label("Outline of the class in the mask").uncheck()
+    dialog.locator(".lens path").first.wait_for(state="detached")
+    mask = dialog.get_by_role("img", name="Mask of patch")
+    picture = Image.open(io.BytesIO(base64.b64decode(drawn(mask.locator("canvas")).partition(",")[2]))).convert("RGB")
+    colours = [tuple(bytes.fromhex(hue[1:])) for hue in case.attention().data["colours"]]
+    quarters = [picture.getpixel(place) for place in ((9, 9), (SIDE - 9, 9), (9, SIDE - 9), (SIDE - 9, SIDE - 9))]
+    assert quarters == [*colours[:3], (255, 255, 255)]
+    assert mask.get_attribute("aria-label").endswith(": tumor 25 %, stroma 25 %, lymphocyte 25 %")
+    keys = dialog.locator(".legend .key").evaluate_all("all => all.map(one => one.textContent)")
+    assert keys == ["tumor 25 %", "stroma 25 %", "lymphocyte 25 %"]
+
+
+def test_without_masks_nothing_speaks_of_them(visit, hostile):
+    box = box_of(visit(hostile), "Attention over patches")
+    assert open_first(box).locator(".panel").count() == 3
+    assert "mask" not in box.inner_text().lower()
+    assert box.get_by_label("Covered area at least").is_hidden()
+
+
+def test_labels_are_listed_where_there_are_no_scores_and_notes_where_there_are_notes(visit, tmp_path, case):
+    notes = [f"note {i} <b>" for i in range(3)]
+    noted = noted_patches(case.patches, case.index[:3], notes, case.gallery().static)
+    opened = visit(page_of(tmp_path, case.browser(), noted))
+    box = box_of(opened, "Patches with their labels")
+    said = [
+        ", ".join(c for c, label in zip(case.patches.classes, own["labels"], strict=True) if label) or "no label"
+        for own in case.browser().data["patches"][:3]
+    ]
+    assert box.locator(".pictures button > span").all_inner_texts()[:3] == said
+    assert box.get_by_label("Confidence from").is_hidden()
+    assert box_of(opened, "Patches").locator(".pictures button > span").all_inner_texts() == notes
+
+
 def test_hostile_names_are_shown_as_typed_and_inert(visit, hostile):
     opened = visit(hostile)
-    wait_for_overlay(opened, "Attention of")
-    text = attention_of(opened).locator(".choose-class .name").evaluate_all("all => all.map(one => one.textContent)")
-    assert text == HOSTILE
-    options = gallery_of(opened).get_by_label("Class").locator("option")
-    assert options.evaluate_all("all => all.map(one => one.textContent)") == ["all classes", *HOSTILE]
+    box = box_of(opened, "Attention over patches")
+    options = box.get_by_role("combobox", name="Class").locator("option")
+    assert options.evaluate_all("all => all.map(one => one.textContent)") == ["any class", *HOSTILE]
+    dialog = open_first(box)
+    names = dialog.locator(".choose-class .name").evaluate_all("all => all.map(one => one.textContent)")
+    assert names == HOSTILE
     for i in range(len(HOSTILE)):
-        attention_of(opened).locator(".choose-class input").nth(i).check()
-        attention_of(opened).locator(".choose-patch input").nth(i).check()
-        opened.get_by_text(f"Patch {i + 1} of {MOST_EXPLORED}. ").wait_for()
-    gallery_of(opened).locator("li button").first.click()
-    assert opened.get_by_role("dialog").is_visible()
+        dialog.locator(".choose-class input").nth(i).check()
+        opened.keyboard.press("Tab")
+        dialog.get_by_role("button", name="Next").click()
+        dialog.get_by_text(f"Patch {i + 2} of {MOST_EXPLORED}. ").wait_for()
     assert opened.evaluate("window.hit === undefined")
     assert opened.locator("article script:not([type='application/json'])").count() == 0
-    alts = attention_of(opened).locator(".choose-patch img").evaluate_all("all => all.map(one => one.alt)")
-    assert all(any(alt.startswith(name) for name in HOSTILE) for alt in alts)
 
 
 def test_without_script_the_figures_stand_there(visit, page):
@@ -625,9 +650,8 @@ def test_on_paper_the_figures_stand_there(visit, page):
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_page_never_scrolls_sideways(visit, request, name, width):
     opened = visit(request.getfixturevalue(name), width=width)
-    wait_for_overlay(opened, "Attention of")
+    open_first(box_of(opened, "Attention over patches"))
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    gallery_of(opened).locator("li button").first.click()
     dialog = opened.get_by_role("dialog").bounding_box()
     assert dialog["x"] >= 0
     assert dialog["x"] + dialog["width"] <= width
@@ -637,82 +661,18 @@ def test_the_page_never_scrolls_sideways(visit, request, name, width):
 def test_axe_finds_nothing(accessible, request, name, scheme):
     opened = accessible(request.getfixturevalue(name), color_scheme=scheme)
     assert opened.locator(".explorer-live").count() == 4
+    open_first(box_of(opened, "Attention over patches"))
+    found = Axe().run(opened, context=".viewer[open]").response["violations"]
+    assert [own["id"] for own in found if own["impact"] != "minor"] == []
 
 
 def test_nothing_moves(page):
     assert not re.search(r"\b(transition|animation)\b", page.read_text(encoding="utf-8").partition("</head>")[0])
 
 
-# Patches with their labels, on a page
-
-
-def browser_of(opened):
-    return opened.get_by_role("group", name="Patches with their labels")
-
-
 def lines_of(table):
     rows = table.locator("tbody tr").evaluate_all("all => all.map(row => [...row.cells].map(cell => cell.textContent))")
     return [[text.replace("\xa0", " ") for text in row] for row in rows]
-
-
-def seen(box, names):
-    """Turn through what fits; a name is shown once its patch is drawn."""
-    slider, found = box.get_by_role("slider", name="Patch"), []
-    for place, name in enumerate(names, 1):
-        slider.fill(str(place))
-        box.get_by_role("img", name=f"Patch {name}:").wait_for()
-        found.append(name)
-    return found, int(slider.get_attribute("max"))
-
-
-def test_patches_are_chosen_by_class_and_group_on_the_page(visit, page, case):
-    box, shown = browser_of(visit(page)), case.browser().data["patches"]
-    status = box.get_by_role("status")
-    assert len(shown) == MOST_EXPLORED
-    for k, state, group in [
-        (None, "present", None),
-        (0, "absent", None),
-        (1, "present", None),
-        (1, "present", "patient 3"),
-    ]:
-        box.get_by_role("combobox", name="Class").select_option(
-            label="any class" if k is None else case.patches.classes[k]
-        )
-        if k is not None:
-            box.get_by_role("combobox", name="which is").select_option(label=state)
-        box.get_by_role("combobox", name="Group").select_option(label=group or "any group")
-        fitting = [
-            patch
-            for patch in shown
-            if (k is None or patch["labels"][k] == (state == "present")) and group in (None, patch["group"])
-        ]
-        found, last = seen(box, [patch["name"] for patch in fitting[:3]])
-        assert found and last == len(fitting)
-        assert status.inner_text() == f"{len(fitting)} of the {MOST_EXPLORED} patches on this page, of 45, fit."
-    patch = fitting[len(found) - 1]
-    expected = [
-        [name, "present" if label else "absent", "25 %" if k < 3 else "0 %"]
-        for k, (name, label) in enumerate(zip(case.patches.classes, patch["labels"], strict=True))
-    ]
-    assert lines_of(box) == expected
-    assert box.locator(".panel p").inner_text() == f"{patch['name']}, group {patch['group']}"
-    canvas = box.locator("canvas")
-    before = drawn(canvas)
-    box.get_by_label("Outlines of the classes").uncheck()
-    box.page.wait_for_function(
-        "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), before]
-    )
-
-
-def test_where_no_patch_fits_the_browser_says_so(visit, tmp_path):
-    case = make_case(n=10)
-    none = replace(case.patches, labels=np.zeros_like(case.patches.labels), groups=None, has_masks=False)
-    box = browser_of(visit(page_of(tmp_path, replace(case, patches=none).browser())))
-    box.get_by_role("combobox", name="Class").select_option(label="stroma")
-    assert box.get_by_text("No patch fits.").is_visible()
-    assert box.locator("canvas:visible").count() == box.locator("table:visible").count() == 0
-    for control in ("Group", "Outlines of the classes in the mask"):
-        assert box.locator("label:visible", has_text=control).count() == 0
 
 
 # Thresholds
@@ -805,36 +765,31 @@ def lab(chromium):
     assert complaints == []
 
 
-def test_in_jupyterlab_every_patch_is_found_and_an_unreadable_one_is_named(lab, case):
-    box = browser_of(lab(case.browser()))
-    box.get_by_role("combobox", name="Class").select_option(label="stroma")
-    box.get_by_role("combobox", name="which is").select_option(label="absent")
-    box.get_by_role("combobox", name="Group").select_option(label="patient 4")
-    fits = (case.patches.labels[:, 1] == 0) & (case.patches.groups == "patient 4")
-    names = [case.patches.files[i] for i in np.flatnonzero(fits)]
-    found, last = seen(box, names[:2])
-    assert last == len(names) and found
-    assert box.get_by_role("status").inner_text() == f"{len(names)} of the 45 patches fit."
-    box.get_by_role("combobox", name="Class").select_option(label="any class")
-    box.get_by_role("combobox", name="Group").select_option(label="any group")
-    box.get_by_text("45 of the 45 patches fit.").wait_for()
-    box.get_by_role("slider", name="Patch").fill(str(UNREADABLE + 1))
+def test_in_jupyterlab_every_patch_is_listed_and_an_unreadable_one_says_why(lab, case):
+    box = box_of(lab(case.browser()), "Patches with their labels")
+    box.get_by_text("45 of 45 patches fit.").wait_for()
+    box.get_by_label("Group").select_option(label="patient 2")
+    names = [case.patches.files[i] for i in np.flatnonzero(case.patches.groups == "patient 2")]
+    box.get_by_text(f"{len(names)} of 45 patches fit.").wait_for()
+    assert sorted(names_in(box)) == names
     box.get_by_text("truncated file <b>").wait_for()
-    assert box.locator("canvas:visible").count() == 0
+    box.get_by_role("slider", name="Covered area at least").fill("25")
+    box.get_by_role("combobox", name="Class").select_option(label="necrosis")
+    box.get_by_text("No patch fits, of 45.").wait_for()
+    box.get_by_role("combobox", name="Class").select_option(label="tumor")
+    box.get_by_text(f"{len(names)} of 45 patches fit.").wait_for()
 
 
-def test_in_jupyterlab_any_patch_can_be_added_to_the_attention(lab, case):
-    opened = lab(case.attention((0, 1)))
-    box = attention_of(opened)
-    box.get_by_label("Add the patch at place").fill("30")
-    box.get_by_label("Add the patch at place").press("Enter")
-    name = case.patches.files[case.index[29]]
-    wait_for_overlay(opened, f"Attention of tumor over patch {name}")
-    assert box.get_by_role("status").inner_text().startswith("Patch 3 of 3. tumor")
-    box.get_by_label("Add the patch at place").fill("41")
-    box.get_by_label("Add the patch at place").press("Enter")
-    box.get_by_text("There is no patch at place 41. Choose one from 1 to 40.").wait_for()
-    assert box.locator(".choose-patch img").count() == 3
+def test_in_jupyterlab_attention_is_there_for_every_patch(lab, case):
+    box = box_of(lab(case.attention((0, 1))), "Attention over patches")
+    box.get_by_text("40 of 40 patches fit.").wait_for()
+    name = case.patches.files[case.index[21]]
+    box.locator(f"button[title='{name}'] canvas").wait_for()
+    dialog = open_first(box, name)
+    where = case.attention((21,)).data["patches"][0]["maps"][0]
+    assert any(
+        own["where"] in dialog.locator("[aria-label^='Attention of']").get_attribute("aria-label") for own in where
+    )
 
 
 def prompts_case(n=20, classes=("tumor", "stroma", "lymphocyte"), names=None, rule="sigmoid"):
@@ -957,7 +912,7 @@ def test_words_are_changed_in_jupyterlab_and_reset(lab):
 @pytest.mark.parametrize("kind", ["gallery", "thresholds"])
 def test_the_other_explorers_are_the_same_in_jupyterlab(lab, case, kind):
     opened = lab(getattr(case, kind)())
-    box = gallery_of(opened) if kind == "gallery" else thresholds_of(opened)
+    box = box_of(opened) if kind == "gallery" else thresholds_of(opened)
     assert box.is_visible()
 
 

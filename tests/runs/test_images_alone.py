@@ -64,7 +64,7 @@ def test_a_run_ends_with_results_and_says_what_is_absent(prepared, tmp_path, tex
     assert not set(strategy_names()) & results.methods.keys()
     assert {"linear_probe", "histoclip_patch", "histoclip_text_free"} <= results.methods.keys()
     assert "zero-shot methods are absent" in results.interval_note().data
-    for name in ("finding", "table", "differences", "all_pairs", "precision_recall", "model_card", "forest_plot"):
+    for name in ("finding", "table", "differences", "all_pairs", "precision_recall", "save_model", "forest_plot"):
         assert getattr(results, name)() is not None
     head = run.head("patch")
     assert head.options["queries"] == kind
@@ -83,7 +83,7 @@ def test_a_text_encoder_that_is_not_needed_or_has_no_text_is_refused(prepared, t
     run = open_run(
         "refused", tmp_path / "reports", given=prepared | {"backbone": "with-text", "text_encoder": "with-text"}
     )
-    with pytest.raises(HistoCLIPError, match=r"text_encoder: 'with-text' has no use, for with-text has a text tower"):
+    with pytest.raises(HistoCLIPError, match=r"text_encoder: 'with-text' is not needed: with-text has a text tower"):
         run.text_encoder  # noqa: B018
     run = open_run("refused", tmp_path / "reports", given=prepared | {"text_encoder": "images-alone"})
     with pytest.raises(HistoCLIPError, match="text_encoder: 'images-alone' has no text tower"):

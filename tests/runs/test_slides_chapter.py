@@ -70,7 +70,8 @@ def test_scores_and_burdens_are_tables_and_undefined_values_dashes(chapter):
     assert scores.loc["<b>stroma", "AUROC"] == "—"
     table = chapter.table().frame
     assert table.loc["one_.tif", "tumor"] == "0.500 (0.500 to 0.500)"
-    assert table.loc["two.tif"].tolist() == ["", "", "—", "—", "two.tif: is truncated"]
+    assert table.loc["two.tif"].tolist() == ["", "", "—", "—"]
+    assert chapter.failed().frame.loc["two.tif", "why"] == "two.tif: is truncated"
 
 
 def test_files_are_links_that_hold_for_any_name(chapter):

@@ -106,7 +106,7 @@ def test_a_large_plain_image_needs_no_change_of_pillows_limit(tmp_path, monkeypa
         assert slide.thumbnail(90).shape == (70, 90, 3)
     assert Image.MAX_IMAGE_PIXELS == 1000
     monkeypatch.setattr(reading, "MAX_WHOLE", 1000)
-    with pytest.raises(HistoCLIPError, match=r"900 x 700 pixels of a JPEG .* at most 1,000 .* vips tiffsave"):
+    with pytest.raises(HistoCLIPError, match=r"900 x 700 pixels of a JPEG .* limit is 1,000.* vips tiffsave"):
         open_slide(path, mpp=1)
 
 
@@ -132,7 +132,7 @@ REFUSED = {
     "twelve bits.tif": (lambda path: write_slide(path, [PIXELS.astype(np.uint16) << 4]), "12 of them"),
     "no scale.png": (lambda path: save_image(path, PIXELS), "does not say its scale.*--mpp"),
     "folder": (lambda path: path.mkdir(), "without DICOM files"),
-    "missing": (lambda path: None, "no such file"),
+    "missing": (lambda path: None, "does not exist"),
     "truncated.png": (lambda path: path.write_bytes(png_bytes()[:4000]), "truncated"),
 }
 

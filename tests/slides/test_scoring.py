@@ -51,11 +51,11 @@ def test_the_interval_knows_that_neighbours_are_alike():
     """Tiles that are copies of each other within their block say no more than one of them."""
     few = made_tiles(10, 10, side=100)
     truth = (few.prob_tumor + np.random.default_rng(3).normal(0, 0.4, len(few)) > 0.5).to_numpy(float)
-    copies = few.loc[few.index.repeat(16)].reset_index(drop=True)
-    step = np.tile(np.arange(16), len(few))
-    copies = copies.assign(x=copies.x * 4 + step % 4 * 100, y=copies.y * 4 + step // 4 * 100)
-    scored = scoring.score_tiles(np.stack([truth.repeat(16)] * 2, axis=1), copies, CLASSES, 500).loc[0]
-    alone = few.assign(x=few.x * 4, y=few.y * 4)  # one in each block
+    copies = few.loc[few.index.repeat(64)].reset_index(drop=True)
+    step = np.tile(np.arange(64), len(few))
+    copies = copies.assign(x=copies.x * 8 + step % 8 * 100, y=copies.y * 8 + step // 8 * 100)
+    scored = scoring.score_tiles(np.stack([truth.repeat(64)] * 2, axis=1), copies, CLASSES, 500).loc[0]
+    alone = few.assign(x=few.x * 8, y=few.y * 8)  # one in each block
     expected = scoring.score_tiles(np.stack([truth] * 2, axis=1), alone, CLASSES, 500).loc[0]
     assert scored.auroc_high - scored.auroc_low == pytest.approx(expected.auroc_high - expected.auroc_low, rel=0.01)
 

@@ -148,7 +148,7 @@ def read_cells(path: Path) -> Cells:
         )
     names = [(cell if has_header else "") or f"column {place}" for place, cell in enumerate(first, 1)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise HistoCLIPError(f"{path}: each column needs a name of its own, but not so {shown(twice)}.")
+        raise HistoCLIPError(f"{path}: column names must be unique; repeated: {shown(twice)}.")
     columns = {name: [cells[k] if k < len(cells) else "" for _, cells in body] for k, name in enumerate(names)}
     return Cells(columns, [line for line, _ in body], bool(has_header), separator)
 

@@ -114,4 +114,4 @@ def _recognised(source: Path, options: ImportOptions) -> Importer:
             reasons.append(str(error))
     forms = bullet_list([f"{entry.name}: {entry.about}" for entry in IMPORTERS.load().values()])
     why = "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons))
-    raise HistoCLIPError(f"{source}: no form of labels that is known.{why}\nNamed with --format it may be:\n{forms}")
+    raise HistoCLIPError(f"{source}: the label format was not recognised.{why}\nName it with --format:\n{forms}")

@@ -154,7 +154,7 @@ def _columns(source: Path, cells: Cells, options: ImportOptions) -> Found:
     ]
     if negative:
         raise HistoCLIPError(
-            f"{source}: a count is not negative. If the number stands for `not known`, say so, as in --unknown=-1:\n"
+            f"{source}: counts must not be negative. If a number stands for `not known`, name it, as in --unknown=-1:\n"
             + bullet_list(negative)
         )
     for row in range(len(cells.lines)):

@@ -150,7 +150,7 @@ def _by_fold(data_dir: Path, paths: list[Path]) -> dict[int, list[Path]]:
         offenders = [f"{path}: {found[0]}" for path, found in named.items()]
     if offenders:
         raise HistoCLIPError(
-            f"{data_dir}: it is unclear which folds these are. The folders or name of each file must name one fold, "
+            f"{data_dir}: it is unclear which folds these are. The folder or name of each file must name one fold, "
             f"all of them numbered 1 to 3, or all 0 to 2:\n{bullet_list(offenders)}\nKnown are {LAYOUTS}."
         )
     shift = 1 if 0 in numbers else 0  # fold0 is the official Fold 1

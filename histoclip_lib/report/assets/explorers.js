@@ -113,25 +113,32 @@ function heatOf(cells, grid, size, heat) {
   return canvasOf(pixels);
 }
 
-// The border of a class in a mask, along the edges of its pixels, at twice their size.
+// The border of a class in a mask, along the edges of its pixels, as an SVG path.
 function borderOf(mask, k) {
-  const path = new Path2D();
+  const steps = [];
   const inside = (x, y) => mask.of[y * mask.width + x] === k + 1;
   for (let y = 0; y < mask.height; y += 1) {
     for (let x = 0; x < mask.width; x += 1) {
-      if (x && inside(x, y) !== inside(x - 1, y)) {
-        path.moveTo(x * 2, y * 2);
-        path.lineTo(x * 2, (y + 1) * 2);
-      }
-      if (y && inside(x, y) !== inside(x, y - 1)) {
-        path.moveTo(x * 2, y * 2);
-        path.lineTo((x + 1) * 2, y * 2);
-      }
+      if (x && inside(x, y) !== inside(x - 1, y)) steps.push(`M${x} ${y}v1`);
+      if (y && inside(x, y) !== inside(x, y - 1)) steps.push(`M${x} ${y}h1`);
     }
   }
-  return path;
+  return steps.join("");
 }
-function drawBorder(context, path, k, data, width = 2.5) {
+// The same as a picture; its lines keep their width at any zoom.
+function outlineOf(mask, k, data) {
+  const draw = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const picture = draw("svg", { viewBox: `0 0 ${mask.width} ${mask.height}`, "aria-hidden": "true" });
+  const d = borderOf(mask, k);
+  picture.append(draw("path", { d, class: "halo" }),
+    draw("path", { d, stroke: data.colours[k], "stroke-dasharray": striped(k, data) ? "5 3" : "none" }));
+  return picture;
+}
+function drawBorder(context, path, k, data, width) {
   context.globalAlpha = 1;
   for (const [colour, wide] of [["#fff", 2 * width], [data.colours[k], width]]) {
     context.strokeStyle = colour;
@@ -141,9 +148,7 @@ function drawBorder(context, path, k, data, width = 2.5) {
   }
 }
 
-function drawMask(canvas, mask, data) {
-  canvas.width = mask.width;
-  canvas.height = mask.height;
+function maskOf(mask, data) {
   const pixels = new ImageData(mask.width, mask.height);
   const colours = data.colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   mask.of.forEach((value, i) => {
@@ -151,21 +156,71 @@ function drawMask(canvas, mask, data) {
     const colour = value ? colours[value - 1].map((part) => (darker ? part * 0.55 : part)) : [255, 255, 255];
     pixels.data.set([...colour, 255], 4 * i);
   });
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvasOf(pixels);
+}
+
+// Drag, two fingers and the wheel on a node; places are CSS pixels of it. `zoom(factor, x, y)` says whether it changed
+// anything: where not, the page scrolls.
+function movable(node, { zoom, move, point = () => {}, click = () => {} }) {
+  const pointers = new Map();
+  let dragged = 0;
+  const at = (event) => {
+    const { left, top } = node.getBoundingClientRect();
+    return [event.clientX - left, event.clientY - top];
+  };
+  const spread = () => {
+    const [[x, y], [u, v]] = [...pointers.values()];
+    return { far: Math.hypot(x - u, y - v), x: (x + u) / 2, y: (y + v) / 2 };
+  };
+  node.addEventListener("pointerdown", (event) => {
+    node.setPointerCapture(event.pointerId);
+    pointers.set(event.pointerId, at(event));
+    dragged = pointers.size > 1 ? Infinity : 0;
+  });
+  node.addEventListener("pointermove", (event) => {
+    const [x, y] = at(event);
+    if (pointers.has(event.pointerId)) {
+      const before = pointers.size > 1 ? spread() : null;
+      const [from, fromY] = pointers.get(event.pointerId);
+      pointers.set(event.pointerId, [x, y]);
+      if (before) {
+        const after = spread();
+        zoom(after.far / before.far, after.x, after.y);
+        move(after.x - before.x, after.y - before.y);
+      } else {
+        dragged += Math.hypot(x - from, y - fromY);
+        move(x - from, y - fromY);
+      }
+    }
+    point(x, y);
+  });
+  for (const kind of ["pointerup", "pointercancel"]) {
+    node.addEventListener(kind, (event) => {
+      if (pointers.delete(event.pointerId) && kind === "pointerup" && dragged < 4) click(...at(event));
+    });
+  }
+  node.addEventListener("wheel", (event) => {
+    if (zoom(2 ** (-event.deltaY / 300), ...at(event))) event.preventDefault();
+  }, { passive: false });
+}
+const ZOOM_KEYS = { "+": 1.5, "=": 1.5, "-": 1 / 1.5, 0: 0 };
+
+// A round length that fills up to a quarter of `width` pixels, in pixels and in words.
+function scaleBar(um, width) {
+  const wanted = 0.25 * width * um;
+  const ten = 10 ** Math.floor(Math.log10(wanted));
+  const length = [5, 2, 1].find((step) => step * ten <= wanted) * ten;
+  return { pixels: length / um, text: length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm` };
 }
 
 function radios(legend, options, className) {
   const name = uniqueName();
   const list = element("div");
-  const add = (content) => {
-    const input = element("input", { type: "radio", name, value: list.childElementCount });
-    list.append(element("label", {}, input, ...content));
-    return input;
-  };
-  for (const content of options) add(content);
+  options.forEach((content, value) => list.append(element("label", {}, element("input", { type: "radio", name, value }), ...content)));
   const value = () => Number(list.querySelector(":checked").value);
-  list.querySelector("input").checked = true;
-  return { add, value, box: element("fieldset", { class: className }, element("legend", {}, legend), list) };
+  const set = (k) => { list.querySelectorAll("input")[k].checked = true; };
+  set(0);
+  return { value, set, box: element("fieldset", { class: className }, element("legend", {}, legend), list) };
 }
 
 const panel = (title, ...shown) => element("div", { class: "panel" }, element("p", { class: "panel-title" }, title), ...shown);
@@ -187,299 +242,280 @@ function latest(load, paint, fail) {
   };
 }
 
-// Attention: a patch, its mask, and the map of any class over it. In JupyterLab any patch can be added to those shown.
-function attention(data, ask) {
+// The viewer of patches, on the pages of the data, of the errors and of attention. Pictures are listed, filtered and
+// opened; the opened ones, of one patch or of two side by side, zoom and move together. A page holds some of the
+// patches; in JupyterLab a kernel gives the pixels of any.
+const STEP = 24; // pictures that appear at once
+const MASK = -1; // beside the numbers of the maps
+
+// Which patches are listed: a test of a decision, and whether it needs probabilities.
+const WANTED = {
+  all: ["all patches", () => true, false],
+  present: ["class present", ({ label }) => label === 1, false],
+  absent: ["class absent", ({ label }) => label === 0, false],
+  errors: ["errors", ({ kind }) => isWrong(kind), true],
+  "false negative": ["false negatives", ({ kind }) => kind === "false negative", true],
+  "false positive": ["false positives", ({ kind }) => kind === "false positive", true],
+  correct: ["correct in all classes", ({ kind }, allRight) => allRight && kind === CORRECT, true],
+};
+
+function viewer(data, ask) {
   const { classes, patches } = data;
+  const [scored, masked] = [patches.some(({ probabilities }) => probabilities), patches.some(({ mask }) => mask)];
+  const groups = [...new Set(patches.map(({ group }) => group).filter((group) => group !== null))].sort();
   const heat = bytes(data.heat);
-  const hasMasks = patches.some((patch) => patch.mask);
-  const wrongIn = (patch) => patch.labels.filter((label, k) => isWrong(outcome(label, patch.probabilities[k], data))).length;
-  function thumbnail(patch) {
-    const wrong = wrongIn(patch);
-    const remark = wrong ? `, ${wrong} wrong ${wrong === 1 ? "decision" : "decisions"}` : "";
-    return [element("img", { src: patch.image, alt: patch.name + remark, title: patch.name }),
-      ...(wrong ? [element("span", { class: "badge", "aria-hidden": "true" }, "✗")] : [])];
-  }
-  const choosePatch = radios("Choose a patch", patches.map(thumbnail), "choose-patch");
-  const lines = classes.map((name, k) => ({
-    truth: element("span", { class: "truth" }), fill: element("span"), p: element("span", { class: "p" }),
-    kind: element("span", { class: "kind" }), name: named(name, { class: "name" }), swatch: swatch(k, data),
-  }));
-  const chooseClass = radios("Class, truth, and probability with the threshold at 0.5", lines.map((line) => [
-    line.swatch, line.name, line.truth, element("span", { class: "bar", "aria-hidden": "true" }, line.fill), line.p,
-    line.kind,
-  ]), "choose-class");
 
-  const picture = element("img", { alt: "" });
-  const overlay = element("canvas", { role: "img", "aria-label": "Attention" });
-  const maskCanvas = element("canvas", { role: "img", "aria-label": "Mask" });
-  const [about, legend] = [element("p"), element("p", { class: "legend" })];
-  const [overlayTitle, peak, scale] = [element("span"), element("span"), element("span", { class: "heat", "aria-hidden": "true" })];
-  scale.style.backgroundImage = `linear-gradient(to right, ${[0, 32, 64, 96, 128, 160, 192, 224, 255].map((value) => (
-    `rgb(${heat.slice(3 * value, 3 * value + 3).join(" ")} / ${value / 255})`)).join(", ")})`;
-  const maskPanel = panel("Mask", maskCanvas, legend);
-  const panels = element("div", { class: "panels" }, panel("Patch", picture, about), maskPanel,
-    panel(overlayTitle, overlay, element("p", { class: "legend" }, "lowest ", scale, " ", peak)));
-  const opacity = slider("Opacity", 85);
-  const outline = element("input", { type: "checkbox", checked: true });
-  const controls = element("div", { class: "overlay-options" }, opacity.box);
-  if (hasMasks) controls.append(element("label", {}, outline, " Outline of the class in the mask"));
-  const status = element("p", { class: "state", role: "status" });
-
-  // What has been decoded of a patch, once.
-  const decoded = new Map();
-  async function decode(patch) {
-    const tissue = canvasOf(pixelsOf(await loaded(patch.image)));
-    return { tissue, mask: patch.mask && await classMap(patch.mask, data), heats: new Map() };
-  }
-  function load(i, k) {
-    if (!decoded.has(i)) decoded.set(i, decode(patches[i]));
-    return decoded.get(i).then((parts) => ({ i, k, ...parts }));
-  }
-
-  function inWords(map) {
-    const there = map.where ? `most attention ${map.where}` : "attention is uniform: there is no evidence for the class";
-    if (map.area === null) return there;
-    return `${there}; ${percent(map.inside)} of it in the mask, which covers ${percent(map.area)} of the patch`;
-  }
-  function describe() {
-    const [i, k] = [choosePatch.value(), chooseClass.value()];
-    const patch = patches[i];
-    lines.forEach((line, c) => {
-      const kind = outcome(patch.labels[c], patch.probabilities[c], data);
-      line.truth.textContent = state(patch.labels[c]);
-      line.fill.style.width = `${100 * patch.probabilities[c]}%`;
-      line.fill.style.setProperty("--class-colour", data.colours[c]);
-      line.p.textContent = patch.probabilities[c].toFixed(2);
-      line.kind.textContent = mark(kind);
-      line.kind.classList.toggle("wrong", isWrong(kind));
-    });
-    const [p, map] = [patch.probabilities[k], patch.maps[k]];
-    picture.src = patch.image;
-    picture.alt = `Patch ${patch.name}`;
-    about.replaceChildren(...aboutPatch(patch));
-    overlayTitle.replaceChildren("Attention of ", named(classes[k]));
-    peak.textContent = map.where ? `peak: ${map.peak.toLocaleString("en")} × uniform` : "uniform";
-    status.replaceChildren(`Patch ${i + 1} of ${patches.length}. `, named(classes[k]),
-      `: ${state(patch.labels[k])}, p = ${p.toFixed(2)}, ${mark(outcome(patch.labels[k], p, data))}; ${inWords(map)}`,
-      ...(patch.mask && map.area === null ? ["; the class is not in the mask"] : []), ".");
-  }
-  function paint({ i, k, tissue, mask, heats }) {
-    const [patch, scaled] = [patches[i], 2 * tissue.width];
-    if (!heats.has(k)) heats.set(k, heatOf(bytes(patch.maps[k].cells), data.grid, tissue.width, heat));
-    [overlay.width, overlay.height] = [scaled, scaled];
-    const context = overlay.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(tissue, 0, 0, scaled, scaled);
-    context.globalAlpha = opacity.input.value / 100;
-    context.drawImage(heats.get(k), 0, 0, scaled, scaled);
-    const drawn = mask && outline.checked && patch.maps[k].area !== null;
-    if (drawn) drawBorder(context, borderOf(mask, k), k, data);
-    overlay.setAttribute("aria-label", `Attention of ${classes[k]} over patch ${patch.name}: ${inWords(patch.maps[k])}${
-      drawn ? "; with the outline of the mask" : ""}.`);
-    maskPanel.hidden = !mask;
-    if (!mask) return;
-    drawMask(maskCanvas, mask, data);
-    const found = classes.flatMap((_, c) => (patch.maps[c].area === null ? [] : [c]));
-    legend.replaceChildren(...found.map((c) => element("span", { class: "key" }, swatch(c, data), named(classes[c]), " ",
-      element("span", {}, percent(patch.maps[c].area)))), ...(found.length ? [] : ["none of the classes"]));
-    maskCanvas.setAttribute("aria-label", `Mask of patch ${patch.name}: ${
-      found.map((c) => `${classes[c]} ${percent(patch.maps[c].area)}`).join(", ") || "none of the classes"}.`);
-  }
-  const drawLatest = latest(load, paint, (message) => { status.textContent = message; });
-  const draw = () => drawLatest(choosePatch.value(), chooseClass.value());
-  const follow = () => { describe(); draw(); };
-  for (const { box } of [choosePatch, chooseClass]) box.addEventListener("change", follow);
-  for (const input of [opacity.input, outline]) input.addEventListener("input", draw);
-
-  const more = element("label", { hidden: !ask }, `Add the patch at place (1 to ${count(data.total)}) `);
-  if (ask) {
-    const place = element("input", { type: "number", min: 1, max: data.total, step: 1 });
-    more.append(place);
-    place.addEventListener("change", latest(() => ask("patch", Number(place.value)), (patch) => {
-      patches.push(patch);
-      choosePatch.add(thumbnail(patch)).checked = true;
-      follow();
-    }, (message) => { status.textContent = message; }));
-  }
-  follow();
-  return explorer("Attention over patches", choosePatch.box, more, panels, status,
-    element("div", { class: "choices" }, chooseClass.box, controls));
-}
-
-// Patches with their labels and masks. A page holds some of them; in JupyterLab a kernel finds any.
-function browser(data, ask) {
-  const { classes, patches } = data;
   const chooseClass = picker([-1, "any class"], ...classes.map((name, k) => [k, name]));
-  const chooseState = picker([1, "present"], [0, "absent"]);
-  const chooseGroup = picker([-1, "any group"], ...data.groups.map((name, i) => [i, name]));
-  const write = (place, last) => `${count(Number(place))} of ${count(Number(last))}`;
-  const turn = slider("Patch", 1, { min: 1, max: patches.length, step: 1, write });
-  const outline = element("input", { type: "checkbox", checked: true });
-  const canvas = element("canvas", { role: "img", "aria-label": "Patch" });
-  const [about, status, labels] = [element("p"), element("p", { class: "state", role: "status" }), element("div")];
-  let fitting = [];
-
-  function fits(patch) {
-    const [k, wanted, group] = [chooseClass, chooseState, chooseGroup].map(({ value }) => Number(value));
-    return (k < 0 || patch.labels[k] === wanted) && (group < 0 || patch.group === data.groups[group]);
-  }
-  const find = async () => (ask
-    ? ask("find", [chooseClass, chooseState, chooseGroup].map(({ value }) => Number(value)))
-    : patches.flatMap((patch, i) => (fits(patch) ? [i] : [])));
-  async function load(place) {
-    if (!fitting.length) return null;
-    const patch = ask ? await ask("patch", fitting[place]) : patches[fitting[place]];
-    return { patch, image: await loaded(patch.image), mask: patch.mask && await classMap(patch.mask, data) };
-  }
-  function paint(found) {
-    for (const node of [canvas, about, labels]) node.hidden = !found;
-    const among = ask ? `${count(data.total)} patches` : `${count(patches.length)} patches on this page, of ${count(data.total)},`;
-    status.textContent = found ? `${count(fitting.length)} of the ${among} fit.` : "No patch fits.";
-    if (!found) return;
-    const { patch, image, mask } = found;
-    [canvas.width, canvas.height] = [2 * image.naturalWidth, 2 * image.naturalHeight];
-    const context = canvas.getContext("2d");
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    if (mask && outline.checked) classes.forEach((_, k) => { if (patch.areas[k]) drawBorder(context, borderOf(mask, k), k, data); });
-    const present = classes.filter((_, k) => patch.labels[k]).join(", ") || "no label";
-    canvas.setAttribute("aria-label", `Patch ${patch.name}: ${present}.`);
-    about.replaceChildren(...aboutPatch(patch));
-    labels.replaceChildren(table("Labels of the patch", ["Class", "Label", ...(mask ? ["Area in the mask"] : [])],
-      classes.map((_, k) => [classNode(k, data), state(patch.labels[k]), ...(mask ? [percent(patch.areas[k])] : [])])));
-  }
-  function fail(message) {
-    for (const node of [canvas, about, labels]) node.hidden = true;
-    status.textContent = message;
-  }
-  const drawLatest = latest(load, paint, fail);
-  const draw = () => drawLatest(turn.input.value - 1);
-  const filter = latest(find, (found) => {
-    fitting = found;
-    chooseState.disabled = chooseClass.value < 0;
-    turn.input.disabled = fitting.length < 2;
-    turn.input.max = Math.max(1, fitting.length);
-    turn.set(1);
-    draw();
-  }, fail);
-  for (const input of [chooseClass, chooseState, chooseGroup]) input.addEventListener("change", filter);
-  for (const input of [turn.input, outline]) input.addEventListener("input", draw);
-  filter();
-  return explorer("Patches with their labels",
-    element("div", { class: "filters" }, element("label", {}, "Class ", chooseClass),
-      element("label", {}, "which is ", chooseState), element("label", { hidden: !data.groups.length }, "Group ", chooseGroup)),
-    element("div", { class: "filters" }, turn.box,
-      element("label", { hidden: !data.masks }, outline, " Outlines of the classes in the mask")),
-    status, element("div", { class: "patch" }, element("div", { class: "panel" }, canvas, about), labels));
-}
-
-const STEP = 40; // thumbnails that appear at once
-
-// A gallery of patches, filtered by class, by kind of decision and by confidence.
-function gallery(data) {
-  const { classes, patches } = data;
-  const kinds = ["false negative", "false positive", CORRECT];
-  const id = uniqueName();
-  const chooseClass = picker([-1, "all classes"], ...classes.map((name, k) => [k, name]));
-  const boxes = kinds.map((kind) => element("input", { type: "checkbox", checked: kind !== CORRECT }));
+  const chooseWanted = picker(...Object.entries(WANTED).flatMap(([name, [text, , needs]]) => (needs && !scored ? [] : [[name, text]])));
+  chooseWanted.value = data.wanted;
+  const chooseGroup = picker([-1, "any group"], ...groups.map((name, i) => [i, name]));
+  const least = slider("Covered area at least", 0);
   const [from, to] = [slider("Confidence from", 0), slider("Confidence to", 100)];
+  const over = element("input", { type: "checkbox", checked: data.maps.length > 0 });
   const status = element("p", { class: "state", role: "status" });
-  const list = element("ul", { class: "thumbnails" });
+  const list = element("ul", { class: "pictures" });
   const more = button("");
-  let [fitting, shown] = [[], 0];
+  let [fitting, shown] = [[], 0]; // patches with the decision that makes them fit
 
-  // Decisions of a patch that fit, the most confident first. A patch counts as correct where every class looked at is.
+  function decision(patch, k) {
+    const [label, p] = [patch.labels[k], patch.probabilities?.[k]];
+    return { k, label, p, kind: p === undefined ? UNKNOWN : outcome(label, p, data), confidence: p === undefined ? 0 : confidence(p) };
+  }
+  // The decision of a patch that fits, the most confident error before others; undefined where none fits.
   function fits(patch) {
     const k = Number(chooseClass.value);
-    const decisions = classes.map((_, c) => c).filter((c) => (k < 0 || c === k) && patch.labels[c] !== null).map((c) => {
-      const p = patch.probabilities[c];
-      return { k: c, p, kind: outcome(patch.labels[c], p, data), confidence: confidence(p) };
-    });
-    const allRight = decisions.every(({ kind }) => kind === CORRECT);
-    return decisions
-      .filter(({ kind }) => boxes[kinds.indexOf(kind)].checked && (kind !== CORRECT || allRight))
-      .sort((one, other) => other.confidence - one.confidence);
+    const all = classes.map((_, c) => decision(patch, c)).filter((own) => k < 0 || own.k === k);
+    const allRight = all.every(({ kind }) => kind === CORRECT);
+    const areas = k < 0 ? patch.areas : patch.areas && [patch.areas[k]];
+    if (chooseGroup.value >= 0 && patch.group !== groups[chooseGroup.value]) return undefined;
+    if (least.input.value > 0 && !(areas && Math.max(...areas) >= least.input.value / 100)) return undefined;
+    const [found] = all.filter((own) => WANTED[chooseWanted.value][1](own, allRight))
+      .sort((one, other) => isWrong(other.kind) - isWrong(one.kind) || other.confidence - one.confidence || other.label - one.label);
+    const inRange = found && found.confidence >= 100 * from.input.value && found.confidence <= 100 * to.input.value;
+    return inRange ? found : undefined;
+  }
+  function summary(patch, { k, p, kind }) {
+    if (patch.note) return [patch.note];
+    return scored ? [named(classes[k]), element("br"), `${kind}, ${p.toFixed(2)}`]
+      : [named(classes.filter((_, c) => patch.labels[c]).join(", ") || "no label")];
   }
 
-  const picture = element("img", { alt: "" });
-  const title = element("p", { id: `${id}-title`, class: "panel-title" });
-  const decisions = element("div");
-  const [previous, next, close] = ["Previous", "Next", "Close"].map(button);
-  const dialog = element("dialog", { class: "explorer-patch", "aria-labelledby": `${id}-title` }, title,
-    element("div", { class: "patch" }, picture, decisions), element("p", { class: "turn-patch" }, previous, next, close));
-  let at = 0;
-  function open(place) {
-    at = place;
-    const { patch } = fitting[at];
-    picture.src = patch.image;
-    picture.alt = `Patch ${patch.name}`;
-    title.replaceChildren(...aboutPatch(patch), ` (${at + 1} of ${fitting.length})`);
-    decisions.replaceChildren(table("Decisions", ["Class", "Truth", "p", "Decision"], classes.map((name, k) => {
-      const kind = outcome(patch.labels[k], patch.probabilities[k], data);
-      const decision = element("span", { class: isWrong(kind) ? "wrong" : null }, mark(kind));
-      return [named(name), state(patch.labels[k]), patch.probabilities[k].toFixed(2), decision];
-    })));
-    previous.disabled = at === 0;
-    next.disabled = at === fitting.length - 1;
-    if (!dialog.open) dialog.showModal();
+  // A patch with its pixels, and what was decoded of it, once.
+  const prepared = new Map();
+  async function prepare(patch) {
+    if (!patch.image) Object.assign(patch, await ask("patch", patch.i));
+    if (!prepared.has(patch)) prepared.set(patch, { patch, mask: patch.mask && await classMap(patch.mask, data) });
+    return prepared.get(patch);
   }
-  const turn = (by) => { if (fitting[at + by]) open(at + by); };
-  previous.addEventListener("click", () => turn(-1));
-  next.addEventListener("click", () => turn(1));
-  close.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") turn(-1);
-    if (event.key === "ArrowRight") turn(1);
-  });
-  dialog.addEventListener("close", () => {
-    while (shown <= at) show();
-    list.children[at].querySelector("button").focus();
-  });
+  // The picture of a patch, and over it its mask, or a map, and the outline of class k.
+  function layers({ patch, mask }, k, map, { opaque = 0.7, outlined = true } = {}) {
+    const box = element("div", { class: "layers" }, element("img", { src: patch.image, alt: "" }));
+    if (map === MASK) {
+      box.append(maskOf(mask, data));
+      box.lastChild.classList.add("mask");
+    }
+    if (map >= 0) {
+      const shade = heatOf(bytes(patch.maps[map][k].cells), data.grid, 8 * data.grid, heat);
+      shade.style.opacity = opaque;
+      box.append(shade);
+    }
+    if (outlined && mask && patch.areas[k] && map !== MASK) box.append(outlineOf(mask, k, data));
+    return box;
+  }
 
-  function thumbnail({ patch, decisions: [{ k, p, kind }] }, place) {
-    const opener = element("button", { type: "button", title: patch.name },
-      element("img", { src: patch.image, alt: `${patch.name}: ` }),
-      element("span", {}, named(classes[k]), element("br"), `${kind}, ${p.toFixed(2)}`));
+  function listed({ patch, found }, place) {
+    const box = element("div", { class: "picture" });
+    const opener = element("button", { type: "button", title: patch.name }, box,
+      element("span", {}, ...summary(patch, found)));
+    opener.setAttribute("aria-label", `${patch.name}: ${opener.textContent}`);
     opener.addEventListener("click", () => open(place));
+    prepare(patch).then((own) => {
+      box.style.aspectRatio = patch.size.join(" / ");
+      box.append(layers(own, found.k, over.checked && data.maps.length ? 0 : undefined, { outlined: over.checked }));
+    }, (error) => box.append(error.message));
     return element("li", {}, opener);
   }
   function show() {
     const following = fitting.slice(shown, shown + STEP);
-    list.append(...following.map((own, i) => thumbnail(own, shown + i)));
+    list.append(...following.map((own, i) => listed(own, shown + i)));
     shown += following.length;
     const left = fitting.length - shown;
     more.textContent = `Show ${Math.min(STEP, left)} more`;
     more.hidden = !left;
   }
-  function filter() {
-    const [low, high] = [from, to].map(({ input }) => 100 * Number(input.value));
-    fitting = patches
-      .map((patch) => ({ patch, decisions: fits(patch) }))
-      .filter(({ decisions: [first] }) => first && first.confidence >= low && first.confidence <= high)
-      .sort((one, other) => other.decisions[0].confidence - one.decisions[0].confidence);
-    shown = 0;
+  async function find() {
+    const unread = ask && least.input.value > 0 && patches.some(({ areas }) => areas === undefined);
+    if (unread) (await ask("areas")).forEach((areas, i) => { patches.find((patch) => patch.i === i).areas ??= areas; });
+    const found = patches.map((patch) => ({ patch, found: fits(patch) })).filter((own) => own.found);
+    const inOrder = chooseClass.value < 0 && chooseWanted.value === "all";
+    return inOrder ? found : found.sort((one, other) => other.found.confidence - one.found.confidence);
+  }
+  const fail = (message) => { status.textContent = message; };
+  const filter = latest(find, (found) => {
+    [fitting, shown] = [found, 0];
     list.replaceChildren();
     show();
-    status.textContent = fitting.length
-      ? `${count(fitting.length)} of ${count(patches.length)} patches fit.`
-      : `No patch fits, of ${count(patches.length)}. Allow more kinds of decisions or a wider range of confidence.`;
-  }
+    status.textContent = fitting.length ? `${count(fitting.length)} of ${count(patches.length)} patches fit.`
+      : `No patch fits, of ${count(patches.length)}.`;
+  }, fail);
   // The two ends push each other.
   from.input.addEventListener("input", () => to.set(Math.max(to.input.value, from.input.value)));
   to.input.addEventListener("input", () => from.set(Math.min(to.input.value, from.input.value)));
-  for (const input of [chooseClass, ...boxes, from.input, to.input]) input.addEventListener("input", filter);
+  for (const input of [chooseClass, chooseWanted, chooseGroup, over, least.input, from.input, to.input]) input.addEventListener("input", filter);
   more.addEventListener("click", () => {
     const first = shown;
     show();
     list.children[first].querySelector("button").focus();
   });
-  filter();
-  return explorer("Gallery of patches",
-    element("div", { class: "filters" }, element("label", {}, "Class ", chooseClass),
-      element("fieldset", { class: "kinds" }, element("legend", {}, "Decisions"),
-        ...kinds.map((kind, i) => element("label", {}, boxes[i], ` ${kind}`))),
-      element("div", { class: "range" }, from.box, to.box)),
-    element("p", { class: "hint" }, `${data.held} The number is the probability p; confidence is 0 % at p = 0.5 and `
-      + "100 % at p = 0 and p = 1."),
+
+  // The opened view.
+  const id = uniqueName();
+  const title = element("p", { id, class: "panel-title", role: "status" });
+  const rows = element("div", { class: "views" });
+  const lines = classes.map((name, k) => ({ swatch: swatch(k, data), name: named(name, { class: "name" }), told: element("span") }));
+  const chooseShown = radios("Class", lines.map((line) => [line.swatch, line.name, line.told]), "choose-class");
+  const opacity = slider("Opacity", 70);
+  const outline = element("input", { type: "checkbox", checked: true });
+  const link = element("a", { hidden: Boolean(ask) }, "Link to this view");
+  const [zoomIn, zoomOut, fit, keep, previous, next, close] = [
+    "Zoom in", "Zoom out", "Whole patch", "", "Previous", "Next", "Close"].map(button);
+  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id, "data-lm-suppress-shortcuts": true }, title, rows,
+    element("div", { class: "choices" }, chooseShown.box, element("div", { class: "overlay-options" },
+      element("div", { hidden: !data.maps.length }, opacity.box),
+      element("label", { hidden: !masked }, outline, " Outline of the class in the mask"),
+      element("div", { class: "filters" }, zoomIn, zoomOut, fit), link)),
+    element("p", { class: "turn-patch" }, previous, next, keep, close));
+  close.autofocus = true; // the first radio button would take the arrow keys
+  const view = { zoom: 1, x: 0, y: 0 }; // of every picture; lengths in parts of its side
+  let [at, kept, bars] = [0, null, []];
+
+  function place() {
+    for (const axis of ["x", "y"]) view[axis] = Math.min(Math.max(view[axis], 1 - view.zoom), 0);
+    rows.classList.toggle("zoomed", view.zoom > 1);
+    for (const [name, value] of Object.entries(view)) rows.style.setProperty(`--${name}`, value);
+    for (const { lens, bar, um } of bars) {
+      const { pixels, text } = scaleBar(um / lens.clientWidth / view.zoom, lens.clientWidth);
+      const line = element("span");
+      line.style.width = `${pixels}px`;
+      bar.replaceChildren(text, line);
+    }
+  }
+  function zoom(factor, x = 0.5, y = 0.5) {
+    const zoomed = Math.min(Math.max(view.zoom * factor, 1), 16);
+    if (zoomed === view.zoom) return false;
+    const grown = zoomed / view.zoom;
+    Object.assign(view, { zoom: zoomed, x: x - (x - view.x) * grown, y: y - (y - view.y) * grown });
+    place();
+    return true;
+  }
+  const move = (x, y) => { view.x += x; view.y += y; place(); };
+
+  function inWords(map) {
+    const there = map.where ? `most ${map.where}, ${map.peak.toLocaleString("en")} × uniform` : "uniform: there is no evidence for the class";
+    return map.inside === null ? there : `${there}; ${percent(map.inside)} of it in the mask`;
+  }
+  const legend = ({ patch }) => classes.flatMap((_, k) => (patch.areas[k]
+    ? [element("span", { class: "key" }, swatch(k, data), named(classes[k]), " ", element("span", {}, percent(patch.areas[k])))] : []));
+  function decided(patch, k) {
+    const { label, p, kind } = decision(patch, k);
+    return p === undefined ? state(label) : `${state(label)}, p = ${p.toFixed(2)}, ${mark(kind)}`;
+  }
+  function row(own, k, alone) {
+    const { patch, mask } = own;
+    const picture = (name, map, words, ...caption) => {
+      const lens = element("div", { class: "lens", role: "img", "aria-label": `${name} of patch ${patch.name}${words}` },
+        layers(own, k, map, { opaque: opacity.input.value / 100, outlined: outline.checked }));
+      lens.style.aspectRatio = patch.size.join(" / ");
+      const parts = (x, y) => [x / lens.clientWidth, y / lens.clientHeight];
+      movable(lens, { zoom: (factor, x, y) => zoom(factor, ...parts(x, y)), move: (x, y) => move(...parts(x, y)) });
+      return panel(name, lens, element("p", { class: "legend" }, ...caption));
+    };
+    const first = picture("Patch", undefined, "", element("span", {}, ...aboutPatch(patch)),
+      ...(alone ? [] : [element("span", {}, named(classes[k]), `: ${decided(patch, k)}`)]));
+    if (patch.um) {
+      const bar = element("span", { class: "scale-bar" });
+      const lens = first.querySelector(".lens");
+      lens.append(bar);
+      bars.push({ lens, bar, um: patch.um });
+    }
+    const found = mask ? legend(own) : [];
+    return element("div", { class: "panels" }, first,
+      ...(mask ? [picture("Mask", MASK, `: ${found.map((key) => key.textContent).join(", ") || "none of the classes"}`,
+        ...(found.length ? found : ["none of the classes"]))] : []),
+      ...data.maps.map((name, number) => {
+        const words = inWords(patch.maps[number][k]);
+        return picture(name, number, `, ${classes[k]}: ${words}`, words);
+      }));
+  }
+  const paint = latest((...opened) => Promise.all(opened.map(prepare)), (opened) => {
+    const [{ patch }, k] = [opened.at(-1), chooseShown.value()];
+    bars = [];
+    rows.replaceChildren(...opened.map((own) => row(own, k, opened.length === 1)));
+    lines.forEach(({ told }, c) => {
+      told.textContent = decided(patch, c);
+      told.classList.toggle("wrong", isWrong(decision(patch, c).kind));
+    });
+    title.replaceChildren(`Patch ${count(at + 1)} of ${count(fitting.length)}. `, named(classes[k]), `: ${decided(patch, k)}`);
+    place();
+  }, (message) => { title.textContent = message; });
+  function draw() {
+    const { patch } = fitting[at];
+    [previous.disabled, next.disabled] = [at === 0, at === fitting.length - 1];
+    keep.textContent = kept ? "Stop comparing" : "Compare";
+    link.href = new URL(`#patch=${encodeURIComponent(patch.name)};class=${encodeURIComponent(classes[chooseShown.value()])}`, window.location.href);
+    paint(...(kept && kept !== patch ? [kept, patch] : [patch]));
+  }
+  function open(place_, k = fitting[place_].found.k) {
+    at = place_;
+    Object.assign(view, { zoom: 1, x: 0, y: 0 });
+    chooseShown.set(k);
+    if (!dialog.open) dialog.showModal();
+    draw();
+  }
+  const turn = (by) => { if (fitting[at + by]) { at += by; draw(); } };
+  for (const [node, act] of [[previous, () => turn(-1)], [next, () => turn(1)], [close, () => dialog.close()],
+    [zoomIn, () => zoom(1.5)], [zoomOut, () => zoom(1 / 1.5)], [fit, () => zoom(0)],
+    [keep, () => { kept = kept ? null : fitting[at].patch; draw(); }]]) node.addEventListener("click", act);
+  for (const node of [chooseShown.box, opacity.input, outline]) node.addEventListener("input", draw);
+  dialog.addEventListener("keydown", (event) => {
+    const [part, plain] = [0.1, !event.target.matches("input")]; // arrow keys belong to radio buttons and sliders
+    const arrows = { ArrowLeft: [part, 0], ArrowRight: [-part, 0], ArrowUp: [0, part], ArrowDown: [0, -part] };
+    if (event.key in ZOOM_KEYS) zoom(ZOOM_KEYS[event.key]);
+    else if (event.shiftKey && event.key in arrows) move(...arrows[event.key]);
+    else if (plain && event.key === "ArrowLeft") turn(-1);
+    else if (plain && event.key === "ArrowRight") turn(1);
+    else return;
+    event.preventDefault();
+  });
+  dialog.addEventListener("close", () => {
+    kept = null;
+    while (shown <= at) show();
+    list.children[at].querySelector("button").focus();
+  });
+  new ResizeObserver(place).observe(rows);
+
+  // A link of the page to a patch, and to a class of it.
+  async function follow() {
+    const [name, of] = ["patch", "class"].map((what) => new URLSearchParams(window.location.hash.slice(1).replaceAll(";", "&")).get(what));
+    if (!patches.some((patch) => patch.name === name)) return;
+    if (!fitting.some(({ patch }) => patch.name === name)) {
+      for (const [select, value] of [[chooseClass, -1], [chooseWanted, "all"], [chooseGroup, -1]]) select.value = value;
+      for (const [{ set }, value] of [[least, 0], [from, 0], [to, 100]]) set(value);
+      await filter();
+    }
+    open(fitting.findIndex(({ patch }) => patch.name === name), Math.max(classes.indexOf(of), 0));
+  }
+  filter().then(() => { if (!ask) follow(); });
+  if (!ask) window.addEventListener("hashchange", follow);
+  return explorer(data.title,
+    element("div", { class: "filters" }, element("label", {}, "Class ", chooseClass), element("label", {}, "Show ", chooseWanted),
+      element("label", { hidden: !groups.length }, "Group ", chooseGroup),
+      element("div", { hidden: !masked }, least.box),
+      element("div", { class: "range", hidden: !scored }, from.box, to.box),
+      element("label", { hidden: !masked && !data.maps.length }, over,
+        data.maps.length ? ` ${data.maps[0]} over the patches` : " Outlines over the patches")),
+    element("p", { class: "hint" }, ask ? "" : `${data.held} `, scored ? "The number is the probability p; confidence is 0 % at p = 0.5 and "
+      + "100 % at p = 0 and p = 1. " : "", "A click opens a patch; then the arrow keys turn, the wheel zooms."),
     status, list, more, dialog);
 }
 
@@ -685,16 +721,13 @@ function slide(data, ask) {
       }
     }
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const wanted = 0.25 * w / view.zoom * data.mpp; // of the bar, in micrometres
-    const ten = 10 ** Math.floor(Math.log10(wanted));
-    const length = [5, 2, 1].find((step) => step * ten <= wanted) * ten;
-    const bar = length / data.mpp * view.zoom;
+    const { pixels: bar, text } = scaleBar(data.mpp / view.zoom, w);
     context.fillStyle = "#fffd";
     context.fillRect(10, h - 40, bar + 16, 30);
     context.fillStyle = "#000";
     context.fillRect(18, h - 18, bar, 3);
     context.font = "12px sans-serif";
-    context.fillText(length >= 1000 ? `${length / 1000} mm` : `${length} µm`, 18, h - 24);
+    context.fillText(text, 18, h - 24);
   }
   function keepInside() {
     for (const [axis, shown, whole] of [["x", canvas.clientWidth, width], ["y", canvas.clientHeight, height]]) {
@@ -721,54 +754,21 @@ function slide(data, ask) {
   }
   const move = (x, y) => { view.x += x; view.y += y; keepInside(); };
 
-  const pointers = new Map();
-  let dragged = 0;
-  const at = (event) => {
-    const { left, top } = canvas.getBoundingClientRect();
-    return [event.clientX - left, event.clientY - top];
-  };
-  const spread = () => {
-    const [[x, y], [u, v]] = [...pointers.values()];
-    return { far: Math.hypot(x - u, y - v), x: (x + u) / 2, y: (y + v) / 2 };
-  };
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, at(event));
-    dragged = pointers.size > 1 ? Infinity : 0;
+  movable(canvas, {
+    zoom, move,
+    point: (x, y) => {
+      const tile = tileAt(...place(x, y));
+      if (tile !== picked) { say(tile); draw(); }
+    },
+    click: (x, y) => open(tileAt(...place(x, y))),
   });
-  canvas.addEventListener("pointermove", (event) => {
-    const [x, y] = at(event);
-    if (pointers.has(event.pointerId)) {
-      const before = pointers.size > 1 ? spread() : null;
-      const [from, fromY] = pointers.get(event.pointerId);
-      pointers.set(event.pointerId, [x, y]);
-      if (before) {
-        const after = spread();
-        zoom(after.far / before.far, after.x, after.y);
-        move(after.x - before.x, after.y - before.y);
-      } else {
-        dragged += Math.hypot(x - from, y - fromY);
-        move(x - from, y - fromY);
-      }
-    }
-    const tile = tileAt(...place(x, y));
-    if (tile !== picked) { say(tile); draw(); }
-  });
-  for (const kind of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(kind, (event) => {
-      if (pointers.delete(event.pointerId) && kind === "pointerup" && dragged < 4) open(tileAt(...place(...at(event))));
-    });
-  }
-  canvas.addEventListener("wheel", (event) => {
-    if (zoom(2 ** (-event.deltaY / 300), ...at(event))) event.preventDefault(); // at its ends the page scrolls
-  }, { passive: false });
   canvas.addEventListener("keydown", (event) => {
     const step = 60;
     const keys = {
       ArrowLeft: () => move(step, 0), ArrowRight: () => move(-step, 0), ArrowUp: () => move(0, step),
-      ArrowDown: () => move(0, -step), "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5),
-      0: () => zoom(0), Enter: () => open(middle()),
+      ArrowDown: () => move(0, -step), Enter: () => open(middle()),
     };
+    for (const [key, factor] of Object.entries(ZOOM_KEYS)) keys[key] = () => zoom(factor);
     if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     say(middle());
@@ -828,7 +828,7 @@ function slide(data, ask) {
     await base.decode();
     if (data.mask) {
       const mask = await classMap(data.mask, data);
-      outlines = { width: 2 * mask.width, height: 2 * mask.height, paths: classes.map((_, k) => borderOf(mask, k)) };
+      outlines = { width: mask.width, height: mask.height, paths: classes.map((_, k) => new Path2D(borderOf(mask, k))) };
     }
     for (const own of stored.values()) loaded(own.image).then((image) => { own.picture = image; draw(); });
     follow();
@@ -845,7 +845,7 @@ function slide(data, ask) {
     canvas, element("div", { class: "filters" }, zoomIn, zoomOut, fit, legend), status, listTitle, list, dialog);
 }
 
-const makers = { attention, patches: browser, gallery, thresholds, prompts, slide };
+const makers = { patches: viewer, thresholds, prompts, slide };
 
 // Return a function that asks the kernel a question and returns its answer.
 function asker(model) {
@@ -865,6 +865,7 @@ function asker(model) {
 async function render({ model, el }) {
   const ask = asker(model);
   const data = await ask("data");
+  if (data.kind === "patches") data.patches.push(...await ask("rest"));
   el.classList.add("explorer-lab");
   el.append(makers[data.kind](data, ask));
 }

@@ -36,7 +36,7 @@ MARKERS = {
     "centre": "D", "uniform": "|",
 }  # fmt: skip
 LIKE = {TRAINED: "histoclip_patch", "as_is": "histoclip_patch", PROBE: "linear_probe", "probe": "linear_probe"}
-OPACITY = 0.85  # of the highest value over the tissue; the lowest is clear
+OPACITY = 0.7  # of the highest value over the tissue; the lowest is clear
 HOT = (0.4, 1.0)  # part of the colour map that is seen: its dark end would hide the tissue
 SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
 PALETTE = 255  # colours; a picture in all colours takes three times the bytes
@@ -143,9 +143,9 @@ def attention_figures(
     """
     for position in chosen:
         i = index[position]
-        mask = patches.mask(i)
+        image, mask = square_crop(patches.picture(i)), patches.mask(i)
         yield attention_overlay(
-            square_crop(patches.image(i)), maps[position], patches.classes, patches.labels[i], probabilities[position],
+            image, maps[position], patches.classes, patches.labels[i], probabilities[position],
             None if mask is None else square_crop(mask), patches.files[i],
         )  # fmt: skip
 
@@ -264,7 +264,7 @@ def attention_cases(
     said = []
     for line, (position, k) in zip(grid, cases, strict=True):
         i, area = index[position], scores.area[position, k]
-        image, mask = square_crop(patches.image(i)), square_crop(patches.mask(i))
+        image, mask = square_crop(patches.picture(i)), square_crop(patches.mask(i))
         line[0].imshow(image)
         outline(line[0], mask, [k])
         about = f"{area:.0%} of the patch, p = {probabilities[position, k]:.2f}"
@@ -318,7 +318,7 @@ def save_thumbnail(
         As for `attention_figures` and `choose_for_attention`; without any chosen patch the first one is drawn.
     """
     position = chosen[0] if chosen else 0
-    image = square_crop(patches.image(index[position]))
+    image = square_crop(patches.picture(index[position]))
     k = probabilities[position].argmax()
     if gain is not None and not np.isnan(gain[position]).all():
         k = np.nanargmin(np.abs(gain[position] - np.nanmedian(gain[position])))

@@ -80,7 +80,7 @@ def sample_patches(patches: PatchDataset, index: np.ndarray, count: int, seed: i
     labelled = [_labels_of(patches, i) for i in chosen]
     said = "; ".join(f"{patches.files[i]}: {text}" for i, text in zip(chosen, labelled, strict=True))
     return patch_grid(
-        [patches.image(i) for i in chosen],
+        [patches.picture(i) for i in chosen],
         [wrapped(text, 34) for text in labelled],
         [patches.mask(i) for i in chosen],
         patches.classes,
@@ -105,7 +105,7 @@ def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: in
         ):
             group = "" if patches.groups is None else f", group {patches.groups[i]}"
             titles.append("\n".join([wrapped(f"{part}{group}", 34), wrapped(patches.files[i], 34), remark]))
-            images.append(patches.image(i))
+            images.append(patches.picture(i))
     said = "; ".join(" ".join(title.split()) for title in titles)
     return patch_grid(
         images,
@@ -153,7 +153,7 @@ def confident_errors(patches: PatchDataset, index: np.ndarray, probabilities: np
         said.append(f"{patches.files[i]}: {patches.classes[k]}, {decision}, {truth}")
     chosen = [index[position] for position, _ in errors]
     return patch_grid(
-        [patches.image(i) for i in chosen],
+        [patches.picture(i) for i in chosen],
         titles,
         [patches.mask(i) for i in chosen],
         patches.classes,
