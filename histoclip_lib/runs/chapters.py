@@ -1131,8 +1131,8 @@ class Attention(Chapter):
         return Table(
             segmentation_table(found, self.classes, self.units, *self.draws),
             f"Maps as segmentation of {len(run.val):,} held-out patches"
-            f"{', refined by a guided filter' if run['refine_maps'] else ''}; thresholds fitted on {len(train)} training "
-            f"patches{' of each fold' if run.is_cross_validated else ''}. Higher is better.",
+            f"{', refined by a guided filter' if run['refine_maps'] else ''}; thresholds fitted on {len(train)} "
+            f"training patches{' of each fold' if run.is_cross_validated else ''}. Higher is better.",
         )
 
     @cached_property

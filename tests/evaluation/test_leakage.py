@@ -263,9 +263,7 @@ def test_the_reference_excludes_copies_within_a_group(tissue):
     assert (known.reference_correlation >= SAME_PIXELS).sum() == 0
     unknown = find_near_duplicates(features, dataset(images), [(train, val)], progress=False)
     assert (unknown.reference_correlation >= SAME_PIXELS).sum() == 2
-    assert "the same rule flags 2 of" in near_duplicate_note(
-        dataset(images), unknown
-    )
+    assert "the same rule flags 2 of" in near_duplicate_note(dataset(images), unknown)
 
 
 def test_one_group_in_train_leaves_no_reference(tissue):
