@@ -108,10 +108,7 @@ results.subgroup_note()
 # %% fold="Scores at 0.5 and at fitted thresholds"
 results.thresholds()
 
-# %% [markdown]
-# Move the thresholds to see how the results of HistoCLIP with patch tokens depend on them.
-
-# %%
+# %% fold="Results at other thresholds"
 results.threshold_explorer()
 
 # %% fold="Reliability diagrams"
@@ -164,10 +161,10 @@ results.leakage_pairs()
 # The same models with the other type of split. Patches of one patient on both sides inflate the scores of a random split; the
 # difference also reflects chance, as the two validation sets hold different patches.
 
-# %% fold="Random and grouped split"
+# %% fold="Scores with a random and with a grouped split"
 results.split_table()
 
-# %%
+# %% fold="Differences between the splits"
 results.split_note()
 
 # %% [markdown]

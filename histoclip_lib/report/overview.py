@@ -55,7 +55,7 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
     if not bodies:
         return Markdown(f"No run has {metric} yet.")
     caption = f"{metric} of every run with its 95 % bootstrap interval" + (
-        "; in italics what the paper reports, which has one HistoCLIP." if metric == "mAcc" else "."
+        "; values in italics are from the paper, which reports one HistoCLIP." if metric == "mAcc" else "."
     )
     header = element(
         "tr", *(element("th", text, scope="col") for text in ("Run", *(found.columns[name] for name in names)))
@@ -114,7 +114,7 @@ def _group_lines(group: TableGroup, metric: str, columns: list[str]) -> list[Nod
         about = f"{group.dataset}, {split_text(run)}, {run.backbone}{'' if run.is_clip else ' (not CLIP)'}"
         lines.append(_line(run.name, about, [_number(scores.get(name)) for name in columns]))
     if group.paper and metric == "mAcc":
-        about = "as the paper reports it" + ("" if group.runs else "; no run yet")
+        about = "reported in the paper" + ("" if group.runs else "; no run yet")
         cells = [_number(Score(group.paper[name], None) if name in group.paper else None) for name in columns]
         lines.append(_line(group.dataset, about, cells, class_="paper"))
     return lines

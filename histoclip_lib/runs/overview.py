@@ -190,7 +190,7 @@ class AllRuns:
             return None
         parts = []
         if compared := _executed(self.reports, COMPARISON_PREFIX):
-            text = "Two runs of one data set, on the held-out patches that both have."
+            text = "Two runs of the same data set, compared on the held-out patches that they share."
             if (left_out := len(find_pairs(self.reports)) - MOST_PAIRS) > 0:
                 text += f" The first {MOST_PAIRS} pairs are compared, {left_out} more are not."
             named = [

@@ -131,7 +131,7 @@ def multilabel_confusion_map(matrix: np.ndarray, classes: list[str], method: str
     drawn, axes = plt.subplots(figsize=(side + width_of(truth) + 1.4, side + 0.7 * width_of(predicted) + 0.6))
     confusion_heat_map(
         axes, fractions, text, truth, predicted, annot_kws={"fontsize": 9 if roomy else 6.5},
-        cbar_kws={"label": "fraction of the line", "shrink": 0.7},
+        cbar_kws={"label": "fraction of the row", "shrink": 0.7},
     )  # fmt: skip
     axes.set_xticks(axes.get_xticks(), predicted, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
