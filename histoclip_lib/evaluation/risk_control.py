@@ -1,4 +1,4 @@
-"""Thresholds with a promise: at most a given share of each class's labels is missed, on average over patients."""
+"""Thresholds that limit the false-negative rate of each class, on average over patients."""
 
 from __future__ import annotations
 

@@ -88,8 +88,9 @@ def export_page(
     """Turn an executed notebook into one HTML file that fetches nothing.
 
     Code is hidden until a reader asks for it, equations are MathML, and text from users is cleaned. Tracebacks, stderr,
-    widgets and progress bars are left out, as are cells tagged `remove-cell` or `hide`. In the place of the cell tagged
-    `injected-parameters` (else `parameters`) stands a table of all parameters.
+    widgets and progress bars are left out, as are cells tagged `remove-cell` or `hide`. The outputs of a cell whose
+    metadata holds `fold` are folded away under that text until a reader opens it, or prints. In the place of the cell
+    tagged `injected-parameters` (else `parameters`) stands a table of all parameters.
 
     Parameters
     ----------

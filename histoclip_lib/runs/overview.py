@@ -246,8 +246,8 @@ class TwoRuns:
             sentence = "HistoCLIP with patch tokens gives the same predictions in both runs."
         else:
             sentence = (
-                f"In mAcc of HistoCLIP with patch tokens B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
-                f"interval {test.low:+.3f} to {test.high:+.3f}, {p_clause(test.p)}."
+                f"HistoCLIP with patch tokens in B {comparisons.finding(test)} that in A: mAcc {test.value:+.3f}, "
+                f"95 % interval {test.low:+.3f} to {test.high:+.3f}, {p_clause(test.p)}."
             )
         return Markdown(f"**{sentence}**{_caveat(self.metrics)}")
 
