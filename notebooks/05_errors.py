@@ -70,7 +70,7 @@ errors.confusion()
 # The multi-label confusion matrix (Heydarian et al. 2022) combines them: a false negative is counted against the false
 # positives on the same patch, or against "no predicted label" if the patch has none. Look for large numbers off the diagonal.
 
-# %%
+# %% fold="Multi-label confusion matrix"
 errors.multilabel_confusion()
 
 # %% [markdown]

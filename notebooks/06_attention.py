@@ -70,7 +70,7 @@ attention.verdict()
 # %%
 attention.agreement()
 
-# %%
+# %% fold="Agreement in numbers"
 attention.agreement_table()
 
 # %% fold="Average precision class by class"

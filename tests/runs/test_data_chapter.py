@@ -23,7 +23,7 @@ def test_a_page_of_three_patches_and_one_class_says_first_that_nothing_can_be_co
     first, rest = data.finding().data.split("\n\n")
     assert first.startswith("**Nothing can be concluded: among the patches held out (1) no class has 10 that show it")
     assert rest.startswith("**3 patches with 1 classes.**")
-    assert data.checked().data == "The check of labels, images and masks noted nothing."
+    assert data.checked().data == "No problems were found in the labels, images and masks."
 
 
 def test_the_page_lists_what_may_be_wrong_and_leaves_nothing_out(described, tmp_path):
@@ -34,4 +34,4 @@ def test_the_page_lists_what_may_be_wrong_and_leaves_nothing_out(described, tmp_
     assert len(data.run.patches) == 3
     assert "groups that may be one patient" in page
     assert "002.png: &lt;b&gt; on 100.0%" in page
-    assert "No patch is left out because of it" in page
+    assert "No patch is left out because of them" in page

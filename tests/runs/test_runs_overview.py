@@ -152,14 +152,14 @@ def test_a_comparison_shows_every_difference(two_runs):
     for method in found.methods:
         assert method.same or f"{method.macc.value:+.3f} ({method.macc.interval[0]:+.3f} to" in text
     assert f"{found.test.value:+.3f}, 95 % interval {found.test.low:+.3f} to" in compared.finding().data
-    assert f"{N_PATCHES} common patches" in compared.patches_note().data
+    assert f"{N_PATCHES} held-out patches" in compared.patches_note().data
     assert [line[0] for line in cells(compared.classes())] == CLASSES
 
 
 def test_a_comparison_says_what_was_left_out(tmp_path):
     runs = [make_run(tmp_path, "one", val=range(18)), make_run(tmp_path, "two", val=range(8, 24), seed=1)]
     note = compare(runs).patches_note().data
-    assert "10 common patches" in note
+    assert "10 held-out patches" in note
     assert "8 of A's and 6 of B's" in note
 
 
@@ -179,7 +179,7 @@ def test_parameters_that_differ_are_listed_and_others_are_not(tmp_path):
 def test_equal_runs_are_called_the_same(tmp_path):
     compared = compare([make_run(tmp_path, "one"), make_run(tmp_path, "two")])
     assert "the same predictions in both runs" in compared.finding().data
-    assert "On no patch is one run correct" in compared.disagreements().data
+    assert "The runs never disagree" in compared.disagreements().data
     assert compared.patch_table() is None
     assert "the same parameters" in compared.parameters().data
 
