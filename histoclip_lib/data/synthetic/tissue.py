@@ -1,4 +1,4 @@
-"""Paint each tissue with its typical morphology: nests and glands, collagen, infiltrates, necrosis, fat, blood.
+"""Paint each tissue with its typical morphology: nests and glands, collagen, infiltrates, necrosis, fat, vessels.
 
 Each class has look-alikes that the mask does not count: plump fibroblasts and small tumor cells, dying tumor
 cells that resemble lymphocytes, scattered lymphocytes, glassy stroma that resembles necrosis, and the reverse.
@@ -28,7 +28,7 @@ from histoclip_lib.data.synthetic.painting import (
 
 OTHER, TUMOR, STROMA, LYMPHOCYTE, NECROSIS = range(5)
 GLASS, FAT, BLOOD, WALL = range(5, 9)  # what a slide has besides: the wall is that of vessels
-REACH = 40  # pixels: what depends on the distance to a border does so up to here, less than the halo of a slide's window
+REACH = 40  # pixels: up to here tissue depends on how far its border is; less than `slide.HALO`, so windows agree
 
 
 @dataclass
@@ -155,7 +155,7 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
         from_rim = np.abs(depth - 1.6 * look.radius) + 9.0 * ~inner
         palisade = np.where(from_rim < from_row, depth, palisade)
         from_row, inner = np.minimum(from_row, from_rim), inner & (depth > 3.2 * look.radius)
-    upright = scatter(rng, region & (from_row < 1.0), 1.25 * look.radius, share=5)  # the rows are thin: many tries
+    upright = scatter(rng, region & (from_row < 1.0), 1.1 * look.radius, share=5)  # the rows are thin: many tries
     others = scatter(rng, region & inner, look.crowding * look.radius)
     centres = np.concatenate([upright, others])
     if not len(centres):
@@ -175,15 +175,16 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
     )
     y, x = centres.astype(int).T
     is_upright = np.arange(len(centres)) < len(upright)
+    regular = np.where(is_upright, 0.6, 1)  # cells that keep their polarity look alike
     nuclei = vary_nuclei(
         rng,
         centres,
         radius=look.radius,
-        spread=look.pleomorphism,
-        elongation=np.where(is_upright, 1.9, look.elongation),
+        spread=look.pleomorphism * regular,
+        elongation=np.where(is_upright, 2.1, look.elongation),
         angle=np.where(is_upright, _ascent(palisade, centres), each.normal(scene.direction[y, x], 0.7)),
-        darkness=look.hyperchromasia * each.lognormal(0, 0.6 * look.pleomorphism, len(centres)),
-        rim=look.vesicular,
+        darkness=look.hyperchromasia * each.lognormal(0.2 * is_upright, 0.6 * look.pleomorphism, len(centres)),
+        rim=look.vesicular * regular,
         nucleolus=look.nucleoli,
     )
     stain_nuclei(scene.section, nuclei, scene.grain, (0.05 + 0.3 * look.pleomorphism) * scene.wobble)
@@ -243,23 +244,23 @@ def _infiltrate(scene: Scene, region: np.ndarray) -> None:
     rng, look, size = scene.rng, scene.look, len(region)
     eosin = rng.uniform(0.2, 0.45) + 0.1 * scene.fibres + 0.06 * smooth_noise(rng, size, 3)
     scene.section.cover(np.s_[:], scene.soft[LYMPHOCYTE], rng.uniform(0.05, 0.18), np.clip(eosin, 0.03, None))
-    clump = smooth_noise(rng, size, 9) + 0.8 * smooth_noise(rng, size, 4) > rng.uniform(-1.2, 0.4)
-    sparse = scatter(rng, region & ~clump, 1.4 * look.lymphocyte_radius, rng.uniform(0.05, 0.16))
-    dense = scatter(rng, region & clump, 1.3 * look.lymphocyte_radius, rng.uniform(0.25, 0.55))
+    clump = smooth_noise(rng, size, 9) + smooth_noise(rng, size, 4) > rng.uniform(-0.6, 0.7)
+    sparse = scatter(rng, region & ~clump, 1.4 * look.lymphocyte_radius, rng.uniform(0.04, 0.12))
+    dense = scatter(rng, region & clump, 1.2 * look.lymphocyte_radius, rng.uniform(0.25, 0.45))
     _lymphocytes(scene, np.concatenate([dense, sparse]))
 
 
 def _scattered_lymphocytes(scene: Scene, region: np.ndarray) -> None:
     """Single lymphocytes in stroma and nests: too few for an infiltrate, so the mask does not count them."""
-    share = 0.12 * scene.look.infiltrate * scene.rng.lognormal(0, 0.4)
+    share = 0.08 * scene.look.infiltrate * scene.rng.lognormal(0, 0.4)
     clumps = region & (smooth_noise(scene.rng, len(region), 12) > 0.3)
-    _lymphocytes(scene, scatter(scene.rng, clumps, 1.7 * scene.look.lymphocyte_radius, min(share, 0.19)))
+    _lymphocytes(scene, scatter(scene.rng, clumps, 1.7 * scene.look.lymphocyte_radius, min(share, 0.13)))
 
 
 def _lymphocytes(scene: Scene, centres: np.ndarray) -> None:
-    """Small dark nuclei with coarse chromatin; every seventh is activated: larger, paler and vesicular."""
+    """Small dark nuclei with coarse chromatin; every tenth is activated: larger, paler and vesicular."""
     each = of_points(scene.rng, centres)
-    active = each.uniform(size=len(centres)) < 0.14
+    active = each.uniform(size=len(centres)) < 0.1
     nuclei = vary_nuclei(
         scene.rng,
         centres,
@@ -288,12 +289,13 @@ def _necrosis(scene: Scene, region: np.ndarray) -> None:
     shade = gaussian_filter(each.normal(0, 0.1, len(cells)).astype(np.float32)[owner], 1.0)  # of each dead cell
     apart = np.clip(distance / look.radius - 1.2, 0, 1)  # dead cells shrink from each other, and then run together
     eosin = rng.uniform(0.42, 0.65) + 0.15 * decay + (1 - decay) * (shade - 0.4 * apart)
-    eosin += 0.07 * coarse + (0.09 - 0.05 * decay) * fine + 0.05 * scene.grain
-    blue = 0.04 + 0.1 * (1 - decay) + look.dust * rng.uniform(0.02, 0.15) * (1 + 0.5 * coarse) * (1 - 0.6 * decay)
-    scene.section.cover(np.s_[:], scene.soft[NECROSIS], np.clip(blue + 0.03 * fine, 0, None), np.clip(eosin, 0.03, None))
-    drawn = each.uniform(size=len(cells))
-    shrunken = drawn < rng.uniform(0.2, 0.5) * 4 * stage * (1 - stage)
-    crumbling = (drawn > 1 - rng.uniform(0.15, 0.5) * 4 * stage * (1 - stage)) & ~shrunken
+    eosin += 0.1 * coarse + (0.09 - 0.04 * decay) * fine + 0.05 * scene.grain
+    blue = 0.14 - 0.1 * decay + look.dust * rng.uniform(0.02, 0.15) * (1 + 0.5 * coarse) * (1 - 0.6 * decay)
+    blue += 0.03 * fine
+    scene.section.cover(np.s_[:], scene.soft[NECROSIS], np.clip(blue, 0, None), np.clip(eosin, 0.03, None))
+    drawn, dying = each.uniform(size=len(cells)), 4 * stage * (1 - stage)  # most die half way
+    shrunken = drawn < rng.uniform(0.2, 0.5) * dying
+    crumbling = drawn > 1 - rng.uniform(0.15, 0.5) * dying
     kept = shrunken | (~crumbling & (each.uniform(size=len(cells)) > 1.3 * stage))
     ghosts = vary_nuclei(
         rng,
@@ -302,11 +304,11 @@ def _necrosis(scene: Scene, region: np.ndarray) -> None:
         spread=0.2,
         elongation=1.2,
         angle=0.0,
-        darkness=np.where(shrunken, 1.5, 0.75 - 0.55 * stage)[kept],
+        darkness=np.where(shrunken, 1.5, 0.6 - 0.45 * stage)[kept],
         rim=0.3,
     )
-    stain_nuclei(scene.section, ghosts, scene.grain, 0.2 * scene.wobble, eosin=0.4)
-    spilt = (decay > 0.25) & (decay < 0.9) & (coarse + 0.5 * fine > 1.3 - 0.6 * look.dust)
+    stain_nuclei(scene.section, ghosts, scene.grain, 0.15 * scene.wobble, eosin=0.3)
+    spilt = coarse + 0.5 * fine > 1.0 - 0.6 * look.dust + 0.8 * decay
     dust = scatter(rng, region & (spilt | (crumbling[owner] & (distance < 0.8 * look.radius))), 1.8, 0.13)
     stain_nuclei(scene.section, vary_nuclei(rng, dust, 0.95, 0.6, 1.4, 0.8, 1.2), scene.grain, 0.3 * scene.wobble)
 
@@ -349,7 +351,7 @@ def _fat(scene: Scene, region: np.ndarray, value: int = FAT) -> None:
 
 
 def _blood(scene: Scene, region: np.ndarray, value: int = BLOOD) -> None:
-    """A vessel: red cells in plasma inside a thin wall, which is lined by flat endothelial nuclei."""
+    """Red cells in plasma inside the thin wall of a vessel, which flat endothelial nuclei line."""
     rng, depth, soft = scene.rng, _depth(region), scene.soft[value]
     scene.section.cover(np.s_[:], soft, 0.0, 0.06)  # plasma
     discs = scatter(rng, region & (depth > 6), rng.uniform(4.6, 5.6), rng.uniform(0.3, 1.0))
