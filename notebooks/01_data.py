@@ -44,9 +44,8 @@ data = run.describe_data()
 data.finding()
 
 # %% [markdown]
-# What is classified, how often each class occurs, and how the patches are divided into those that models are fitted on
-# and those that they are tried on.
-# Every patch can carry several labels at once.
+# What is classified, how often each class occurs, and how the patches are divided into training and validation sets. A
+# patch can carry several labels at once.
 
 # %%
 data.about()
@@ -55,20 +54,20 @@ data.about()
 run.patches
 
 # %% [markdown]
-# ## The check
+# ## Data quality
 #
-# Every image and mask was opened. Look for what is named here before you trust a number.
+# Every image and mask was opened and checked. Review any problems listed here before trusting the numbers.
 
 # %%
 data.checked()
 
 # %% [markdown]
-# ## The parts
+# ## Training and validation
 #
-# In a cross-validation each fold is predicted once by models that were fitted on the others; a single split has a training
-# and a validation set. Patches of one patient or source image look alike. Where such a group is in two parts, a model can
-# score by recognising it; the last line of the table counts these groups. `split: random` is what the paper does,
-# `split: grouped` keeps each group in one part.
+# In cross-validation, each fold is predicted once by models fitted on the other folds; a single split has one training set
+# and one validation set. Patches from the same patient or source image look alike, so a model can gain by recognising a
+# patient that appears on both sides. The last row of the table counts such groups. `split: random` follows the paper;
+# `split: grouped` keeps each group on one side.
 
 # %%
 data.parts()
@@ -76,7 +75,7 @@ data.parts()
 # %% [markdown]
 # ## Prevalence
 #
-# Look for classes that are rare, or more common in one part than in another.
+# Look for rare classes, and for classes that are more common in one set than in another.
 
 # %%
 data.prevalence()
@@ -84,7 +83,7 @@ data.prevalence()
 # %% [markdown]
 # ## Co-occurrence
 #
-# Look for pairs that nearly always occur together: there a classifier can be right about one because of the other.
+# Look for pairs that nearly always occur together: a classifier can get one right merely by recognising the other.
 
 # %%
 data.co_occurrence()
@@ -92,8 +91,8 @@ data.co_occurrence()
 # %% [markdown]
 # ## Patches
 #
-# Drawn at random from the patches to train on, with their labels. On the page, patches can be filtered by class, group and
-# covered area; each opens at its own resolution beside its mask, and two can be compared.
+# A random sample of the training patches with their labels. Filter the patches by class, group and covered area; each opens
+# at its own resolution beside its mask, and two can be compared.
 
 # %%
 data.explorer()

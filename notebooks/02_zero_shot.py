@@ -14,7 +14,7 @@
 # ---
 
 # %% [markdown]
-# # Zero-shot: what a frozen CLIP says without training
+# # Zero-shot classification with a frozen CLIP
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
@@ -44,18 +44,18 @@ zero_shot = run.score_zero_shot()
 zero_shot.finding()
 
 # %% [markdown]
-# No label is used here except to score. An image embedding $z$ is compared with the embeddings of prompts.
+# Labels are used only for scoring. An image embedding $z$ is compared with the embeddings of prompts.
 #
 # 1. **Baseline**: the cosine of $z$ and each class embedding, decided by eq. (6) as it stands,
 #    $\sigma(\cos) \ge 0.5$, that is $\cos \ge 0$. A CLIP whose cosines are all positive marks every label.
-# 2. **One-vs-Rest**: a class is present where "a photo of a {class}" is nearer than "a photo with nothing in it."
-# 3. **Power-set**: one prompt for each of the $2^N$ subsets of classes; the nearest one gives the labels.
+# 2. **One-vs-Rest**: a class is present if "a photo of a {class}" is closer than "a photo with nothing in it."
+# 3. **Power-set**: one prompt for each of the $2^N$ subsets of classes; the closest one gives the labels.
 # 4. **Top-k**: the classes are ranked for each image; "a photo of a Top-1, ..., a photo of a Top-k" is compared for
 #    every $k$, and the empty set.
 #
-# Two more see the training images without their labels. **Standardised**: the Baseline's cosines, less their mean over these
-# images and divided by their deviation, decided at 0. **Transductive**: for each class a mixture of two Gaussians on these
-# images, with the standardised score as prior.
+# Two further strategies see the training images, but not their labels. **Standardised**: the Baseline's cosines, centred
+# and scaled by their mean and standard deviation over these images, with a threshold of 0. **Transductive**: a mixture of
+# two Gaussians for each class on these images, with the standardised score as prior.
 
 # %%
 zero_shot.about_encoder()
@@ -64,25 +64,25 @@ zero_shot.about_encoder()
 run.features
 
 # %% [markdown]
-# ## Words
+# ## Prompts
 #
-# Each class in words, and the templates over which its embedding is averaged, eq. (2):
+# The name used for each class, and the templates over which its embedding is averaged, eq. (2):
 # $c = \mathrm{Norm}\left(\frac{1}{M} \sum_{i=1}^{M} e_i^c\right)$.
 
 # %%
 zero_shot.words()
 
 # %% [markdown]
-# Look for pairs of classes whose embeddings are nearly the same: no zero-shot strategy can separate them.
+# No zero-shot strategy can separate two classes whose embeddings are nearly the same.
 
-# %%
+# %% fold="Similarity of the class embeddings"
 zero_shot.class_similarity()
 
 # %% [markdown]
 # ## Predictions of the strategies
 #
-# [mAcc](04_results.ipynb#macc) on the held-out patches, as in every later table; and, under the name of each class, how often it is predicted, with
-# the true prevalence in the last line.
+# [mAcc](04_results.ipynb#macc) on the held-out patches, as in all later tables, and how often each class is predicted, with
+# the true prevalence in the last row.
 
 # %%
 zero_shot.table()
@@ -91,8 +91,8 @@ zero_shot.table()
 zero_shot.baseline_note()
 
 # %% [markdown]
-# The same strategies with another set of prompts: the encoder's own where this run uses the paper's, and the other way
-# round. Look for strategies whose result hangs on the wording.
+# The same strategies with a second set of prompts: those recommended for the encoder if this run uses the paper's, and vice
+# versa. Look for strategies whose result depends on the wording.
 
 # %%
 zero_shot.both_prompts()
@@ -100,8 +100,8 @@ zero_shot.both_prompts()
 # %% [markdown]
 # ## Do the scores separate present from absent?
 #
-# Look for boxes that overlap: there the score does not separate the class. A strategy can rank well and still decide
-# badly, when its threshold (the dashed line) lies in the wrong place.
+# Overlapping boxes mean that the score does not separate the class. A strategy can rank patches well and still classify
+# them badly if its threshold (the dashed line) is in the wrong place.
 
 # %%
 zero_shot.score_distributions()
@@ -109,23 +109,23 @@ zero_shot.score_distributions()
 # %% [markdown]
 # ## Sensitivity to prompts
 #
-# Every strategy with each template alone and, where synonyms are known, with each class under another of its names. Look at
-# how far the dots spread around the diamond, which is the result as reported.
+# Every strategy with each template alone and, for classes with known synonyms, with other names. Look at how far the dots
+# spread around the diamond, the reported result.
 
 # %%
 zero_shot.prompt_spread()
 
-# %%
+# %% fold="Sensitivity of each strategy in numbers"
 zero_shot.prompt_notes()
 
-# %%
+# %% fold="The best and the worst wording of each strategy"
 zero_shot.prompt_extremes()
 
 # %% [markdown]
-# ## Other words
+# ## Try other words
 #
-# A held-out patch, and its cosines with the words for the classes. In JupyterLab the words can be changed. Words chosen
-# here would be chosen on held-out patches: no table uses them.
+# One held-out patch and its cosine similarity to the name of each class. In JupyterLab the words can be changed. No table
+# uses them, because they would be chosen on held-out patches.
 
 # %%
 zero_shot.explorer()

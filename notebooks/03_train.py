@@ -43,23 +43,23 @@ training = run.train_heads()
 training.finding()
 
 # %% [markdown]
-# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder, the image features its
+# The encoder stays frozen. The class embeddings $C$ are the queries of a Transformer decoder and the image features its
 # keys and values, eq. (3): $\mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$, with residuals and a two-layer
 # feed-forward network; the mean over the feature dimension gives the logit of each class, eq. (4). The loss is binary
 # cross-entropy, eq. (5).
 #
-# The paper writes the image as one global embedding. With one key the softmax is 1 whatever the query, so no region
-# can be attended to. Both readings are trained: **global** (one key) and **patch** (one key for each patch token).
-# Features are encoded once and cached; of the *views* of each patch (flips and rotations) one is drawn per epoch.
+# The paper writes the image as one global embedding. With a single key the softmax is always 1, so attention cannot select
+# a region. Both readings are therefore trained: **global** (one key) and **patch** (one key for each patch token).
+# Features are encoded once and cached; each epoch draws one *view* (flip or rotation) of each patch.
 
 # %%
 training.features_note()
 
 # %% [markdown]
-# ## The course of the training
+# ## Training curves
 #
-# On a single split, or in the first fold. The last epoch is reported. Look at whether the validation loss rises while the
-# training loss falls: there the head overfits. The best epoch is an oracle, since it is chosen with the labels that it is
+# Curves are from the single split or the first fold. The last epoch is reported. A validation loss that rises while the
+# training loss falls means that the head overfits. The best epoch is an oracle: it is chosen with the labels that it is
 # scored on.
 
 # %%
@@ -71,33 +71,32 @@ training.last_and_best()
 # %% [markdown]
 # ## How the defaults of the head were chosen
 #
-# A decoder trained as the paper says overfits a few hundred patches within 50 of its 800 epochs. The defaults were chosen
-# by cross-validation by group inside training sets: the official training set of CoNSeP (432 real patches) and that of
-# the demo. One question was left open, whether the projections that all classes share should learn more slowly; the simpler
-# answer was kept with the scores on the official test part of CoNSeP in view. Scores on CoNSeP are therefore no independent
-# test of the defaults. They are:
+# Trained as in the paper, a decoder overfits a few hundred patches within 50 of the 800 epochs. The defaults were chosen by
+# grouped cross-validation within two training sets: the official one of CoNSeP (432 real patches) and that of the demo. One
+# choice, whether the projections shared by all classes should learn more slowly, was made with the scores on the official
+# CoNSeP test set in view. CoNSeP is therefore not an independent test of the defaults, which are:
 #
-# - **Each class starts with hidden units of its own.** Eq. (4) reads all classes out alike, so only which units of the
-#   feed-forward network are active separates them.
-# - **Projections start as the identity**, which is eq. (3) as written.
-# - **Token dropout, mixup and weight decay.** A step sees a quarter of a patch's tokens, and patches mixed in pairs;
-#   weights are drawn towards 0.
-# - **Views.** One of the flips and rotations is drawn for each patch and epoch; a prediction is the mean over them.
+# - **Separate hidden units for each class at the start.** Eq. (4) treats all classes alike, so only the active units of the
+#   feed-forward network separate them.
+# - **Projections initialised to the identity**, which is eq. (3) as written.
+# - **Token dropout, mixup and weight decay.** Each step sees a quarter of a patch's tokens and patches mixed in pairs;
+#   weights are pulled towards 0.
+# - **Views.** Each epoch draws one flip or rotation of each patch; predictions are averaged over all of them.
 # - **Features** are centred and divided by one number; class queries are scaled by twice the square root of their width.
 #
-# Each line of the table changes one thing (four folds by group; differences below about 0.01 are within chance). The table
-# is fixed: it is not part of this run, and `benchmarks/head_study.py` makes it.
+# Each row of the table changes one choice (four folds by group; differences below about 0.01 are within chance). The table
+# is the same in every run and comes from `benchmarks/head_study.py`.
 
-# %%
+# %% fold="How each choice changes the scores"
 training.head_study()
 
 # %% [markdown]
 # ## Further models
 #
-# A two-layer perceptron of the head's size and a head whose queries are random vectors are trained on the same parts, and
-# the head on patch tokens inside the training set (for thresholds and calibration). The training is repeated under the
-# other way to split, with fewer patches and with some of the labels hidden; on a single split also with other seeds and
-# with each choice of the design made differently. `studies: false` fits only what the evaluation needs.
+# A two-layer perceptron of the same size as the head and a head with random queries are trained on the same patches; the head
+# on patch tokens is also cross-validated within each training set, for thresholds and calibration. Training is repeated with
+# the other type of split, with fewer patches and with some labels hidden; on a single split also with other seeds and design
+# choices. `studies: false` fits only what the evaluation needs.
 
 # %%
 training.fit_studies()
@@ -105,8 +104,8 @@ training.fit_studies()
 # %% [markdown]
 # ## Design
 #
-# The head as reported, and with one choice made differently; in a cross-validation those that are fitted in every fold.
-# A change with a corrected p of 0.05 or more is within chance.
+# The reported head, and variants with one choice changed; in cross-validation only those that are fitted in every fold. A
+# change with a corrected p of 0.05 or more is within chance.
 
 # %%
 training.design_plot()
@@ -117,27 +116,27 @@ training.design_table()
 # %% [markdown]
 # ## Label efficiency
 #
-# Each dot is a model fitted on a random part of the training patches (of the first fold), the last on all of them; lines are means. Beside head
-# and probe are two methods for few labels that start from the words: a Gaussian discriminant with text (Wang et al. 2024),
-# and a probe blended with text (LP++, Huang et al. 2024). Look at where the lines cross the horizontal ones, which need no
-# label.
+# Each dot is a model fitted on a random subset of the training patches (of the first fold), the last one on all of them; lines
+# are means. Two few-shot methods that start from the class names are shown as well: a Gaussian discriminant with text (Wang
+# et al. 2024) and a probe blended with text (LP++, Huang et al. 2024). Look at where the lines cross the horizontal lines,
+# which are methods that need no labels.
 
 # %%
 training.label_efficiency()
 
 # %% [markdown]
-# ## Labels that are not known
+# ## Missing labels
 #
-# The same training patches, with some of their labels hidden at random; unknown labels count in no loss and no metric.
+# The same training patches with some labels hidden at random; missing labels enter neither the loss nor the metrics.
 
 # %%
 training.hidden_labels()
 
 # %% [markdown]
-# ## Spread
+# ## Variability
 #
-# On a single split the same patches, with other initial weights, order of patches, views and dropout; in a
-# cross-validation, from fold to fold.
+# In cross-validation, the variation from fold to fold; on a single split, the variation over random seeds, which set the
+# initial weights, the order of the patches, the views and the dropout.
 
-# %%
+# %% fold="Mean, standard deviation and range of every method"
 training.seeds()

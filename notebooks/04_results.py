@@ -18,7 +18,7 @@
 
 # %% tags=["parameters"]
 name: str = "interactive"  # name of the run, and of its folder; a parameter file gives its own
-missed_share: float = 0.1  # of each class's labels that thresholds with a promise may miss [above 0, below 1]
+missed_share: float = 0.1  # false-negative rate that risk-controlled thresholds may have [above 0, below 1]
 reports_dir: str = "reports"  # folder below which each run has its own
 
 # %%
@@ -30,16 +30,16 @@ results.finding()
 
 # %% [markdown]
 # Every method is fitted and scored on the same patches. [mAcc](#macc), eq. (6), is the mean over classes of label-wise
-# accuracy at $\sigma \ge 0.5$. It rewards predicting the common answer, so baselines that ignore the image are in the same
-# table, and so are strong models on the same frozen features: a [linear probe](#linear-probe) (logistic regression), nearest
-# neighbours, a Gaussian discriminant and a probe that both use the classes' words, a two-layer perceptron of the head's
-# size, and the head with random queries in place of the words. [mAP](#map) judges the ranking,
-# [cross-entropy](#cross-entropy) and [Brier score](#brier-score) judge probabilities; lower is better.
+# accuracy at $\sigma \ge 0.5$. It rewards predicting the more frequent label, so the comparison includes baselines that
+# ignore the image, and strong models on the same frozen features: a [linear probe](#linear-probe) (logistic regression),
+# nearest neighbours, a Gaussian discriminant and a probe that both use the class names, a two-layer perceptron of the same
+# size as the head, and the head with random queries instead of class names. [mAP](#map) measures ranking;
+# [cross-entropy](#cross-entropy) and [Brier score](#brier-score) measure the quality of probabilities, and lower is better.
 
 # %% [markdown]
 # ## All methods
 #
-# Look at whether the interval of HistoCLIP reaches beyond the dashed line, the linear probe on the same features.
+# Look at whether the interval of HistoCLIP lies beyond the dashed line, which is the linear probe on the same features.
 
 # %%
 results.forest_plot()
@@ -51,26 +51,23 @@ results.table()
 results.interval_note()
 
 # %% [markdown]
-# ## Which differences are real?
+# ## Which differences are significant?
 #
-# HistoCLIP with patch tokens minus every other method, on the same patches: the difference, its interval from the same
-# bootstrap draws, and p of a permutation test that swaps the two methods' predictions for whole groups. A difference counts
-# where the corrected p is below 0.05, on this page and on every other.
+# HistoCLIP with patch tokens minus each other method on the same patches: the difference, its bootstrap interval, and p from
+# a permutation test that swaps the predictions of the two methods for whole groups. On all pages, a difference is called
+# significant if its corrected p is below 0.05.
 
-# %%
+# %% fold="HistoCLIP against every other method"
 results.differences()
 
 # %%
 results.correction_note()
 
-# %% [markdown]
-# Any two methods in mAcc: the one of the line minus the one of the column.
-
-# %%
+# %% fold="All pairwise differences"
 results.all_pairs()
 
 # %% [markdown]
-# ## Beside the paper
+# ## Comparison with the paper
 
 # %%
 results.beside_the_paper()
@@ -81,19 +78,19 @@ results.paper_note()
 # %% [markdown]
 # ## Class by class
 #
-# Look for classes in which HistoCLIP is below the majority's accuracy, and for those that no method ranks well.
+# Look for classes in which HistoCLIP is less accurate than the majority, and for classes that no method ranks well.
 
 # %%
 results.per_class("accuracy")
 
-# %%
+# %% fold="Average precision of every method and class"
 results.per_class("ap")
 
 # %% [markdown]
 # ## By subgroup
 #
-# Does it work alike everywhere? Every metric by tissue, and by each `meta_` column. Look for intervals that do not overlap;
-# the test below says whether the largest difference is more than chance.
+# Is performance the same in all subgroups? Every metric by tissue and by each `meta_` column. Look for intervals that do not
+# overlap; the test below says whether the largest difference is significant.
 
 # %%
 results.by_subgroup()
@@ -104,108 +101,91 @@ results.subgroup_note()
 # %% [markdown]
 # ## Thresholds and calibration
 #
-# Everything above decides at 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for each
-# class) and a threshold for each class are fitted on predictions inside each training set, by models that had not seen the
-# patch, and applied to what is held out. A fitted threshold is not a gain by itself: on few patches it can cost.
+# Everything above uses a threshold of 0.5, as the paper does. Here a temperature, Platt scaling (a slope and an intercept for
+# each class) and a threshold for each class are fitted on out-of-fold predictions within each training set, and applied to
+# the held-out patches. Fitted thresholds do not always help: with few patches they can lower the scores.
 
-# %%
+# %% fold="Scores at 0.5 and at fitted thresholds"
 results.thresholds()
 
-# %% [markdown]
-# Accuracy and F1 of HistoCLIP with patch tokens at every threshold. Look at how flat the curves are around 0.5.
-
-# %%
+# %% fold="Results at other thresholds"
 results.threshold_explorer()
 
-# %% [markdown]
-# Look at how far the points are from the diagonal: above it the method is underconfident, below it overconfident.
-
-# %%
+# %% fold="Reliability diagrams"
 results.reliability()
 
-# %%
+# %% fold="Calibration errors before and after"
 results.calibration()
 
-# %%
+# %% fold="The fitted temperatures"
 results.temperature_note()
-
-# %% [markdown]
-# The mean of head and probe is a method of its own. Look at whether its cross-entropy is below both.
 
 # %%
 results.ensemble_note()
 
 # %% [markdown]
-# ## Thresholds with a promise
+# ## Thresholds that limit false negatives
 #
-# Where a missed label costs more than a false alarm, a threshold can be chosen by what it misses: conformal risk control
-# (Angelopoulos et al. 2024) on the out-of-fold predictions, with groups as units. Look at what is missed on the validation
-# part, and at the price in false positives beside those at 0.5. The last column tries the promise on a random
-# fifth of the training groups with the thresholds of the others, many times over.
+# If a false negative costs more than a false positive, the threshold can be chosen to limit the false-negative rate:
+# conformal risk control (Angelopoulos et al. 2024) on the out-of-fold predictions, with groups as units. The table compares
+# both rates with those at 0.5; its last column tests the guarantee on random fifths of the training groups.
 
-# %%
+# %% fold="False-negative and false-positive rates"
 results.missed_labels()
 
-# %%
+# %% fold="What is guaranteed"
 results.missed_note()
 
-# %% [markdown]
-# Precision against recall of each class. Look at the distance from the dashed line, the prevalence, which a method without
-# skill reaches.
-
-# %%
+# %% fold="Precision-recall curves"
 results.precision_recall()
 
 # %% [markdown]
 # ## Leakage
 #
-# Does a patch that is scored have a copy, or nearly one, among those that its models were fitted on? The frozen features find the nearest training
-# patch, the pixels decide.
+# Does any scored patch have a copy or a near-copy among the patches its models were fitted on? The frozen features find the
+# nearest training patch; the pixels decide.
 
 # %%
 results.leakage_note()
 
-# %% [markdown]
-# Look for mass to the right of the dashed line: those pairs count as near-duplicates.
-
-# %%
+# %% fold="Similarity of nearest patches"
 results.leakage_histogram()
 
-# %%
+# %% fold="The most similar pairs, listed"
 results.leakage_table()
 
-# %%
+# %% fold="The most similar pairs, shown"
 results.leakage_pairs()
 
 # %% [markdown]
-# The same models under the other way to split. Patches of one patient in both parts inflate the scores of a random split;
-# the difference also contains the chance of which patches are in the two validation sets.
+# The same models with the other type of split. Patches of one patient on both sides inflate the scores of a random split; the
+# difference also reflects chance, as the two validation sets hold different patches.
 
-# %%
+# %% fold="Scores with a random and with a grouped split"
 results.split_table()
 
-# %%
+# %% fold="Differences between the splits"
 results.split_note()
 
 # %% [markdown]
 # ## The saved model
 #
-# The head on patch tokens with all that it needs, in the folder `model`: `histoclip predict` applies it to new patches and
-# slides. Its card says what a user must know.
+# The folder `model` holds the head on patch tokens and everything it needs; `histoclip predict` applies it to new patches and
+# slides. Read its model card before use.
 
-# %%
+# %% fold="Model card"
 results.save_model()
 
 # %% [markdown]
 # ## Files of this run
 #
-# The numbers, the predictions and the heads of this run, as far as they are written when this notebook is executed.
+# The numbers, predictions and heads of this run that existed when this notebook was executed.
 
-# %%
+# %% fold="List of files"
 results.files()
 
 # %% [markdown]
 # ## Glossary
 
-# %%
+# %% fold="What the terms mean"
 results.glossary()

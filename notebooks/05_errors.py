@@ -28,14 +28,14 @@ errors = run.find_errors()
 errors.finding()
 
 # %% [markdown]
-# What HistoCLIP with patch tokens confuses with what on held-out patches, in which groups and label sets its errors lie,
+# Which classes HistoCLIP with patch tokens confuses on held-out patches, which groups and label combinations hold its errors,
 # and the patches themselves.
 
 # %% [markdown]
-# ## How much of a class must be there?
+# ## Small regions
 #
-# Recall ([sensitivity](04_results.ipynb#sensitivity)) of each class against the share of the patch that it covers in the mask. Look at how steeply it falls for small
-# regions.
+# [Sensitivity](04_results.ipynb#sensitivity) for each class against the area of the patch that it covers in the mask. Look at
+# how steeply it falls for small regions.
 
 # %%
 errors.small_regions()
@@ -43,13 +43,13 @@ errors.small_regions()
 # %%
 errors.recall_by_area()
 
-# %%
+# %% fold="Sensitivity by covered area in numbers"
 errors.recall_table()
 
 # %% [markdown]
 # ## Sensitivity and specificity
 #
-# At the threshold 0.5, and below at one of your own for each class. Look at what a higher sensitivity costs in specificity.
+# At a threshold of 0.5, and below at thresholds that you can move. Look at what a higher sensitivity costs in specificity.
 
 # %%
 errors.rates()
@@ -60,32 +60,31 @@ errors.threshold_explorer()
 # %% [markdown]
 # ## Confusion
 #
-# With several labels on a patch there is no single confusion matrix. Each class has its own; look at the lower left cell,
-# the false negatives, and the upper right one, the false positives.
+# Patches with several labels have no single confusion matrix, so each class has its own. Look at the lower left cell, the
+# false negatives, and the upper right cell, the false positives.
 
 # %%
 errors.confusion()
 
 # %% [markdown]
-# The multi-label confusion matrix (Heydarian et al. 2022) combines them: a missed label is counted against the labels that
-# were wrongly predicted on the same patch, and where there were none, against "no predicted label". Look for large numbers
-# off the diagonal.
+# The multi-label confusion matrix (Heydarian et al. 2022) combines them: a false negative is counted against the false
+# positives on the same patch, or against "no predicted label" if the patch has none. Look for large numbers off the diagonal.
 
 # %%
 errors.multilabel_confusion()
 
 # %% [markdown]
-# When a class is missed, what is predicted in its place? Each line takes the patches in which that class is present and
-# was missed; the columns say which absent classes were predicted there.
+# Which class is predicted instead of a false negative? Each row shows the patches in which that class is a false negative;
+# the columns show which absent classes were predicted there.
 
-# %%
+# %% fold="Predictions instead of each false negative"
 errors.predicted_when_missed()
 
 # %% [markdown]
 # ## Does the presence of one class change the prediction of another?
 #
-# Among patches without the class of the column: how much more often it is predicted where the class of the line is
-# present than where it is absent; and the same for recall among patches that have it. Look for the asterisks.
+# Among patches without the class of the column: how much more often it is predicted if the class of the row is present than
+# if it is absent; and the same for sensitivity among patches with it. Asterisks mark significant differences.
 
 # %%
 errors.co_occurrence_bias()
@@ -94,22 +93,21 @@ errors.co_occurrence_bias()
 errors.bias_note()
 
 # %% [markdown]
-# ## By group and by label set
+# ## By group and label combination
 #
-# Look for single patients or source images, and for combinations of labels, that hold most of the errors.
+# Look for single patients, source images or label combinations that account for most of the errors.
 
 # %%
 errors.by_group()
 
-# %%
+# %% fold="Exact match by label combination"
 errors.by_label_set()
 
 # %% [markdown]
 # ## The most confident errors
 #
-# Wrong decisions, the most confident first, at most one for each patch. On the page, patches can be filtered by class,
-# kind of decision, group, covered area and confidence; each opens at its own resolution with the scores of all its classes,
-# and two can be compared.
+# Errors, the most confident first, at most one per patch. Filter the patches by class, type of decision, group, covered area
+# and confidence; each opens at its own resolution with the scores of all classes, and two can be compared.
 
 # %%
 errors.gallery()

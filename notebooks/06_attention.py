@@ -29,45 +29,43 @@ attention = run.map_attention()
 attention.finding()
 
 # %% [markdown]
-# Where each class finds its evidence. The softmax weights of the patch head's last decoder layer say what was read;
-# multiplied by the gradient of the class's logit, negative values cut off, they keep what spoke for the class
-# (Chefer et al. 2021). The tokens of a patch are brought to equal length first, since a few long ones draw every map. One
-# map for each class and patch, the mean over heads and views, on the encoder's token grid. Equal length was chosen among
-# some twenty variants with the masks of the demo and of CoNSeP in view: on these two sets its agreement is optimistic, and
-# the line *Trained head, raw tokens* is the map that was not chosen so.
+# Which regions support each class? The softmax weights of the patch head's last decoder layer are multiplied by the gradient
+# of the class's logit, and negative values are set to 0 (Chefer et al. 2021). Tokens are first scaled to unit length, since
+# a few long tokens would dominate every map. Each class and patch has one map on the encoder's token grid, the mean over
+# heads and views. Unit length was chosen from about twenty variants using the masks of the demo and of CoNSeP, so agreement
+# on these two data sets is optimistic; the row *Trained head, raw tokens* is the map without this choice.
 
 # %% [markdown]
-# ## Over the patches
+# ## Attention on patches
 #
-# Open a patch and choose a class: bright is much attention, the line is the outline of the class in the mask, ✗ marks a
-# wrong decision; the map of the linear probe is beside it. Patches without an error come first; of these, where there are
-# masks, the one with the median gain of AP over the covered area, so that neither a good nor a bad map is picked. Then the
-# most confident errors.
+# Open a patch and choose a class: bright regions receive more attention, the line is the outline of the class in the mask,
+# and ✗ marks an error; the map of the linear probe is beside it. Patches without errors come first, with typical rather than
+# hand-picked maps (the median gain in AP if masks are available), then the most confident errors.
 
 # %%
 attention.explorer()
 
 # %% [markdown]
-# All classes side by side, on held-out patches chosen by the same rule. Look at whether the maps of different classes differ.
+# All classes side by side, on held-out patches chosen by the same rule. Look at whether the classes have different maps.
 
 # %%
 attention.overlays()
 
 # %% [markdown]
-# ## Against the masks
+# ## Agreement with the masks
 #
-# Three measures, each for the patches in which the class is present. [*Pointing game*](04_results.ipynb#pointing-game): how often the brightest point lies
-# inside the class's mask. *Mass*: the fraction of the attention that falls there. *AP*: average precision of the map as
-# a classifier of pixels. The strongest reference costs nothing: the linear probe applied to single tokens, as they are or
-# of unit length. The others know less: the head before training, the similarity of each token to the class's words (for a
-# ViT also with its last block corrected as in ClearCLIP), a spot in the centre, and uniform attention, which scores the
-# fraction of the patch that the mask covers.
+# Three measures, each on the patches in which the class is present. [*Pointing game*](04_results.ipynb#pointing-game): how
+# often the brightest point lies inside the mask of the class. *Mass*: the fraction of the attention inside the mask. *AP*:
+# average precision of the map as a classifier of pixels. The strongest reference is the linear probe applied to single
+# tokens, raw or of unit length. The others are the head before training, the similarity of each token to the class name (for
+# a ViT also with its last block corrected as in ClearCLIP), a spot in the centre, and uniform attention, whose AP is the
+# fraction of the patch covered by the mask.
 
-# %%
+# %% fold="Every comparison in numbers"
 attention.verdict()
 
 # %% [markdown]
-# Look at how far the filled circle, the trained head, is to the right of the others.
+# Look at how far the trained head, the filled circle, lies to the right of the others.
 
 # %%
 attention.agreement()
@@ -75,34 +73,34 @@ attention.agreement()
 # %%
 attention.agreement_table()
 
-# %%
+# %% fold="Average precision class by class"
 attention.agreement_by_class()
 
 # %% [markdown]
-# ## Does the head rely on what the map shows?
+# ## Does the head rely on the regions that the map highlights?
 #
-# The tokens that a map ranks first are taken away, a tenth to a half of them, and the head scores the rest. Look for maps
-# without which the class's logit falls further than without random tokens (0). The head relies on long tokens, so its map
-# of tokens as they are does better here, and that of tokens of equal length against the masks.
+# The tokens that a map ranks highest, a tenth to a half of them, are removed and the head scores the rest. Values above 0 mean
+# that the logit falls further than after removing random tokens. The head relies on long tokens, so the map of raw tokens
+# does better here, and the map of unit-length tokens agrees better with the masks.
 
 # %%
 attention.deletion()
 
 # %% [markdown]
-# ## As segmentation
+# ## Maps as segmentation
 #
-# As the literature on weak supervision scores maps: every pixel that the mask gives to a class gets one class, among those
-# predicted for the patch; thresholds are fitted on training patches. IoU and Dice are of pooled pixels, fwIoU weighs the
-# classes by their area. *Alone* is the IoU of each class by itself, over all pixels. Look at how far the maps are above
-# *Uniform*, which fills the patch with what is predicted for it.
+# As is usual for weakly supervised segmentation, every annotated pixel is assigned to one of the classes predicted for the
+# patch, with thresholds fitted on training patches. IoU and Dice pool all pixels, and fwIoU weights the classes by area.
+# *Alone* is the IoU of each class by itself over all pixels. Look at how far the maps are above *Uniform*, which fills the
+# whole patch with the predicted classes.
 
 # %%
 attention.segmentation()
 
 # %% [markdown]
-# ## The best and the worst
+# ## Best and worst maps
 #
-# Patches in which AP is furthest above and below the fraction that the mask covers.
+# The patches whose AP is furthest above and below the fraction covered by the mask.
 
-# %%
+# %% fold="The maps with the best and the worst agreement"
 attention.best_and_worst()

@@ -30,47 +30,46 @@ shown = run.predict_slides()
 shown.finding()
 
 # %% [markdown]
-# Whole slides under the run's model. Each tile shows the field of a training patch in micrometres; glass and pen marks are
-# left out before. What lies beside a slide as `<slide>_mask.png` or `<slide>_points.csv` is what the maps are scored
-# against.
+# The run's model applied to whole slides. Each tile has the same field of view in micrometres as a training patch; glass and
+# pen marks are excluded. The maps are scored against `<slide>_mask.png` or `<slide>_points.csv` next to the slide.
 
 # %% [markdown]
 # ## The slide
 #
-# Choose a class: yellow is a high probability, tissue without colour a low one, lines are the outlines of the mask. Wheel,
-# two fingers and + and - zoom, dragging and arrow keys move. Below are the tiles with the highest probability.
+# Choose a class: yellow is a high probability, uncoloured tissue a low one, and lines are the outlines of the mask. Zoom with
+# the wheel, two fingers or + and -; move by dragging or with the arrow keys. The tiles with the highest probability are below.
 
 # %%
 shown.explorer()
 
 # %% [markdown]
-# ## The map against the mask
+# ## Maps and mask
 #
-# Look at whether the coloured tiles of each class lie where the mask, below, has it.
+# Look at whether the coloured tiles of each class match the mask below.
 
 # %%
 shown.maps()
 
 # %% [markdown]
-# AUROC says how well probabilities rank tiles with the class above those without, Dice how well decisions agree. A class
-# that covers a few per cent of a tile counts as present, as it does in a patch. Intervals resample blocks of 8 x 8 tiles,
-# since neighbours are alike.
+# AUROC measures how well probabilities rank tiles with the class above tiles without it; Dice measures how well decisions
+# agree with the mask. A class that covers a few per cent of a tile counts as present, as in a patch. Intervals resample
+# blocks of 8 x 8 tiles, since neighbouring tiles are alike.
 
 # %%
 shown.scores()
 
 # %% [markdown]
-# ## The highest tiles
+# ## Tiles with the highest probability
 #
-# Each should show its class. Where it does not, the model has learned something else.
+# Each should show its class; if not, the model has learned something else.
 
 # %%
 shown.top_tiles()
 
 # %% [markdown]
-# ## Over slides
+# ## All slides
 #
-# The share of each slide's tissue that lies in positive tiles.
+# The fraction of each slide's tissue in positive tiles.
 
 # %%
 shown.burdens()

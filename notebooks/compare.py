@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Two runs compared
 #
-# Both runs are scored on the held-out patches that they share, and resampled with the same bootstrap draws.
+# Both runs are scored on the held-out patches that they share, with the same bootstrap resamples.
 
 # %% tags=["parameters"]
 first: str = "demo"  # folder of run A
@@ -38,7 +38,7 @@ compared.patches_note()
 # %% [markdown]
 # ## Method by method
 #
-# B minus A. Look for intervals that exclude 0.
+# Differences are B minus A. Look for intervals that exclude 0.
 
 # %%
 compared.methods()
@@ -46,7 +46,8 @@ compared.methods()
 # %% [markdown]
 # ## Class by class
 #
-# HistoCLIP with patch tokens: B minus A in accuracy and average precision, and on how many patches which run is correct.
+# HistoCLIP with patch tokens: B minus A in accuracy and average precision, and the number of patches on which each run is
+# correct.
 
 # %%
 compared.classes()
@@ -54,8 +55,8 @@ compared.classes()
 # %% [markdown]
 # ## Where they disagree
 #
-# HistoCLIP with patch tokens, where one run is correct and the other is not: for each run the patches with the largest
-# difference between the two probabilities, at most four.
+# Patches on which HistoCLIP with patch tokens is correct in one run but not in the other: for each run, up to four with the
+# largest difference between the two probabilities.
 
 # %%
 compared.disagreements()

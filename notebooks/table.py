@@ -16,9 +16,9 @@
 # %% [markdown]
 # # HistoCLIP
 #
-# HistoCLIP predicts which tissues or cell types an H&E patch shows, several at once, from the embeddings of a
-# vision-language model whose weights stay frozen. Here zero-shot strategies and a trained matching of image and class
-# embeddings are compared over all runs, beside the simplest predictors that they have to beat.
+# HistoCLIP predicts which tissues or cell types are present in an H&E patch, often several at once, from the embeddings of a
+# frozen vision-language model. This page compares zero-shot strategies, a trained head that matches image and class
+# embeddings, and the simple baselines that they have to beat, in all runs.
 
 # %% tags=["parameters"]
 reports_dir: str = "reports"  # folder below which each run has its own
@@ -33,17 +33,17 @@ runs.finding()
 # %% [markdown]
 # ## Table I
 #
-# mAcc is the mean over classes of the fraction of patches that are labelled correctly. Look at whether the intervals of
-# HistoCLIP and of the linear probe overlap, and at the majority, which looks at no image. *Baseline* marks a class where
-# its cosine is not negative: with OpenAI's CLIP every cosine is positive, so every class is marked. The paper gives one
-# value for HistoCLIP and does not say whether its keys are the global embedding or patch tokens.
+# mAcc is the mean over classes of the fraction of patches that are labelled correctly. Compare HistoCLIP with the linear
+# probe and with the majority, which ignores the image. *Baseline* predicts a class if its cosine is not negative; with
+# OpenAI's CLIP every cosine is positive, so it predicts every class. The paper gives one value for HistoCLIP and does not say
+# whether its keys are the global embedding or patch tokens.
 
 # %%
 runs.table_one("mAcc")
 
 # %% [markdown]
-# mAP is the mean over classes of average precision, which ranks patches by score and needs no threshold. The paper does
-# not report it.
+# mAP is the mean over classes of average precision, which measures ranking and needs no threshold. The paper does not
+# report it.
 
 # %%
 runs.table_one("mAP")

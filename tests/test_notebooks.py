@@ -86,7 +86,7 @@ def test_a_notebook_is_valid_and_stored_without_outputs(path):
     nbformat.validate(tree)
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(path))
     assert set(tree.metadata) <= {"jupytext", "kernelspec"}
-    assert all(set(cell.metadata) <= {"tags"} for cell in tree.cells)
+    assert all(set(cell.metadata) <= {"tags", "fold"} for cell in tree.cells)
 
 
 @each_notebook

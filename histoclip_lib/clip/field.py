@@ -105,7 +105,7 @@ def field_note(
     """
     name = as_typed(backbone)
     if not entry.mpp:
-        trained = f"The resolution that {name} was trained at is not known or mixed"
+        trained = f"{name} was trained at an unknown or mixed resolution"
     else:
         listed = " or ".join(f"{mpp:g}" for mpp in entry.mpp)
         patch_px = entry.patch_px or image_size

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-ACCENT = "#4c7fb8"  # readable on white and on black
+ACCENT, REFERENCE = "#4c7fb8", "#c2651a"  # readable on white and on black
 JPEG_QUALITY = 85
 Node = ElementTree.Element | str
 
@@ -91,6 +91,27 @@ def histogram(values: np.ndarray, alternative: str, bins: int = 24, width: int =
         for k, count in enumerate(counts)
     ]
     return _drawing(alternative, width, 25, *bars, _box(0, 24, width, 1, fill=ACCENT))
+
+
+def interval(
+    value: float, low: float, high: float, reference: float | None, axis: tuple[float, float], alternative: str,
+    width: int = 200,
+) -> ElementTree.Element:  # fmt: skip
+    """Return a dot on the line of its interval, and a reference as a tick, on an axis from one number to another."""
+
+    def x(number: float) -> float:
+        return 4 + (width - 8) * (number - axis[0]) / (axis[1] - axis[0])
+
+    tick = [] if reference is None else [_box(x(reference) - 1, 0, 2, 14, fill=REFERENCE)]
+    return _drawing(
+        alternative,
+        width,
+        14,
+        _box(0, 6.5, width, 1, fill=ACCENT, fill_opacity=0.3),
+        *tick,
+        _box(x(low), 5, x(high) - x(low), 4, fill=ACCENT, fill_opacity=0.6),
+        element("circle", cx=f"{x(value):.2f}", cy=7, r=4, fill=ACCENT),
+    )
 
 
 def _drawing(alternative: str, width: int, height: int, *shapes: Node) -> ElementTree.Element:

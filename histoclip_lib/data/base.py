@@ -232,9 +232,12 @@ class PatchDataset:
         ]
         shown = np.unique(np.linspace(0, len(self) - 1, SHOWN_PATCHES).astype(int))
         return html(
-            element("p", element("strong", self.name)),
-            table([], facts),
-            table(["class", "present in", "prevalence", ""], classes),
+            table([], facts, f"The data set {self.name}."),
+            table(
+                ["class", "present in", "prevalence", ""],
+                classes,
+                f"Prevalence of each class in {len(self):,} patches.",
+            ),
             element("p", *(part for index in shown for part in (self._thumbnail(index), " "))),
         )
 

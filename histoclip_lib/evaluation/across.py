@@ -11,7 +11,7 @@ from scipy import stats
 from histoclip_lib.evaluation.artifacts import ValidationPredictions
 from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
 from histoclip_lib.evaluation.methods import label_of
-from histoclip_lib.evaluation.text import number_text, p_text, signed_text
+from histoclip_lib.evaluation.text import number_text, p_clause, signed_text
 from histoclip_lib.evaluation.uncertainty import (
     Difference,
     draw_units,
@@ -174,7 +174,7 @@ def across_note(found: dict[str, Across], method: str) -> str:
         order = {BETTER: "above", WORSE: "below"}.get(finding(pooled), "not significantly different from")
         said.append(
             f"in {metric} HistoCLIP with patch tokens is {order} it (mean difference {pooled.value:+.3f}, 95 % "
-            f"{pooled.low:+.3f} to {pooled.high:+.3f}, p = {p_text(pooled.p)})"
+            f"{pooled.low:+.3f} to {pooled.high:+.3f}, {p_clause(pooled.p)})"
         )
     n = next(iter(found.values())).pooled.n
     return (
@@ -188,6 +188,6 @@ def ranks_note(ranks: Ranks) -> str:
     """Say in Markdown whether ranks differ."""
     listed = ", ".join(f"{label_of(m)} {number_text(r, 1)}" for m, r in zip(ranks.methods, ranks.mean, strict=True))
     return (
-        f"Mean ranks in mAP over {ranks.n} data sets: {listed}. Friedman's p = {p_text(ranks.p)}; two methods must be "
+        f"Mean ranks in mAP over {ranks.n} data sets: {listed}. Friedman's {p_clause(ranks.p)}; two methods must be "
         f"{ranks.critical:.1f} ranks apart to be significantly different (Nemenyi)."
     )

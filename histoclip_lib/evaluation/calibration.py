@@ -365,11 +365,10 @@ def temperature_note(calibrations: dict[str, Calibration]) -> str:
     """Say in Markdown which temperatures were fitted and what they mean."""
     listed = "; ".join(f"{label_of(method)}: T = {fit.temperature:.2f}" for method, fit in calibrations.items())
     return (
-        "Temperatures were fitted by cross-entropy on out-of-fold probabilities of the training set, one for all "
-        f"classes; in a cross-validation in each fold, of which this is the mean. {listed}. T above 1 means that the "
-        "method is overconfident, T below 1 that it is underconfident. "
-        "A temperature changes neither the order of the patches nor any decision at 0.5; Platt scaling, a slope and an "
-        "intercept for each class, can change decisions."
+        "One temperature for all classes was fitted by cross-entropy on out-of-fold probabilities of the training set; "
+        f"in cross-validation, values are means over the folds. {listed}. T above 1 means that the method is "
+        "overconfident, T below 1 that it is underconfident. A temperature changes neither the ranking of the patches "
+        "nor any decision at 0.5; Platt scaling, with a slope and an intercept for each class, can change decisions."
     )
 
 
@@ -397,6 +396,6 @@ def ensemble_note(
         order = "lower than" if high < 0 else "higher than" if low > 0 else "not significantly different from"
         said.append(f"{order} that of *{label_of(name)}* ({gaps.mean():+.3f}, {low:+.3f} to {high:+.3f})")
     return (
-        f"The mean of the probabilities of head and probe has a cross-entropy of {losses[ENSEMBLE].mean():.3f}, "
-        f"{' and '.join(said)}; in brackets the difference and its 95 % interval, nothing calibrated."
+        f"Averaging the probabilities of head and probe gives a cross-entropy of {losses[ENSEMBLE].mean():.3f}, "
+        f"{' and '.join(said)}. Brackets hold the difference and its 95 % interval, without calibration."
     )

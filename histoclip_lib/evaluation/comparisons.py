@@ -124,8 +124,8 @@ def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, folds
     note = f"p is corrected by Holm's method for {len(comparisons)} comparisons in each metric."
     if (smallest := smallest_p(units, folds)) * len(comparisons) >= ALPHA:
         note += (
-            f" With {len(np.unique(units))} groups no p falls below {smallest:.2g} before the correction, so after it "
-            f"none can be below {ALPHA}."
+            f" With {len(np.unique(units))} groups the smallest possible p is {p_text(smallest)} before correction, "
+            f"so no corrected p can be below {ALPHA}."
         )
     return note
 

@@ -274,19 +274,19 @@ def bias_note(bias: CoOccurrenceBias, classes: list[str], name: str) -> str:
     """Say in Markdown which gap is the largest of those that are not chance, for the method called `name`."""
     tested = int((~np.isnan(bias.low)).sum())
     if not tested:
-        return f"{name}: no gap can be tested, since none has patches from {MIN_UNITS} units or more on both sides."
+        return f"{name}: no difference can be tested: none has patches from {MIN_UNITS} groups or more on both sides."
     if not bias.found.any():
         return (
-            f"{name}: none of {tested} gaps is significantly different from zero (95 % simultaneously). This is no "
-            "evidence that a class is predicted because another is present, nor does it rule it out."
+            f"{name}: none of {tested} differences is significant (simultaneous 95 % intervals). This neither shows "
+            "nor rules out that the prediction of one class depends on another."
         )
     t, a, b = np.unravel_index(np.nanargmax(np.where(bias.found, np.abs(bias.gaps), np.nan)), bias.gaps.shape)
     other, target = _as_text(classes[a]), _as_text(classes[b])
-    among = f"patches without {target}, it is wrongly predicted" if t == 0 else f"patches with {target}, it is found"
+    among = f"patches without {target}, it is falsely predicted" if t == 0 else f"patches with {target}, it is found"
     (absent, present), (n_absent, n_present) = bias.rates[t, :, a, b], bias.counts[t, :, a, b]
     return (
-        f"{name}: {int(bias.found.sum())} of {tested} gaps exclude zero. The largest: among {among} in {present:.0%} "
-        f"of {n_present} where {other} is present and in {absent:.0%} of {n_absent} where {other} is absent "
+        f"{name}: {int(bias.found.sum())} of {tested} differences exclude zero. The largest: among {among} in "
+        f"{present:.0%} of {n_present} with {other} and in {absent:.0%} of {n_absent} without {other} "
         f"(difference {bias.gaps[t, a, b]:+.2f}, interval {bias.low[t, a, b]:+.2f} to {bias.high[t, a, b]:+.2f})."
     )
 

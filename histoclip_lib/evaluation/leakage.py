@@ -251,20 +251,20 @@ def near_duplicate_note(patches: PatchDataset, found: NearDuplicates) -> str:
         "flipped, turned or slightly shifted."
     )
     if plain := int(np.isnan(found.correlation).sum()):
-        note += f" {plain} held-out patches or their nearest are too plain to compare."
+        note += f" {plain} pair{' is' if plain == 1 else 's are'} too uniform to compare."
     if groups is not None:
         same = groups[found.val] == groups[found.nearest]
-        note += f" {(flagged & same).sum()} of these pairs are of one group." if flagged.any() else ""
-        note += f" Of all nearest training patches {same.mean():.1%} are of the held-out patch's own group."
+        note += f" {(flagged & same).sum()} of these pairs come from one group." if flagged.any() else ""
+        note += f" {same.mean():.1%} of all nearest training patches come from the group of the held-out patch."
     if len(found.reference_similarity):
         others = "(groups are not known)" if groups is None else "of another group"
         alarms = int((found.reference_correlation >= SAME_PIXELS).sum())
         note += (
-            f" For comparison, {len(found.reference_similarity)} training patches and their nearest training patch "
-            f"{others}: the same rule flags {alarms}, the highest correlation is "
+            f" For comparison, the same rule flags {alarms} of {len(found.reference_similarity)} training patches and "
+            f"their nearest training patch {others}, with a highest correlation of "
             f"{np.nanmax(found.reference_correlation, initial=-1):.2f}. The median cosine of centred features is "
-            f"{np.median(found.similarity):.2f} for held-out patches and "
-            f"{np.median(found.reference_similarity):.2f} for these."
+            f"{np.median(found.similarity):.2f} for held-out patches and {np.median(found.reference_similarity):.2f} "
+            "for these."
         )
     return note
 
@@ -368,7 +368,7 @@ def split_gap_note(gaps: list[SplitGap]) -> str:
         [
             *lines,
             "",
-            "In brackets the 95 % interval of random minus grouped. The two validation sets are different patches and "
-            "each model was trained once: a gap also reflects which patches they are.",
+            "Brackets hold the 95 % interval of random minus grouped. The two validation sets hold different patches "
+            "and each model was trained once, so a gap also reflects the choice of patches.",
         ]
     )

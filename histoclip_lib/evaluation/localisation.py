@@ -224,7 +224,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
     """
     if np.isnan(scores.area).all():
-        return "No mask covers a part of a patch, so attention cannot be scored."
+        return "All masks are empty or cover whole patches, so attention cannot be scored."
     area = nan_mean(class_means(scores.area))
     ap = nan_mean(class_means(scores.ap[scores.maps.index(TRAINED)]))
     probe = ""

@@ -134,4 +134,4 @@ def ranking_note(methods: dict[str, Predictions], labels: np.ndarray, classes: l
     if not below:
         return "No strategy ranks a class below chance (AUROC 0.5)."
     listed = "; ".join(f"**{as_typed(label)}** ({', '.join(said)})" for label, said in below.items())
-    return f"Ranked below chance, with the AUROC of each strategy that does so (0.5 is chance): {listed}."
+    return f"Classes ranked below chance (AUROC below 0.5), with the AUROC of each such strategy: {listed}."

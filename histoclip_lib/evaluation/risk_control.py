@@ -124,9 +124,9 @@ def risk_table(
             line = {"threshold": number_text(cuts[k]), "groups": int((~np.isnan(shares[:, k, 0])).sum())}
             for rule, cut in (("", cuts[k]), (" at 0.5", THRESHOLD)):
                 called = scores[:, k] >= cut
-                line[f"missed{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws, folds))
-                line[f"false positives{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws, folds))
-            lines[label_of(name), class_name] = line | {"missed in held-out fifths": number_text(tried[k])}
+                line[f"FNR{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws, folds))
+                line[f"FPR{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws, folds))
+            lines[label_of(name), class_name] = line | {"FNR in held-out fifths": number_text(tried[k])}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
@@ -145,12 +145,11 @@ def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object, folds:
 def risk_note(alpha: float, n_units: int) -> str:
     """Say in Markdown what the thresholds promise, and what the promise rests on."""
     note = (
-        f"Promised: for a new group like these, on average at most {alpha:.0%} of a class's labels are missed. The "
-        "promise holds on average over groups and over the draw of the training groups, for one more group from the "
-        "same source, not for each group and not for another hospital. The thresholds come from out-of-fold "
-        "predictions, of models fitted on fewer patches than the one that they are applied to: the table shows how "
-        "well that holds."
+        f"For a new group from the same source, the expected false-negative rate of each class is at most {alpha:.0%}. "
+        "This holds on average over groups and over the choice of training groups, not for every single group and not "
+        "for another hospital. The thresholds come from out-of-fold predictions of models fitted on fewer patches than "
+        "the final model; the last column of the table shows how well the guarantee holds."
     )
     if n_units + 1 < 1 / alpha:
-        note += f" With {n_units} groups only predicting a class always keeps it; {int(1 / alpha)} or more are needed."
+        note += f" With only {n_units} groups a class must always be predicted; {int(1 / alpha)} or more are needed."
     return note

@@ -10,7 +10,7 @@ import pandas as pd
 from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import METRICS
-from histoclip_lib.evaluation.text import number_text, p_text, range_text
+from histoclip_lib.evaluation.text import number_text, p_clause, range_text
 from histoclip_lib.evaluation.uncertainty import accuracy_shares, evaluate, unit_sums
 
 UNKNOWN = "unknown"
@@ -118,6 +118,6 @@ def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:
         said = "more than chance explains" if gap.p < 0.05 else "not significantly different"
         lines.append(
             f"- {column}: mAcc is {gap.value:.3f} higher for *{gap.best}* than for *{gap.worst}*, {said} "
-            f"(p = {p_text(gap.p)} for the largest difference)."
+            f"({p_clause(gap.p)} for the largest difference)."
         )
     return "\n".join(lines)

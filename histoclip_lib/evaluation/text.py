@@ -43,12 +43,18 @@ def _with_interval(gap: Difference, value: str, ends: str) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p value with two significant digits, `< 0.001` or `1`."""
+    """Return a p value with three decimals below 0.1 and two above, `< 0.001` or `1`."""
     if np.isnan(p):
         return UNDEFINED
     if p > 0.995:
         return "1"
-    return "< 0.001" if p < 0.001 else f"{p:#.2g}"
+    return "< 0.001" if p < 0.001 else f"{p:.{3 if p < 0.1 else 2}f}"
+
+
+def p_clause(p: float) -> str:
+    """Return a p value for a sentence: `p = 0.012` or `p < 0.001`."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def not_clip_text(backbone: str) -> str:

@@ -454,7 +454,7 @@ def interval_note(patches: PatchDataset, val: np.ndarray, folds: int = 1) -> str
         counted = f"there {'is' if n_groups == 1 else 'are'} only {n_groups} group{'s' * (n_groups > 1)}"
         return (
             f"Intervals come from a bootstrap over patches, since {counted if n_groups else 'groups are not known'}: "
-            "consider them too narrow. The permutation tests swap patches too: consider their p too small."
+            "they are probably too narrow. The permutation tests also swap patches, so p is probably too small."
             + folds_note(folds)
         )
     of = "" if folds > 1 else " of the validation set"
@@ -463,7 +463,7 @@ def interval_note(patches: PatchDataset, val: np.ndarray, folds: int = 1) -> str
         "two methods for whole groups."
     )
     if n_groups < ENOUGH_GROUPS and folds == 1:
-        note += " With so few, intervals are somewhat too narrow."
+        note += " With so few groups, intervals are somewhat too narrow."
     if smallest := smallest_p(patches.groups[val], folds):
         note += f" No p can fall below {smallest:.2g}."
     return note + folds_note(folds)
@@ -474,7 +474,6 @@ def folds_note(folds: int) -> str:
     if folds == 1:
         return ""
     return (
-        f" The {folds} folds share training patches, so the errors in them are not independent: intervals are "
-        f"stretched by {stretch(folds):.2f}, and p is that of a difference as much smaller (the correction of Nadeau "
-        "and Bengio, 2003)."
+        f" The {folds} folds share training patches, so their errors are not independent: intervals are widened by a "
+        f"factor of {stretch(folds):.2f} and p is corrected accordingly (Nadeau and Bengio, 2003)."
     )

@@ -252,7 +252,8 @@ class ImageFeatures:
             ["encoded now", f"{self.encoded:,}"],
             ["from the cache", f"{n_patches - self.encoded:,}"],
         ]
-        return html(table([], facts), table(["features", "shape", "type", "size"], arrays))
+        arrays_of = table(["features", "shape", "type", "size"], arrays, "The encoded arrays.")
+        return html(table([], facts, "What was encoded."), arrays_of)
 
 
 def open_features(folder: Path, names: Sequence[str], n_patches: int, views: int) -> ImageFeatures:

@@ -552,7 +552,7 @@ class GaussianWithText:
     def about(self) -> str:
         """Return a sentence of Markdown on the choice of the weights."""
         gaussian, text = self.chosen
-        how = "by cross-validation inside the training part" if self.losses else "by default"
+        how = "by cross-validation within the training set" if self.losses else "by default"
         return f"The Gaussian discriminant's weights, {gaussian:g} and {text:g} of the text, were chosen {how}."
 
 
@@ -741,11 +741,11 @@ def _choice(chosen: str, losses: dict[float, float]) -> str:
     """Say in Markdown how a number was chosen."""
     if not losses:
         return (
-            f"{chosen} is the default: the training part has too few patches, groups or labels of each kind for a "
+            f"{chosen} is the default: the training set has too few patches, groups or labels of each kind for a "
             "choice by cross-validation."
         )
     listed = ", ".join(f"{value:g}: {loss:.3f}" for value, loss in losses.items())
-    return f"{chosen} was chosen by cross-validation inside the training part (cross-entropy of each: {listed})."
+    return f"{chosen} was chosen by cross-validation within the training set (cross-entropy of each: {listed})."
 
 
 register_method("mlp", "Two-layer MLP", "baseline", probabilities=True)

@@ -186,7 +186,7 @@ def ensembling_note(variants: Variants) -> str:
     own = variants.table[variants.table["strategy"] == STRATEGIES["baseline"].label]
     single = own[own["kind"] == SINGLE_TEMPLATE]
     if len(single) == 1:
-        return "There is one template, so the Baseline has no ensemble over templates."
+        return "With a single template, the Baseline has no ensemble over templates."
     sentences = []
     for metric in ("mAP", "mAcc"):
         together, alone = own.loc[own["kind"] == AS_REPORTED, metric].item(), single[metric]
@@ -197,10 +197,10 @@ def ensembling_note(variants: Variants) -> str:
         else:
             beaten = int((together > alone).sum())
             sentences.append(
-                f"Its {metric} is {together:.3f} with the {len(single)} templates together; with one alone it is "
-                f"{alone.mean():.3f} on average, {alone.min():.3f} at the lowest and {alone.max():.3f} at the highest. "
-                f"Together they change it by {together - alone.mean():+.3f} against the mean, and beat {beaten} of the "
-                f"{len(single)}."
+                f"Its {metric} is {together:.3f} with all {len(single)} templates; with a single template it is "
+                f"{alone.mean():.3f} on average ({alone.min():.3f} to {alone.max():.3f}). The ensemble differs from "
+                "this "
+                f"mean by {together - alone.mean():+.3f} and is better than {beaten} of the {len(single)} templates."
             )
     return f"**Ensembling, eq. (2), and the Baseline.** {' '.join(sentences)}"
 
@@ -233,6 +233,5 @@ def spread_note(variants: Variants) -> str:
             f"{listed}."
         )
     return (
-        note
-        + "\n\nThe best of these words could be picked on the validation part only; no method of the table does so."
+        note + "\n\nThe best wording could only be chosen with the held-out labels, so no method in the tables uses it."
     )

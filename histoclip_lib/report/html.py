@@ -233,8 +233,16 @@ def _number_figures(soup: BeautifulSoup) -> set[str]:
 
 
 def _number_tables(soup: BeautifulSoup) -> set[str]:
-    """Give each table with a caption, but that of the parameters, an id and a number, and return the ids."""
+    """Give each table with a caption, but that of the parameters, an id and a number, and return the ids.
+
+    A table without one, such as Markdown's, takes the text of the heading that it stands under.
+    """
     taken = set()
+    for table in soup.find_all("table"):
+        heading = table.find_previous(["h2", "h3", "h4"])
+        if heading and not table.caption:
+            table.insert(0, soup.new_tag("caption"))
+            table.caption.string = f"{heading.get_text(strip=True)}."
     tables = (table for table in soup.find_all("table") if table.caption and not table.find_parent(class_="parameters"))
     for number, table in enumerate(tables, 1):
         table["id"] = f"table-{number}"
@@ -274,7 +282,7 @@ def _link_headings(soup: BeautifulSoup, taken: set[str] | frozenset[str]) -> tup
         used.add(identifier)
         element["id"] = identifier
         level = int(element.name[1])
-        if text and level <= 3:
+        if text and level <= 3 and not element.find_parent("details"):
             headings.append(Heading(level, text, identifier))
         element.append(_link_to_itself(soup, identifier, text or "this section"))
     return title, headings

@@ -11,7 +11,7 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.evaluation.comparisons import OURS, finding
 from histoclip_lib.evaluation.methods import in_table_order, label_of
-from histoclip_lib.evaluation.text import number_text, p_text, range_text
+from histoclip_lib.evaluation.text import number_text, p_clause, range_text
 from histoclip_lib.evaluation.uncertainty import Comparison, interval_note
 
 FILES = {
@@ -147,14 +147,14 @@ magnifications, nor for classes other than these:
 
 ## Factors
 
-Stain, scanner, magnification, hospital and organ change how patches look. None was varied beyond what the data itself
-holds.
+Stain, scanner, magnification, hospital and organ change how patches look. They vary only as much as they do in the
+data.
 {_groups(patches, folds)}
 
 ## Metrics
 
-mAcc is the mean over the classes of the accuracy at sigma >= 0.5. It rewards the common answer, so it can only be
-judged beside the methods that look at no image. mAP and AUROC rank by score; F1 counts what is present.
+mAcc is the mean over the classes of the accuracy at sigma >= 0.5. It rewards predicting the more frequent label, so
+compare it with the methods that ignore the image. mAP and AUROC measure ranking; F1 counts present classes only.
 {interval_note(patches, val, len(folds))}
 
 ## Training and evaluation data
@@ -164,8 +164,8 @@ judged beside the methods that look at no image. mAP and AUROC rank by score; F1
 - **Sizes.** {sizes}
 - **Split.** {as_typed(split)}: {SPLITS[split]} {protocol}
 - **Licence of the data.** {data.licence}
-- No patch was held out for a test beyond this. It chose nothing in this run, but whoever picks options by these
-  numbers picks with their labels.
+- There is no further test set. Nothing in this run was chosen on the scored patches, but options chosen by comparing
+  these numbers are.
 
 ## Quantitative analyses
 
@@ -207,7 +207,7 @@ def _groups(patches: PatchDataset, folds: list[tuple[np.ndarray, np.ndarray]]) -
     if len(folds) > 1:
         parts = [np.unique(patches.groups[val]) for _, val in folds]
         names, times = np.unique(np.concatenate(parts), return_counts=True)
-        return f"Groups (patients or source images): {len(names)}, {(times > 1).sum()} of them in several folds."
+        return f"Groups (patients or source images): {len(names)}, {(times > 1).sum()} of them in more than one fold."
     train, val = folds[0]
     both = len(np.intersect1d(patches.groups[train], patches.groups[val]))
     return (
@@ -221,7 +221,7 @@ def _results(methods: dict[str, dict]) -> str:
     for name in in_table_order(methods):
         cells = [_with_interval(methods[name], key) for key in ("mAcc", "mAP", "macro_f1")]
         lines.append(f"| {label_of(name)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "In brackets the 95 % interval."])
+    return "\n".join([*lines, "", "Brackets hold 95 % intervals."])
 
 
 def _with_interval(values: dict, key: str) -> str:
@@ -236,9 +236,9 @@ def _caveats(
     for name, own in against.items():
         if METHODS[name].family in ("uninformative", "baseline"):
             gap = own.macc
-            lines.append(f"- {label_of(name)}: the patch head {finding(gap)} it ({gap.value:+.3f}, p {p_text(gap.p)}).")
+            lines.append(f"- {label_of(name)}: the patch head {finding(gap)} it ({gap.value:+.3f}, {p_clause(gap.p)}).")
     if lines:
-        note = "Before using a head, compare it with what is simpler, in mAcc; p is corrected for all methods:\n"
+        note = "Before using the head, compare it with simpler methods in mAcc; p is corrected for all methods:\n"
         lines.insert(0, note)
     lines.append("")
     if not_clip:

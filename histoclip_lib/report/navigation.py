@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histoclip_lib.report.notebooks import run_notebooks
 
-OVERVIEW, RESULTS = "index", "04_results"
+OVERVIEW, DATA, RESULTS = "index", "01_data", "04_results"
 COMPARISON_PREFIX, GRID_PREFIX = "compare_", "grid_"
 
 

@@ -78,11 +78,11 @@ register_notebook("05_errors", "05 Errors", "What is confused with what, and whe
 register_notebook(
     "06_attention",
     "06 Attention",
-    "Where each class finds its evidence, scored against the masks where there are any.",
+    "Which regions support each class, scored against the masks if available.",
     ("thumbnail.png",),
 )
 register_notebook(
     "07_slides",
     "07 Slides",
-    "Whole slides: a viewer with the map of each class, scored against masks where there are any.",
+    "Whole slides: a viewer with the map of each class, scored against masks if available.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +11,13 @@ from urllib.parse import quote
 from IPython.display import HTML, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.html import Node, element, html
+from histoclip_lib.common.html import Node, element, html, interval
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics, Score, find_runs, hide_folder, read_predictions
 from histoclip_lib.evaluation.comparisons import OURS, PROBE, accuracy_against, finding
 from histoclip_lib.evaluation.methods import ours_first, short_label
-from histoclip_lib.evaluation.text import not_clip_text
+from histoclip_lib.evaluation.text import not_clip_text, range_text
 from histoclip_lib.report.executed import executed_notebooks, read_executed
-from histoclip_lib.report.navigation import RESULTS, front_page
+from histoclip_lib.report.navigation import DATA, RESULTS, front_page
 from histoclip_lib.report.tables import TableGroup, table_one
 
 ON_CARDS = (OURS, PROBE, "majority")
@@ -44,15 +45,17 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
     """
     found = table_one(runs)
     names = ours_first(found.columns)
-    bodies = [
-        element("tbody", *lines)
-        for group in found.groups
-        if (group.runs or without_runs) and (lines := _group_lines(group, metric, names))
-    ]
+    bodies, others = [], []
+    for group in found.groups:
+        if (group.runs or without_runs) and (lines := _group_lines(group, metric, names)):
+            (bodies if group.paper else others).append(element("tbody", *lines))
+    if bodies and others:
+        bodies.append(element("tbody", _line("Not in the paper", "", [()] * len(names), class_="apart")))
+    bodies += others
     if not bodies:
         return Markdown(f"No run has {metric} yet.")
     caption = f"{metric} of every run with its 95 % bootstrap interval" + (
-        "; in italics what the paper reports, which has one HistoCLIP." if metric == "mAcc" else "."
+        "; values in italics are from the paper, which reports one HistoCLIP." if metric == "mAcc" else "."
     )
     header = element(
         "tr", *(element("th", text, scope="col") for text in ("Run", *(found.columns[name] for name in names)))
@@ -64,10 +67,23 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
 
 def run_cards(runs: list[RunMetrics | BrokenRun]) -> HTML | Markdown:
     """Return a card for each run, with a link to its results; for one that is broken, the reason."""
-    cards = [_card(run) if isinstance(run, RunMetrics) else _broken_card(run) for run in runs]
+    axis = _common_axis([run for run in runs if isinstance(run, RunMetrics)])
+    cards = [_card(run, axis) if isinstance(run, RunMetrics) else _broken_card(run) for run in runs]
     if not cards:
         return Markdown("No run has been made yet. `histoclip run params/demo.yaml` makes the first.")
-    return HTML(html(element("ul", *cards, class_="cards runs")))
+    legend = (
+        f"The blue line is the 95 % interval of HistoCLIP patch in mAcc, the dot its value, the orange tick the linear "
+        f"probe, on one axis from {axis[0]:.1f} to {axis[1]:.1f} for all runs."
+    )
+    return HTML(html(element("p", legend, class_="legend"), element("ul", *cards, class_="cards runs")))
+
+
+def _common_axis(runs: list[RunMetrics]) -> tuple[float, float]:
+    """Return tenths between which the mAcc of HistoCLIP, its interval and the linear probe lie in every run."""
+    scores = [run.scores[name] for run in runs for name in (OURS, PROBE) if name in run.scores]
+    ends = [end for score in scores for end in (score.value, *(score.interval or ()))] or [0.0, 1.0]
+    low, high = math.floor(10 * min(ends)), math.ceil(10 * max(ends))
+    return low / 10, max(high, low + 1) / 10
 
 
 def linked_name(name: str, folder: Path) -> Node:
@@ -98,7 +114,7 @@ def _group_lines(group: TableGroup, metric: str, columns: list[str]) -> list[Nod
         about = f"{group.dataset}, {split_text(run)}, {run.backbone}{'' if run.is_clip else ' (not CLIP)'}"
         lines.append(_line(run.name, about, [_number(scores.get(name)) for name in columns]))
     if group.paper and metric == "mAcc":
-        about = "as the paper reports it" + ("" if group.runs else "; no run yet")
+        about = "reported in the paper" + ("" if group.runs else "; no run yet")
         cells = [_number(Score(group.paper[name], None) if name in group.paper else None) for name in columns]
         lines.append(_line(group.dataset, about, cells, class_="paper"))
     return lines
@@ -123,13 +139,18 @@ def _number(score: Score | None) -> tuple[Node, ...]:
     return (f"{score.value:.3f} ", element("span", f"[{low:.3f}, {high:.3f}]", class_="interval"))
 
 
-def _card(run: RunMetrics) -> Node:
+def _card(run: RunMetrics, axis: tuple[float, float]) -> Node:
+    data: Node = run.dataset
+    if (run.path / f"{DATA}.html").is_file():
+        data = element("a", run.dataset, href=quote(f"{run.folder}/{DATA}.html"), title="The data of this run")
     facts: list[tuple[str, Sequence[Node], str]] = [
-        ("Data set", (f"{run.dataset}, {split_text(run)}",), "dataset"),
+        ("Data set", (data, f", {split_text(run)}"), "dataset"),
         ("Encoder", (", ".join(filter(None, (run.backbone, run.pretrained))),), "backbone"),
         *((short_label(name), _number(run.scores[name]), f"score {name}") for name in ON_CARDS if name in run.scores),
         ("Evaluated", (when_made(run),), "made"),
     ]
+    if drawn := _drawn_interval(run, axis):
+        facts.insert(2, ("mAcc", (drawn,), "drawn"))
     name = linked_name(run.name, run.path)
     parts: list[Node] = []
     if run.thumbnail:
@@ -145,6 +166,16 @@ def _card(run: RunMetrics) -> Node:
     if not run.is_clip:
         parts.append(element("p", not_clip_text(run.backbone), class_="caveat"))
     return element("li", *parts, class_="card" if name == run.name else "card linked")
+
+
+def _drawn_interval(run: RunMetrics, axis: tuple[float, float]) -> Node | None:
+    """Draw the interval of HistoCLIP with patch tokens in mAcc and the linear probe's value; nothing without it."""
+    ours, probe = run.scores.get(OURS), run.scores.get(PROBE)
+    if ours is None or ours.interval is None:
+        return None
+    said = f"HistoCLIP patch {ours.value:.3f}, 95 % interval {range_text(ours.interval)}"
+    said += f", linear probe {probe.value:.3f}" if probe else ""
+    return interval(ours.value, *ours.interval, probe.value if probe else None, axis, said)
 
 
 def _beside_probe(run: RunMetrics) -> str:

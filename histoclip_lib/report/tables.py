@@ -154,7 +154,7 @@ def dataset_table(patches: PatchDataset, parts: dict[str, np.ndarray]) -> pd.Dat
         if patches.groups is not None:
             line["groups"] = len(np.unique(patches.groups[index]))
             others = np.concatenate([rest for other, rest in parts.items() if other != part])
-            line["of these in other parts"] = len(np.intersect1d(patches.groups[index], patches.groups[others]))
+            line["groups also in another set"] = len(np.intersect1d(patches.groups[index], patches.groups[others]))
         lines[part] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 

@@ -76,7 +76,7 @@ class Chapter:
         if not self.run.is_cross_validated:
             return f"on the {n_val} validation patches"
         apart = " of its group" * (self.run["split"] == "grouped")
-        return f"out of fold on {n_val} patches, each predicted by models that saw none{apart or ' of its fold'}"
+        return f"out of fold on {n_val} patches, each predicted by models that saw no patch{apart or ' of its fold'}"
 
     @property
     def units(self) -> np.ndarray:
@@ -115,8 +115,9 @@ class Data(Chapter):
         if patches.groups is not None:
             parts = [np.unique(patches.groups[index]) for index in self.named_parts.values()]
             several = int((np.unique(np.concatenate(parts), return_counts=True)[1] > 1).sum())
-            sentence += f" from {len(np.unique(patches.groups)):,} groups, {several or 'none'} of which in "
-            sentence += "several folds" if self.run.is_cross_validated else "both parts"
+            sentence += f" from {len(np.unique(patches.groups)):,} groups, {several or 'none'} of which "
+            sentence += f"{'is' if several < 2 else 'are'} in "
+            sentence += "more than one fold" if self.run.is_cross_validated else "both sets"
         if unknown := int((~patches.known).sum()):
             sentence += f"; {unknown:,} of {patches.labels.size:,} labels are not known"
         return Markdown(
@@ -142,17 +143,17 @@ class Data(Chapter):
     def checked(self) -> Table | Markdown:
         """Return what the check of files, labels, images and masks noted; nothing is left out because of it."""
         if not self.notes:
-            return Markdown("The check of labels, images and masks noted nothing.")
+            return Markdown("No problems were found in the labels, images and masks.")
         return Table(
             tables.notes_table(self.notes),
-            "What the check of labels, images and masks noted. No patch is left out because of it.",
+            "Problems found in the labels, images and masks. No patch is left out because of them.",
         )
 
     def parts(self) -> Table:
         """Return the size of both parts, or of the folds, and how many of their groups are in others too."""
-        which = "The folds" if self.run.is_cross_validated else "Training and validation sets"
+        where = "each fold" if self.run.is_cross_validated else "the training and validation sets"
         table = tables.dataset_table(self.run.patches, self.named_parts).T
-        return Table(table, f"{which}: patches, labels and groups.")
+        return Table(table, f"Patches, labels and groups in {where}; a grouped split shares no group.")
 
     def prevalence(self) -> Image:
         """Draw how often each class is present in either part."""
@@ -247,7 +248,8 @@ class ZeroShot(Chapter):
         shown = self.held_out | {"all_positive": self.run.without_images["all_positive"]}
         return Table(
             tables.strategies_table(shown, self.truth, self.classes),
-            f"mAcc on the {len(self.truth):,} held-out patches, and how often each class is predicted there.",
+            f"mAcc on the {len(self.truth):,} held-out patches, and the fraction of them in which each class is "
+            "predicted. Compare the fractions with the truth.",
         )
 
     def both_prompts(self) -> Table:
@@ -263,7 +265,10 @@ class ZeroShot(Chapter):
                 return score_zero_shot(self.pooled[val], run.text_encoder, own, self.context_of(run, train))
 
             scored[f"{name} ({own.photo_of})"] = run.by_fold(score)
-        caption = "Each strategy on held-out patches with the prompts of this run, and with another set of prompts."
+        caption = (
+            f"Each strategy on {len(self.truth):,} held-out patches with the prompts of this run, then with the "
+            "others. A large change means that the wording matters."
+        )
         return Table(prompts_table(scored, self.truth), caption)
 
     def baseline_note(self) -> Markdown:
@@ -307,7 +312,8 @@ class ZeroShot(Chapter):
         """Return the words with the lowest and the highest mAP."""
         from histoclip_lib.prompting.sensitivity import extremes_table
 
-        return Table(extremes_table(self.variants), "The words with the lowest and the highest mAP of each strategy.")
+        caption = f"The wording with the lowest and the highest mAP on {len(self.truth):,} held-out patches."
+        return Table(extremes_table(self.variants), caption)
 
     def explorer(self) -> Explorer:
         """Return a patch and its cosines with the classes' words, which JupyterLab lets change."""
@@ -397,7 +403,7 @@ class Training(Chapter):
         ours, probe, majority = (number_text(self.scored[name]["mAcc"]) for name in (OURS, PROBE, "majority"))
         return Markdown(
             f"**After {self.run['epochs']} epochs the head on patch tokens reaches an mAcc of {ours}; the linear probe "
-            f"reaches {probe}, the majority {majority}.** They are scored {self.on_which}."
+            f"reaches {probe} and the majority {majority}**, scored {self.on_which}."
         )
 
     def features_note(self) -> Markdown:
@@ -415,12 +421,15 @@ class Training(Chapter):
 
     def last_and_best(self) -> Table:
         """Return the validation mAcc at the last and, as an oracle, at the best epoch."""
-        caption = "Validation mAcc at the last epoch, which is reported, and at the best one, an oracle."
+        caption = (
+            f"Validation mAcc on {len(self.run.folds[0][1]):,} patches at the last epoch, which is reported, and at "
+            "the best one, an oracle. A large gap is a sign of overfitting."
+        )
         return Table(tables.last_and_best(self.history), caption)
 
     def head_study(self) -> Table:
         """Return the fixed table by which the head's defaults were chosen."""
-        caption = f"Fixed, the same in every run: how the defaults of the head were chosen. {study_tables.study_note()}"
+        caption = f"How the defaults of the head were chosen; the same in every run. {study_tables.study_note()}"
         return Table(study_tables.head_study(), caption)
 
     @cached_property
@@ -460,7 +469,8 @@ class Training(Chapter):
 
     def design_table(self) -> Table:
         """Return mAcc and mAP of each design, and the change against the head as reported."""
-        return Table(self._designs[1], "The head as reported, and with one choice made differently.")
+        caption = f"The reported head and variants with one choice changed, on {len(self.truth):,} held-out patches."
+        return Table(self._designs[1], caption)
 
     def label_efficiency(self) -> Image | Markdown:
         """Draw mAcc and mAP against the number of training patches."""
@@ -485,11 +495,15 @@ class Training(Chapter):
         if run.is_cross_validated:
             found = study_tables.fold_metrics(self.methods, run.patches, run.folds, run.val)
             table = tables.seeds_table(found).rename(columns={"seeds": "folds"})
-            return Table(table, "mAcc and mAP over the folds: other patches to train on, and others to score.")
+            caption = f"mAcc and mAP over {len(run.folds)} folds. Differences below the s.d. may be due to chance."
+            return Table(table, caption)
         found = study_tables.seed_metrics(self.finished, self.methods, run.patches, run.val, int(run["seed"]))
         if not found:
             return Markdown("Not fitted: `studies` is off, or `seeds` holds no other seed.")
-        return Table(tables.seeds_table(found), "mAcc and mAP over the seeds of the training, on the same split.")
+        caption = (
+            "mAcc and mAP over training seeds on the same split. Differences below the s.d. may be due to the seed."
+        )
+        return Table(tables.seeds_table(found), caption)
 
 
 @dataclass(frozen=True, eq=False)
@@ -549,7 +563,7 @@ class Results(Chapter):
         note = uncertainty.interval_note(self.run.patches, self.run.val, len(self.run.folds))
         where = "Everything is chosen inside each fold's training set; in the first:" * self.run.is_cross_validated
         tuned = " ".join(filter(None, [where, *(fitted[0].about for fitted in self.run.baselines.values())]))
-        fold = f"<details><summary>How the baselines were tuned</summary>\n\n{tuned}\n\n</details>"
+        fold = f'<details class="fold"><summary>How the baselines were tuned</summary>\n\n{tuned}\n\n</details>'
         return Markdown("\n\n".join(filter(None, [note, fold, self.run.queries_note(), self.run.field_note()])))
 
     def compare(self, method: str) -> uncertainty.Comparison:
@@ -573,7 +587,10 @@ class Results(Chapter):
 
     def differences(self) -> Table:
         """Return HistoCLIP with patch tokens minus every other method, with corrected p."""
-        caption = "HistoCLIP with patch tokens minus each other method; p by Holm's method over the lines."
+        caption = (
+            f"HistoCLIP with patch tokens minus each other method on {len(self.truth):,} held-out patches, with 95 % "
+            "intervals; positive values favour HistoCLIP. p is corrected by Holm's method."
+        )
         return Table(comparisons.differences_table(self._against), caption)
 
     def correction_note(self) -> Markdown:
@@ -591,7 +608,7 @@ class Results(Chapter):
         table = tables.paper_table(self.scored, str(self.run["dataset"]))
         if table is None:
             return Markdown("The paper reports no numbers for this data set.")
-        return Table(table, "mAcc here and in the paper, and what is known of the difference.")
+        return Table(table, "mAcc in this run and in the paper, and known reasons for the difference.")
 
     def paper_note(self) -> Markdown:
         """Say why no number need agree with the paper's."""
@@ -612,9 +629,12 @@ class Results(Chapter):
         from histoclip_lib.evaluation.subgroups import subgroup_table
 
         if not self._subgroups:
-            return Markdown("Neither tissues nor metadata (columns `meta_...`) are known.")
+            return Markdown("This data set has neither tissue types nor metadata (`meta_` columns).")
         table = subgroup_table(self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws)
-        return Table(table, "HistoCLIP with patch tokens by subgroup of the validation patches, with 95 % intervals.")
+        caption = (
+            f"HistoCLIP with patch tokens by subgroup of {len(self.truth):,} held-out patches, with 95 % intervals."
+        )
+        return Table(table, caption)
 
     def subgroup_note(self) -> Markdown:
         """Say whether the largest difference between two subgroups is more than chance."""
@@ -666,8 +686,11 @@ class Results(Chapter):
         from histoclip_lib.evaluation.calibration import threshold_table
 
         table = threshold_table(self.truth, self.methods, self.fits, self.classes)
-        mean = "; the thresholds are means over the folds" * self.run.is_cross_validated
-        return Table(table, f"Decisions at 0.5, and at thresholds fitted on the training set{mean}.")
+        mean = " (means over the folds)" * self.run.is_cross_validated
+        caption = (
+            f"Scores on {len(self.truth):,} held-out patches at 0.5 and at thresholds fitted on training patches{mean}."
+        )
+        return Table(table, caption)
 
     def threshold_explorer(self) -> Explorer:
         """Return accuracy and F1 of the head at every threshold, which can be moved."""
@@ -684,7 +707,8 @@ class Results(Chapter):
         from histoclip_lib.evaluation.calibration import calibration_table
 
         table = calibration_table(self.truth, self.methods, self.fits, self.classes)
-        return Table(table, "Calibration before and after temperature and Platt scaling.")
+        caption = f"Calibration on {len(self.truth):,} held-out patches before and after scaling; lower is better."
+        return Table(table, caption)
 
     def ensemble_note(self) -> Markdown:
         """Say whether the mean of head and probe has the lower cross-entropy."""
@@ -699,7 +723,7 @@ class Results(Chapter):
         return Markdown(temperature_note(self.fits))
 
     def missed_labels(self) -> Table:
-        """Return thresholds at which at most a given share of labels is missed, and what they cost."""
+        """Return thresholds that limit the false-negative rate, and what they cost."""
         from histoclip_lib.evaluation.risk_control import risk_table
 
         run, alpha = self.run, float(self.run["missed_share"])
@@ -712,10 +736,15 @@ class Results(Chapter):
         table = risk_table(
             fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.units, alpha, *self.draws
         )
-        return Table(table, f"Thresholds at which on average at most {alpha:.0%} of the labels of a class are missed.")
+        caption = (
+            f"Thresholds that limit the mean false-negative rate (FNR) of each class to {alpha:.0%}, and their "
+            f"false-positive rate (FPR), with 95 % intervals on {len(self.truth):,} held-out patches. A low FNR "
+            "costs FPR."
+        )
+        return Table(table, caption)
 
     def missed_note(self) -> Markdown:
-        """Say what these thresholds promise."""
+        """Say what these thresholds guarantee."""
         from histoclip_lib.evaluation.risk_control import risk_note
 
         run = self.run
@@ -753,7 +782,7 @@ class Results(Chapter):
         from histoclip_lib.evaluation.leakage import near_duplicate_table
 
         table = near_duplicate_table(self.run.patches, self.duplicates, int(self.run["examples"]))
-        return Table(table, "The held-out patches that are most like a training patch.")
+        return Table(table, f"The {len(table)} held-out patches that are most similar to a training patch.")
 
     def leakage_pairs(self) -> Image:
         """Draw the pairs of patches that are most alike."""
@@ -775,8 +804,9 @@ class Results(Chapter):
         from histoclip_lib.evaluation.leakage import split_gap_table
 
         if self._split_gaps is None:
-            return Markdown("This data set cannot be split both by patch and by group, or `studies` is off.")
-        return Table(split_gap_table(self._split_gaps), "The same models under a random and under a grouped split.")
+            return Markdown("Not available: the data cannot be split both by patch and by group, or `studies` is off.")
+        caption = "The same models with a random and a grouped split. A gain with the random split points to leakage."
+        return Table(split_gap_table(self._split_gaps), caption)
 
     def split_note(self) -> Markdown:
         """Say whether a random split inflates the scores."""
@@ -865,13 +895,14 @@ class Errors(Chapter):
     def small_regions(self) -> Markdown:
         """Say how many of the false negatives are small regions, and how many large ones are missed."""
         if self._by_area is None:
-            return Markdown("This data set has no masks, so recall cannot be shown by covered area.")
+            return Markdown("This data set has no masks, so sensitivity by covered area is not available.")
         table = self._by_area[self._by_area["class"] == "all classes"]
         missed, lower = table["present"] - table["found"], table["area"].str.split("%").str[0].astype(int)
         return Markdown(
             f"**{missed[lower < 10].sum():,} of {missed.sum():,} false negatives are regions that cover less than 10 % "
-            f"of the patch; of {table['present'][lower >= 50].sum():,} that cover half or more, "
-            f"{missed[lower >= 50].sum() or 'none'} {'is' if missed[lower >= 50].sum() < 2 else 'are'} missed.**"
+            f"of the patch; of the {table['present'][lower >= 50].sum():,} regions that cover half or more, "
+            f"{missed[lower >= 50].sum() or 'none'} "
+            f"{'is a false negative' if missed[lower >= 50].sum() < 2 else 'are false negatives'}.**"
         )
 
     def recall_by_area(self) -> Image | None:
@@ -891,7 +922,7 @@ class Errors(Chapter):
         wide = found.pivot(index="class", columns="area", values="cell").fillna("—")
         columns = sorted(wide.columns, key=lambda text: int(text.split("%")[0]))
         wide = wide.loc[found["class"].unique(), columns].rename_axis(None).rename_axis(None, axis=1)
-        return Table(wide, "Recall by the share of the patch that a class covers, with 95 % intervals by Wilson.")
+        return Table(wide, "Sensitivity by the share of the patch that a class covers, with 95 % Wilson intervals.")
 
     def rates(self) -> Table:
         """Return sensitivity and specificity of each class at 0.5 with intervals by Wilson."""
@@ -899,7 +930,7 @@ class Errors(Chapter):
 
         return Table(
             rates_table(self.truth, self.ours.decisions, self.classes),
-            "Sensitivity and specificity of each class at the threshold 0.5, with 95 % intervals by Wilson.",
+            f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95 % Wilson intervals.",
         )
 
     def threshold_explorer(self) -> Explorer:
@@ -955,7 +986,7 @@ class Errors(Chapter):
 
         groups = self.run.patches.groups
         if groups is None:
-            return Markdown("Groups (patients or source images) are not known.")
+            return Markdown("The patients or source images of the patches are not known.")
         return as_image(
             figures.group_error_plot(errors_by_group(self.truth, self.ours.decisions, groups[self.run.val]))
         )
@@ -1014,7 +1045,7 @@ class Attention(Chapter):
         side = self.maps.shape[-1]
         if self.scores is None:
             return Markdown(
-                f"**This data set has no masks: attention can be looked at, and not scored.** Maps are {side} x {side}."
+                f"**This data set has no masks, so attention can be shown but not scored.** Maps are {side} x {side}."
             )
         from histoclip_lib.evaluation.localisation import attention_verdict
 
@@ -1086,8 +1117,8 @@ class Attention(Chapter):
         falls = {name: np.concatenate([part[name] for part in parts])[run.out_of_folds] for name in parts[0]}
         return Table(
             deletion_table(falls, self.truth, self.classes, self.units, *self.draws),
-            "Fall of the class's logit without the tokens that a map ranks first, beyond that without as many random "
-            "ones; patches in which the class is present.",
+            "Fall of the logit of a class after removing the tokens that a map ranks highest, minus the fall after "
+            "removing as many random ones; patches in which the class is present. Higher is better.",
         )
 
     def segmentation(self) -> Table | None:
@@ -1113,8 +1144,9 @@ class Attention(Chapter):
         found = join_segmentations(parts, run.out_of_folds)
         return Table(
             segmentation_table(found, self.classes, self.units, *self.draws),
-            f"Maps as segmentation{', refined by a guided filter' if run['refine_maps'] else ''}: thresholds fitted on "
-            f"{len(train)} training patches{' of each fold' if run.is_cross_validated else ''}.",
+            f"Maps as segmentation of {len(run.val):,} held-out patches"
+            f"{', refined by a guided filter' if run['refine_maps'] else ''}; thresholds fitted on {len(train)} "
+            f"training patches{' of each fold' if run.is_cross_validated else ''}. Higher is better.",
         )
 
     @cached_property
@@ -1142,7 +1174,8 @@ class Attention(Chapter):
 
         if self.scores is None:
             return None
-        return Table(agreement_table(self.scores, self.units, *self.draws), "Agreement of maps with the masks.")
+        caption = f"Agreement with the masks of {len(self.run.val):,} patches, with 95 % intervals; higher is better."
+        return Table(agreement_table(self.scores, self.units, *self.draws), caption)
 
     def agreement_by_class(self) -> Table | None:
         """Return the per-pixel average precision of each set of maps and class."""
@@ -1151,7 +1184,7 @@ class Attention(Chapter):
         if self.scores is None:
             return None
         table = agreement_by_class(self.scores, self.classes, "ap", self.units, *self.draws)
-        return Table(table, "Per-pixel average precision by class, with 95 % intervals.")
+        return Table(table, "Per-pixel average precision by class, with 95 % intervals; higher is better.")
 
     def best_and_worst(self) -> None:
         """Display the patches in which attention agrees best and worst with the mask."""

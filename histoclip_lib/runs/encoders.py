@@ -298,5 +298,7 @@ def _wrong_text(labels: np.ndarray, wrong: np.ndarray, classes: list[str]) -> st
     missed = [figures.short(classes[k]) for k in np.flatnonzero(wrong & (labels == 1))]
     extra = [figures.short(classes[k]) for k in np.flatnonzero(wrong & (labels == 0))]
     return "\n".join(
-        f"{kind}: {', '.join(names)}" for kind, names in (("missed", missed), ("false positive", extra)) if names
+        f"{kind}: {', '.join(names)}"
+        for kind, names in (("false negative", missed), ("false positive", extra))
+        if names
     )

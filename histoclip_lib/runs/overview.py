@@ -24,7 +24,7 @@ from histoclip_lib.common.html import as_typed, element, html, table
 from histoclip_lib.evaluation import across, artifacts, comparisons
 from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import label_of, methods
-from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, state_text
+from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, p_clause, state_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
 from histoclip_lib.report.figures import critical_differences, patch_grid, short
 from histoclip_lib.report.figures.base import as_image
@@ -151,7 +151,7 @@ class AllRuns:
         """Return head minus probe on each data set and pooled; None with fewer than two data sets."""
         if len(self._of_data_sets) < 2:
             return None
-        caption = "HistoCLIP with patch tokens minus the linear probe, on the first run of each data set."
+        caption = "HistoCLIP with patch tokens minus the linear probe, in the first run of each data set."
         return Table(across.across_table(self._gaps), caption)
 
     @cached_property
@@ -190,7 +190,7 @@ class AllRuns:
             return None
         parts = []
         if compared := _executed(self.reports, COMPARISON_PREFIX):
-            text = "Two runs of one data set, on the held-out patches that both have."
+            text = "Two runs of the same data set, compared on the held-out patches that they share."
             if (left_out := len(find_pairs(self.reports)) - MOST_PAIRS) > 0:
                 text += f" The first {MOST_PAIRS} pairs are compared, {left_out} more are not."
             named = [
@@ -247,8 +247,7 @@ class TwoRuns:
         else:
             sentence = (
                 f"In mAcc of HistoCLIP with patch tokens B {comparisons.finding(test)} A: {test.value:+.3f}, 95 % "
-                f"interval {test.low:+.3f} to {test.high:+.3f}, p {'' if test.p < 0.001 else '= '}"
-                f"{comparisons.p_text(test.p)}."
+                f"interval {test.low:+.3f} to {test.high:+.3f}, {p_clause(test.p)}."
             )
         return Markdown(f"**{sentence}**{_caveat(self.metrics)}")
 
@@ -263,16 +262,17 @@ class TwoRuns:
     def patches_note(self) -> Markdown:
         """Say how many patches are compared, and what the intervals resample."""
         common, n_common = self.common, len(self.common.first.files)
-        text = f"Both runs validate on {n_common} common patches. "
+        text = f"The runs share {n_common} held-out patches. "
         if common.only_first or common.only_second or common.relabelled:
             text += (
-                f"Left out are {common.only_first} of A's and {common.only_second} of B's that the other run does not "
-                f"validate on, and {common.relabelled} with other labels in the other run, so numbers can differ from "
+                f"{common.only_first} of A's and {common.only_second} of B's patches are not held out in the other "
+                "run, and "
+                f"{common.relabelled} have different labels there. These are left out, so numbers can differ from "
                 "those on the runs' own pages. "
             )
         return Markdown(
-            f"{text}{common.first.note} Both runs are resampled alike, {self.gaps.resamples} times. The intervals do "
-            "not contain training randomness, which another seed shows."
+            f"{text}{common.first.note} Both runs use the same {self.gaps.resamples} resamples. The intervals do not "
+            "include the variation between training seeds."
         )
 
     def methods(self) -> Table:
@@ -284,7 +284,10 @@ class TwoRuns:
                 line |= {f"{metric}, A": number_text(gap.first), f"{metric}, B": number_text(gap.second)}
                 line[f"{metric}, B minus A"] = "same predictions" if own.same else _gap_text(gap)
             lines[label_of(own.method)] = line
-        return Table(pd.DataFrame.from_dict(lines, orient="index"), "Each method in both runs, with 95 % intervals.")
+        return Table(
+            pd.DataFrame.from_dict(lines, orient="index"),
+            "Each method in both runs, and B minus A with 95 % intervals.",
+        )
 
     def classes(self) -> Table:
         """Return accuracy and average precision of each class, B minus A, and which run is correct how often."""
@@ -299,7 +302,10 @@ class TwoRuns:
             }
             for own in self.gaps.classes
         }
-        return Table(pd.DataFrame.from_dict(lines, orient="index"), "HistoCLIP with patch tokens, class by class.")
+        return Table(
+            pd.DataFrame.from_dict(lines, orient="index"),
+            f"HistoCLIP with patch tokens on {len(self.common.first.files):,} shared patches.",
+        )
 
     @cached_property
     def found(self) -> list[comparisons.Disagreement]:
@@ -311,7 +317,7 @@ class TwoRuns:
         from histoclip_lib.data.registry import load_dataset_from
 
         if not self.found:
-            return Markdown("On no patch is one run correct about a class and the other wrong.")
+            return Markdown("The runs never disagree about which classes are correct.")
         values = {name: parameter_value(own) for name, own in run_parameters(self.folders[0]).items()}
         try:
             if "dataset" not in values:
@@ -327,7 +333,7 @@ class TwoRuns:
         titles = [self._title(case) for case in self.found]
         files = [self.common.first.files[case.place] for case in self.found]
         listed = "; ".join(f"{file}: {title}".replace("\n", ", ") for file, title in zip(files, titles, strict=True))
-        caption = f"The {len(self.found)} patches and classes on which the runs disagree most; p of either run."
+        caption = f"The {len(self.found)} patches and classes on which the runs disagree most, with both probabilities."
         alternative = f"Patches on which the runs disagree. {listed}."
         return as_image(
             patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
@@ -371,7 +377,7 @@ class TwoRuns:
                 lines[name] = dict(zip("AB", cells, strict=True)) | {"meaning": (one or other).meaning}
         if not lines:
             return Markdown("Both runs were made with the same parameters, the name aside.")
-        return Table(pd.DataFrame.from_dict(lines, orient="index"), "The parameters that differ.")
+        return Table(pd.DataFrame.from_dict(lines, orient="index"), "The parameters that differ between the runs.")
 
 
 def _gap_text(gap: comparisons.Gap) -> str:

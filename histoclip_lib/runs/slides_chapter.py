@@ -124,8 +124,8 @@ class Slides:
             shares = self.slides[[f"share_{name}" for name in self.classes]].mean()
             most = self.classes[int(shares.argmax())]
             said += f" with tissue were predicted; most of it is positive for {most}"
-        unlike = f"{result.n_ood:,} tiles are unlike the training patches."
-        trouble = f" {failed} of {len(self.slides)} slides could not be read to their end." if failed else ""
+        unlike = f"{result.n_ood:,} tile{' is' if result.n_ood == 1 else 's are'} unlike the training patches."
+        trouble = f" {failed} of {len(self.slides)} slides could not be read completely." if failed else ""
         return Markdown(f"**{said}.** {unlike}{trouble}")
 
     def explorer(self) -> Explorer | None:
@@ -177,14 +177,14 @@ class Slides:
             columns = {f"share_{name}": "share", f"share_low_{name}": "share_low", f"share_high_{name}": "share_high"}
             lines = self.slides[[*columns]].rename(columns=columns).to_dict("records")
             shown[name] = [_measured(line, "share") for line in lines]
-        return Table(shown.rename_axis(None), "Share of the tissue that lies in positive tiles, with 95 % intervals.")
+        return Table(shown.rename_axis(None), "Fraction of the tissue in positive tiles, with 95 % intervals.")
 
     def failed(self) -> Table | None:
         """Return the slides that were not read to their end, and why; None where there are none."""
         if self.view is None or (self.slides.error == "").all():
             return None
         failed = self.slides[self.slides.error != ""].set_index("slide")[["error"]].rename(columns={"error": "why"})
-        return Table(failed, "Slides that were not read to their end.")
+        return Table(failed, "Slides that could not be read completely.")
 
     def files(self) -> HTML | None:
         """Return the files of the slides, each as a link."""

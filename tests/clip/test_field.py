@@ -48,7 +48,7 @@ def test_any_patch_and_resolution_give_an_image_of_the_encoder_s_size(side, mpp,
         (TRAINED, 0.45, False, "which is about the same"),
         (TRAINED, 1.0, True, "appears smaller than in its training, by a factor of 2.3. Only a part of a patch"),
         (TRAINED, None, False, "that of these patches is not known"),
-        (EncoderEntry("plip", "", "", None), 0.25, False, "plip was trained at is not known or mixed"),
+        (EncoderEntry("plip", "", "", None), 0.25, False, "plip was trained at an unknown or mixed resolution"),
     ],
 )
 def test_a_note_compares_patches_and_training(entry, mpp, match, says):

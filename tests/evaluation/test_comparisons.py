@@ -87,7 +87,9 @@ def test_a_difference_counts_by_its_p_or_where_nothing_was_tested_by_its_interva
     ("p", "text"),
     [
         (0.0001, "< 0.001"),
-        (0.001, "0.0010"),
+        (0.001, "0.001"),
+        (0.0034, "0.003"),
+        (0.171, "0.17"),
         (0.0321, "0.032"),
         (0.05, "0.050"),
         (0.996, "1"),
@@ -95,7 +97,7 @@ def test_a_difference_counts_by_its_p_or_where_nothing_was_tested_by_its_interva
         (np.nan, "—"),
     ],
 )
-def test_p_has_two_significant_digits(p, text):
+def test_p_has_at_most_three_decimals(p, text):
     assert p_text(p) == text
 
 
@@ -147,7 +149,7 @@ def test_correction_note_says_where_groups_are_too_few(units, compared, said):
     found = dict.fromkeys(list(labels())[:compared], Comparison(gap, gap))
     note = correction_note(found, np.arange(40) % units)
     assert f"for {compared} comparisons" in note
-    assert (f"With {units} groups no p falls below {2 / 2**units:.2g}" in note) == said
+    assert (f"With {units} groups the smallest possible p is {p_text(2 / 2**units)}" in note) == said
 
 
 def test_all_pairs_are_row_minus_column_with_one_correction_for_all():

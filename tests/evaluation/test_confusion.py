@@ -213,11 +213,11 @@ def test_a_planted_bias_is_found_and_no_other():
     assert np.argwhere(bias.found).tolist() == [[0, 0, 1]]
     assert bias.low[0, 0, 1] < 0.5 < bias.high[0, 0, 1]
     note = bias_note(bias, ["tumor", "stroma", "necrosis"], "HistoCLIP")
-    assert "1 of 12 gaps exclude zero" in note
+    assert "1 of 12 differences exclude zero" in note
     rates, counts = bias.rates[0, :, 0, 1], bias.counts[0, :, 0, 1]
-    assert "among patches without stroma, it is wrongly predicted" in note
-    assert f"{rates[1]:.0%} of {counts[1]} where tumor is present" in note
-    assert f"{rates[0]:.0%} of {counts[0]} where tumor is absent" in note
+    assert "among patches without stroma, it is falsely predicted" in note
+    assert f"{rates[1]:.0%} of {counts[1]} with tumor" in note
+    assert f"{rates[0]:.0%} of {counts[0]} without tumor" in note
     assert f"difference {bias.gaps[0, 0, 1]:+.2f}" in note
 
 
@@ -301,15 +301,15 @@ def test_too_few_units_are_not_tested():
     bias = co_occurrence_bias(labels, decisions, np.arange(200) % 4)
     assert np.isnan(bias.low).all()
     assert not bias.found.any()
-    assert "no gap can be tested" in bias_note(bias, ["a", "b", "c"], "row")
+    assert "no difference can be tested" in bias_note(bias, ["a", "b", "c"], "row")
     assert not np.isnan(co_occurrence_bias(labels, decisions, np.arange(200) % 5).low[0, 0, 1])
 
 
 def test_a_note_without_significant_gaps_does_not_rule_them_out():
     labels, decisions = made()
     note = bias_note(co_occurrence_bias(labels, decisions, np.arange(300)), ["a", "b", "c"], "row")
-    assert "none of 12 gaps is significantly different from zero" in note
-    assert "nor does it rule it out" in note
+    assert "none of 12 differences is significant" in note
+    assert "neither shows nor rules out" in note
 
 
 @pytest.mark.parametrize("name", ["$x^{$", "<script>alert(1)</script>", "a_b *c* `d`", "[x](javascript:y)\n# z"])
@@ -319,5 +319,5 @@ def test_a_note_shows_any_class_name_literally(name):
     labels, decisions = made(effect=0.5)
     note = bias_note(co_occurrence_bias(labels, decisions, np.arange(300)), [name, "stroma", "c"], "row")
     page = BeautifulSoup(markdown_to_html(note), "html.parser")
-    assert f"where {' '.join(name.split())} is present" in page.get_text()
+    assert f"without {' '.join(name.split())} " in page.get_text()
     assert [tag.name for tag in page.find_all()] == ["p"]

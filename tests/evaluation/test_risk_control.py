@@ -65,6 +65,6 @@ def test_table_shows_what_is_missed_and_what_it_costs():
     cut = risk_thresholds(missed_shares(labels, probabilities, units), 0.1)[1]
     lost = [np.mean(new[(new_units == u) & (new_labels[:, 1] == 1), 1] < cut) for u in range(10)]
     assert line["threshold"] == f"{cut:.3f}"
-    assert line["missed"].startswith(f"{np.mean(lost):.3f} (")
+    assert line["FNR"].startswith(f"{np.mean(lost):.3f} (")
     called = [np.mean(new[(new_units == u) & (new_labels[:, 1] == 0), 1] >= 0.5) for u in range(10)]
-    assert line["false positives at 0.5"].startswith(f"{np.mean(called):.3f} (")
+    assert line["FPR at 0.5"].startswith(f"{np.mean(called):.3f} (")

@@ -412,8 +412,8 @@ def grouped_patches(n, groups=True):
 @pytest.mark.parametrize(
     ("n_groups", "says", "says_not"),
     [
-        (1, "only 1 group: consider them too narrow", "over the"),
-        (4, "only 4 groups: consider them too narrow", "over the"),
+        (1, "only 1 group: they are probably too narrow", "over the"),
+        (4, "only 4 groups: they are probably too narrow", "over the"),
         (5, "below 0.062.", "patches"),
         (20, "too narrow", "below"),
         (40, "over the 40 groups", "too narrow"),

@@ -210,19 +210,19 @@ def made(reported, single, synonyms=()):
 
 def test_ensembling_is_compared_with_the_single_templates():
     note = ensembling_note(made((0.5, 0.6), [(0.4, 0.7), (0.3, 0.5), (0.5, 0.3)]))
-    assert "mAP is 0.600 with the 3 templates together" in note
-    assert "0.500 on average, 0.300 at the lowest and 0.700 at the highest" in note
-    assert "change it by +0.100 against the mean, and beat 2 of the 3" in note
-    assert "mAcc is 0.500 with the 3" in note
-    assert "beat 2 of the 3. Its mAcc" in note
-    assert note.endswith("change it by +0.100 against the mean, and beat 2 of the 3.")
+    assert "mAP is 0.600 with all 3 templates" in note
+    assert "0.500 on average (0.300 to 0.700)" in note
+    assert "mean by +0.100 and is better than 2 of the 3 templates" in note
+    assert "mAcc is 0.500 with all 3" in note
+    assert "better than 2 of the 3 templates. Its mAcc" in note
+    assert note.endswith("mean by +0.100 and is better than 2 of the 3 templates.")
 
 
 def test_ensembling_note_says_what_does_not_move():
     note = ensembling_note(made((0.41, np.nan), [(0.41, np.nan), (0.41, np.nan)]))
     assert "mAcc is 0.410 with every template, alone or together" in note
     assert "mAP is not defined" in note
-    assert "one template" in ensembling_note(made((0.5, 0.6), [(0.5, 0.6)]))
+    assert "single template" in ensembling_note(made((0.5, 0.6), [(0.5, 0.6)]))
 
 
 def test_positive_cosines_make_the_baselines_macc_constant_and_the_note_says_so():

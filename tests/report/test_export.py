@@ -3,8 +3,10 @@
 import base64
 import io
 import re
+from xml.etree import ElementTree
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
@@ -19,6 +21,7 @@ from histoclip_lib.report.export import export_page, read_parameters, visible_te
 from histoclip_lib.report.html import clean_html, clean_output, finish_article, markdown_to_html, math_to_mathml
 from histoclip_lib.report.navigation import run_navigation
 from histoclip_lib.report.notebooks import run_notebooks
+from histoclip_lib.report.tables import Table
 
 HOSTILE = [
     "<script>window.hit=1</script>",
@@ -566,6 +569,55 @@ def test_figures_stand_at_half_size_and_stay_readable_on_phones(visit, report, w
 def test_lines_of_text_are_thirty_three_times_the_letter_height(visit, report):
     box = visit(report).locator(".prose p").last.bounding_box()  # about 70 letters; how many depends on the font
     assert box["width"] == pytest.approx(33 * 17, abs=1)
+
+
+def saved(page, button, folder):
+    with page.expect_download() as download:
+        button.click()
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
+
+
+@pytest.mark.browser
+def test_tables_and_figures_are_saved_as_shown(visit, tmp_path):
+    cells = {"mAcc": [0.5, 0.25, 0.75], "says": ['one, "two"', "—", "three"], "p": ["< 0.001", "–", "0.12"]}
+    frame = pd.DataFrame(cells, index=["µ", "b", "c"])
+    drawn = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
+    vector = v4.new_output("display_data", data={"image/svg+xml": drawn})
+    shown = v4.new_output("display_data", data={"text/html": Table(frame, "Methods.")._repr_html_()})
+    both = pd.MultiIndex.from_product([["probe", "head"], ["a", "b"]])
+    spanned = pd.DataFrame(np.arange(16.0).reshape(4, 4), index=both, columns=both)
+    more = v4.new_output("display_data", data={"text/html": Table(spanned, "Spans.")._repr_html_()})
+    page = visit(export(tmp_path, [code("t", shown, figure(), vector, more)]))
+    page.get_by_role("button", name="mAcc").click()  # sorts it, and so the file
+    path = saved(page, page.get_by_role("button", name="Save as CSV").first, tmp_path)
+    assert path.name == f"{tmp_path.name}_02_zero_shot_table-1.csv"
+    read = pd.read_csv(path, index_col=0)
+    pd.testing.assert_frame_equal(read, frame.loc[["c", "µ", "b"]].replace({"—": np.nan, "–": np.nan}))
+    path = saved(page, page.get_by_role("button", name="Save as CSV").last, tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(path, header=[0, 1], index_col=[0, 1]), spanned)
+    path = saved(page, page.get_by_role("button", name="Save as PNG"), tmp_path)
+    assert (path.name.endswith("_figure-1.png"), path.read_bytes()) == (True, png())
+    path = saved(page, page.get_by_role("button", name="Save as SVG"), tmp_path)
+    assert ElementTree.parse(path).getroot().get("viewBox") == "0 0 1 1"
+    page.emulate_media(media="print")
+    assert page.locator(".save:visible").count() == 0
+    assert visit(tmp_path / "02_zero_shot.html", java_script_enabled=False).locator(".save").count() == 0
+
+
+@pytest.mark.browser
+def test_folded_outputs_are_shown_when_opened_and_on_paper(visit, tmp_path):
+    cell = code("t", figure())
+    cell.metadata["fold"] = "Every <pair>"
+    page = visit(export(tmp_path, [cell]))
+    image = page.locator("article figure img")
+    assert not image.is_visible()
+    page.get_by_text("Every <pair>").click()
+    assert image.is_visible()
+    page.get_by_text("Every <pair>").click()
+    page.emulate_media(media="print")
+    assert image.bounding_box()["height"] > 100
 
 
 @pytest.mark.browser

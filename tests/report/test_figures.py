@@ -20,7 +20,7 @@ from histoclip_lib.evaluation import confusion
 from histoclip_lib.evaluation.calibration import expected_calibration_error, fit_calibration
 from histoclip_lib.evaluation.localisation import best_and_worst, class_means, score_maps
 from histoclip_lib.evaluation.methods import labels as method_labels
-from histoclip_lib.evaluation.text import p_text
+from histoclip_lib.evaluation.text import p_clause
 from histoclip_lib.models.attention import MAP_LABELS
 from histoclip_lib.prompting.sensitivity import AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS
 from histoclip_lib.report import figures
@@ -302,7 +302,7 @@ def test_the_comparison_map_is_line_minus_column_with_marks_where_p_is_small(n):
         mark = "*" if p.iloc[i, j] < 0.05 else ""
         assert shown[j + 0.5, i + 0.5] == f"{100 * differences.iloc[i, j]:+.1f}{mark}"
     if n > 1:
-        names, value = differences.index, f"{differences.iloc[0, 1]:+.3f} (p {p_text(p.iloc[0, 1])})"
+        names, value = differences.index, f"{differences.iloc[0, 1]:+.3f} ({p_clause(p.iloc[0, 1])})"
         assert f"{names[0]} minus {names[1]} {value}" in alternative
         assert ("*" in figure.get_suptitle()) == bool((p < 0.05).to_numpy().any())  # no legend for what cannot occur
         norm = mesh_of(figure).norm
@@ -417,7 +417,7 @@ def test_confusion_grid_and_missed_class_map_say_every_count():
     assert f"{classes[0]}: {counts[0, 1, 1]} true positives, {counts[0, 1, 0]} false negatives" in alternative
     rates, misses = confusion.predicted_when_missed(labels, decisions)
     alternative = draw(figures.missed_class_map(rates, misses, classes))
-    assert f"{classes[0]} (missed {misses[0]} times): {classes[1]} {rates[0, 1]:.2f}" in alternative
+    assert f"{classes[0]} ({misses[0]} false negatives): {classes[1]} {rates[0, 1]:.2f}" in alternative
 
 
 @pytest.mark.parametrize("n_classes", [2, 16])

@@ -70,7 +70,7 @@ def test_card_calls_a_difference_one_only_where_the_test_does():
     gaps = {"linear_probe": Difference(0.002, -0.01, 0.02, 0.4), "knn": Difference(0.2, 0.1, 0.3, 0.0001)}
     against = {name: Comparison(gap, gap) for name, gap in gaps.items()}
     text = card(patches, scored(patches), against=against)
-    assert f"Linear probe: the patch head {ALIKE} it (+0.002, p 0.40)" in text
+    assert f"Linear probe: the patch head {ALIKE} it (+0.002, p = 0.40)" in text
     assert f"k-nearest neighbours: the patch head {BETTER} it (+0.200, p < 0.001)" in text
 
 

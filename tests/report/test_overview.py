@@ -94,7 +94,7 @@ def test_cards_lead_to_the_results_and_say_the_main_numbers(reports):
     assert f"{ours['mAcc']:.3f}" in text
     assert "[{:.3f}, {:.3f}]".format(*ours["mAcc_ci"]) in text
     assert "pannuke, random split" in cards["gamma"].get_text()
-    assert [a["href"] for a in cards["alpha"].select("a")] == ["alpha/04_results.html"]
+    assert [a["href"] for a in cards["alpha"].select("a")] == ["alpha/04_results.html", "alpha/01_data.html"]
     assert "is not CLIP" in cards["beta"].get_text()
     assert "is not CLIP" not in cards["alpha"].get_text()
     for name, reason in (("broken", "metrics.json cannot be read"), ("worn", "03_train.ipynb is not a notebook")):
@@ -134,6 +134,17 @@ def test_a_card_without_predictions_says_nothing_of_the_probe_and_one_that_is_no
     assert "earlier run" in parsed(run_cards([run])).get_text()
 
 
+def test_intervals_are_drawn_on_one_axis(tmp_path):
+    low = {"histoclip_patch": {"mAcc": 0.62, "mAcc_ci": [0.61, 0.63]}, "linear_probe": {"mAcc": 0.65}}
+    runs = [run_of(tmp_path / "high", name="high"), run_of(tmp_path / "low", name="low", methods=low)]
+    cards = parsed(run_cards(runs))
+    assert "from 0.6 to 0.9" in cards.select_one(".legend").get_text()
+    dots = [float(dot["cx"]) for dot in cards.select("circle")]  # the axis ends 4 pixels inside of 200
+    assert dots == pytest.approx([4 + 192 * (score - 0.6) / 0.3 for score in (0.88, 0.62)], abs=0.01)
+    said = "HistoCLIP patch 0.880, 95 % interval 0.860 – 0.900, linear probe 0.850"
+    assert cards.svg["aria-label"] == said
+
+
 def test_thumbnails_are_inlined_where_they_are_pictures(tmp_path):
     run = run_of(tmp_path / "run")
     for data, expected in ((b"\x89PNG\r\n\x1a\n", ["Thumbnail of the run demo"]), (b"not a picture", [])):
@@ -164,9 +175,14 @@ def test_table_one_holds_every_run_and_the_paper(tmp_path):
     ]
     assert "0.880 [0.860, 0.900]" in table.get_text()
     names = [head.contents[0].strip() for head in table.select("tbody th")]
-    assert names == ["BCSS-WSSS", "LUAD-HistoSeg", "pannuke", "PanNuke", "consep"]
+    assert names == ["BCSS-WSSS", "LUAD-HistoSeg", "pannuke", "PanNuke", "Not in the paper", "consep"]
     without = parsed(results_table(runs, "mAcc", without_runs=False))
-    assert [head.contents[0].strip() for head in without.select("tbody th")] == ["pannuke", "PanNuke", "consep"]
+    assert [head.contents[0].strip() for head in without.select("tbody th")] == [
+        "pannuke",
+        "PanNuke",
+        "Not in the paper",
+        "consep",
+    ]
 
 
 def test_map_is_shown_of_the_runs_that_have_it(reports):
@@ -240,6 +256,9 @@ def test_the_whole_card_is_the_link(visit, reports):
     page = visit(reports / "index.html")
     page.locator(".card", has_text="gamma").locator("dl").click(force=True)  # the link lies over it
     page.wait_for_url("**/gamma/04_results.html")
+    page.go_back()
+    page.locator(".card", has_text="gamma").get_by_role("link", name="pannuke").click()
+    page.wait_for_url("**/gamma/01_data.html")
 
 
 def order(page):
@@ -312,7 +331,8 @@ def test_table_one_is_sorted_within_its_data_sets_and_the_paper_stays(visit, rep
     score = {run: metrics_of(reports, run)["histoclip_patch"]["mAcc"] for run in ("alpha", "beta")}
     table.get_by_role("button", name="HistoCLIP patch").click()
     rows = [text.split()[0] for text in table.locator("tbody th").all_inner_texts()]
-    assert rows == ["BCSS-WSSS", "LUAD-HistoSeg", "gamma", "PanNuke", *sorted(score, key=score.get, reverse=True)]
+    assert rows[:5] == ["BCSS-WSSS", "LUAD-HistoSeg", "gamma", "PanNuke", "Not"]
+    assert rows[5:] == sorted(score, key=score.get, reverse=True)
 
 
 @pytest.mark.browser

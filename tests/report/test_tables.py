@@ -93,7 +93,7 @@ def test_dataset_table_counts_patches_labels_and_groups():
         (patches.labels[index].max(axis=1) == 0).sum() for index in (TRAIN, VAL)
     ]
     both = {*patches.groups[TRAIN]} & {*patches.groups[VAL]}
-    assert table["of these in other parts"].tolist() == [len(both)] * 2
+    assert table["groups also in another set"].tolist() == [len(both)] * 2
     assert table["groups"].tolist() == [len({*patches.groups[index]}) for index in (TRAIN, VAL)]
     assert "groups" not in tables.dataset_table(make(groups=False), {"train": TRAIN, "validation": VAL})
 

@@ -87,7 +87,7 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
         drawn,
         f"How maps agree with the masks, by class (patches that count in brackets). {'; '.join(said)}.",
         f"Agreement of the trained head's attention and of {len(scores.maps) - 1} references with the masks of "
-        f"{len(scores.area):,} patches. Training has helped to find a class if its filled dot is right of others.",
+        f"{len(scores.area):,} patches. Training has helped to find a class if its filled dot is to the right.",
     )
 
 
@@ -210,9 +210,9 @@ def attention_overlay(
     return described(
         drawn,
         f"Attention over patch {name}. {'; '.join(said)}.",
-        f"Attention of {len(classes)} classes over one held-out patch; bright is much, ✗ marks a wrong decision. "
+        f"Attention of {len(classes)} classes over one held-out patch; bright is high, ✗ marks an error. "
         + ("The maps of classes that are present should differ." if mask is None
-           else "Bright places should lie inside the line, the class's outline in the mask."),
+           else "Bright regions should lie inside the line, the outline of the class in the mask."),
     )  # fmt: skip
 
 
@@ -289,8 +289,8 @@ def attention_cases(
     return described(
         drawn,
         f"Attention against masks in {len(cases)} cases. {'; '.join(said)}.",
-        f"Trained attention, and the linear probe applied to single tokens, in {len(cases)} of {len(index):,} patches. "
-        "Compare where each is bright with the outline of the class in the mask.",
+        f"Trained attention and the linear probe applied to single tokens, in {len(cases)} of {len(index):,} patches. "
+        "Bright regions should lie inside the outline of the class in the mask.",
     )
 
 

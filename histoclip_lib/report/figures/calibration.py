@@ -64,8 +64,8 @@ def reliability_diagrams(
         drawn,
         f"Reliability diagrams: fraction present against mean probability in {bins} bins, the area of a point by the "
         f"number of patches. Expected calibration error before and after temperature: {'; '.join(said)}.",
-        f"Calibration on {len(labels):,} held-out patches, before and after the temperature fitted on the training "
-        "part. Points below the diagonal are overconfident: the class is present less often than its probability says.",
+        f"Calibration on {len(labels):,} held-out patches, before and after temperature scaling. Points below the "
+        "diagonal are overconfident: the class is present less often than predicted; points above are underconfident.",
     )
 
 
@@ -203,8 +203,8 @@ def threshold_curves(labels: np.ndarray, scores: np.ndarray, classes: list[str])
     return described(
         drawn,
         f"Accuracy and F1 of each class at every threshold. {said}.",
-        f"Accuracy and F1 of each class on {len(labels):,} patches if it were decided at another threshold than "
-        f"{THRESHOLD}. A curve that is flat around {THRESHOLD} does not depend on the threshold.",
+        f"Accuracy and F1 of each class on {len(labels):,} patches at every threshold. If a curve is flat around "
+        f"{THRESHOLD}, the exact threshold matters little.",
     )
 
 

@@ -55,7 +55,7 @@ def confusion_grid(matrices: np.ndarray, classes: list[str], method: str) -> Fig
     return described(
         drawn,
         f"Confusion matrix of each class for {method}. {said}.",
-        f"Decisions of {method} on {matrices[0].sum():,} patches, class by class; percentages are of the line. Lower "
+        f"Decisions of {method} on {matrices[0].sum():,} patches, class by class; percentages are of the row. Lower "
         "left are the false negatives, upper right the false positives.",
     )
 
@@ -94,9 +94,9 @@ def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
     return described(
         drawn,
         f"Recall by covered area, all classes together. {said}.",
-        f"How often {method} finds a class, by how much of the patch it covers ({overall['present'].sum():,} labels "
-        "with masks). Bars are 95 % intervals by Wilson for all classes together, which take patches as independent. "
-        "Look at how steeply recall falls to the left.",
+        f"Sensitivity of {method} by how much of the patch a class covers ({overall['present'].sum():,} labels with "
+        "masks). Bars are 95 % Wilson intervals for all classes together, which treat patches as independent. Look at "
+        "how steeply sensitivity falls to the left.",
     )
 
 
@@ -104,7 +104,7 @@ def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
 def missed_class_map(rates: np.ndarray, misses: np.ndarray, classes: list[str]) -> Figure:
     """Draw the classes wrongly predicted when one is missed; see `confusion.predicted_when_missed`."""
     drawn, axes = plt.subplots(figsize=(1.1 * len(classes) + 3.4, 0.75 * len(classes) + 1.4))
-    lines = [f"{name} (missed {count} times)" for name, count in zip(classes, misses, strict=True)]
+    lines = [f"{name} ({count} false negatives)" for name, count in zip(classes, misses, strict=True)]
     predicted = [*classes, "nothing"]
     heat_map(axes, rates, lines, predicted, "fraction of the misses", 0, 1)
     axes.set(xlabel="predicted though absent", ylabel="")
@@ -114,9 +114,9 @@ def missed_class_map(rates: np.ndarray, misses: np.ndarray, classes: list[str]) 
     )
     return described(
         drawn,
-        f"Heat map of what is predicted when a class is missed. {said}.",
-        f"What is predicted in place of a class that is missed ({misses.sum():,} misses). High values away from "
-        "“nothing” are classes that are mistaken for each other.",
+        f"Heat map of what is predicted instead of a false negative. {said}.",
+        f"What is predicted instead of a false negative ({misses.sum():,} in all). High values away from “nothing” are "
+        "classes that are mistaken for each other.",
     )
 
 
@@ -131,7 +131,7 @@ def multilabel_confusion_map(matrix: np.ndarray, classes: list[str], method: str
     drawn, axes = plt.subplots(figsize=(side + width_of(truth) + 1.4, side + 0.7 * width_of(predicted) + 0.6))
     confusion_heat_map(
         axes, fractions, text, truth, predicted, annot_kws={"fontsize": 9 if roomy else 6.5},
-        cbar_kws={"label": "fraction of the line", "shrink": 0.7},
+        cbar_kws={"label": "fraction of the row", "shrink": 0.7},
     )  # fmt: skip
     axes.set_xticks(axes.get_xticks(), predicted, rotation=45, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
@@ -144,9 +144,9 @@ def multilabel_confusion_map(matrix: np.ndarray, classes: list[str], method: str
     said = "; ".join(f"{name}: {text}" for name, text in zip([*classes, "no true label"], counts, strict=True))
     return described(
         drawn,
-        f"Multi-label confusion matrix of {method}, lines truth. {said}.",
+        f"Multi-label confusion matrix of {method}, rows truth. {said}.",
         f"Multi-label confusion matrix of {method} ({matrix.sum():,} labels; Heydarian et al. 2022). Off the diagonal "
-        "are labels that are missed or predicted in place of others.",
+        "are false negatives, each with the label predicted instead.",
     )
 
 
@@ -180,7 +180,7 @@ def group_error_plot(table: pd.DataFrame) -> Figure:
         f"Error rate of {len(table)} groups of {sizes} patches, from {rates.max():.3f} to "
         f"{rates.min():.3f}; over all patches {overall:.3f}. The worst: {'; '.join(worst)}.",
         f"Error rate of each of {len(table):,} groups (patients or source images), {patches.sum():,} patches. A few "
-        "groups far above the dashed line have most of the errors; small groups vary by chance.",
+        "groups far above the dashed line would account for most errors; small groups vary by chance.",
     )
 
 
@@ -209,8 +209,8 @@ def label_set_bars(table: pd.DataFrame) -> Figure:
     return described(
         drawn,
         f"Bar chart of errors by the true labels of a patch. {said}.{left_out}",
-        f"Exact match and mAcc by the set of labels that a patch has ({table['patches'].sum():,} patches).{left_out} "
-        "Short orange bars are combinations that are rarely predicted as a whole.",
+        f"Exact match and mAcc by the combination of labels ({table['patches'].sum():,} patches).{left_out} Short "
+        "orange bars are combinations that are rarely predicted as a whole.",
     )
 
 
@@ -254,9 +254,10 @@ def co_occurrence_bias_map(biases: dict[str, CoOccurrenceBias], classes: list[st
     return described(
         drawn,
         f"Heat maps of how the presence of one class changes the prediction of another. Significant: {said}.",
-        "By how much the rate at which the class of the column is predicted differs between patches with and without "
-        f"the class of the line ({len(classes)} classes). An asterisk marks an interval that excludes 0: there the "
-        "method predicts one class because another is present.",
+        "Difference in how often the class of the column is predicted between patches with and without the class of "
+        "the "
+        f"row ({len(classes)} classes). An asterisk marks an interval that excludes 0: the prediction of one class "
+        "then depends on the presence of another.",
     )
 
 

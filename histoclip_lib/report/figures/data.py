@@ -43,8 +43,8 @@ def prevalence_bars(labels: np.ndarray, parts: dict[str, np.ndarray], classes: l
     return described(
         drawn,
         f"Bar chart of class prevalence in {' and '.join(parts)}. {said}.",
-        f"Fraction of the patches of each part ({sizes}) in which each class is present. "
-        "Bars of different length show a class that the split has spread unevenly.",
+        f"Fraction of the patches ({sizes}) in which each class is present. Bars of different length show a class that "
+        "is unevenly split.",
     )
 
 
@@ -63,6 +63,6 @@ def co_occurrence_map(labels: np.ndarray, classes: list[str]) -> Figure:
     return described(
         drawn,
         f"Heat map of how often classes occur together. {pairs}.",
-        f"Of the patches with the class of the line, the fraction that also has the class of the column "
+        f"Fraction of the patches with the class of the row that also have the class of the column "
         f"({len(labels):,} patches). Classes that nearly always occur together are hard to tell apart.",
     )

@@ -13,7 +13,7 @@ from histoclip_lib.evaluation.across import Ranks, cliques
 from histoclip_lib.evaluation.comparisons import ALPHA, PROBE
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.methods import methods as registered
-from histoclip_lib.evaluation.text import p_text
+from histoclip_lib.evaluation.text import p_clause
 from histoclip_lib.report.figures.base import (
     UNCOLOURED,
     described,
@@ -92,7 +92,7 @@ def _forest(axes: Axes, methods: dict[str, dict], metric: str) -> None:
 
 @figure
 def comparison_map(differences: pd.DataFrame, p: pd.DataFrame) -> Figure:
-    """Draw the difference in mAcc of every pair of methods, in points of a hundred: line minus column.
+    """Draw the difference in mAcc of every pair of methods, times 100: row minus column.
 
     Parameters
     ----------
@@ -119,21 +119,21 @@ def comparison_map(differences: pd.DataFrame, p: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", rotation=0)
     axes.set_xticks(axes.get_xticks(), names, rotation=60, ha="right", rotation_mode="anchor")
     star = f"; * p < {ALPHA:g} (Holm)" if significant.any() else ""
-    drawn.suptitle(f"mAcc × 100, line minus column{star}", fontsize=10)
+    drawn.suptitle(f"mAcc × 100, row minus column{star}", fontsize=10)
     said = "; ".join(
         f"{differences.index[i]} minus {differences.columns[j]} {differences.iloc[i, j]:+.3f} "
-        f"(p {p_text(p.iloc[i, j])})"
+        f"({p_clause(p.iloc[i, j])})"
         for i in range(side)
         for j in range(i + 1, side)
     )
     return described(
         drawn,
         f"Heat map of differences in mAcc, p after Holm's correction. {said}.",
-        f"Difference in mAcc of every two of {side} methods on the same patches, in points of a hundred. "
+        f"Difference in mAcc between any two of {side} methods on the same patches (row minus column), times 100. "
         + (
             f"An asterisk marks a corrected p below {ALPHA:g}; pairs without one are not significantly different."
             if significant.any()
-            else "After the correction for all pairs no two methods are significantly different."
+            else "After correction for all pairs, no two methods are significantly different."
         ),
     )
 
@@ -147,8 +147,8 @@ def per_class_map(values: pd.DataFrame, label: str) -> Figure:
     return described(
         drawn,
         f"Heat map of {label} for each method and class. {said}.",
-        f"{label.capitalize()} of {values.shape[0]} methods on each of {values.shape[1]} classes. A class on which all "
-        "methods score alike says little about any of them.",
+        f"{label.capitalize()} of {values.shape[0]} methods on each of {values.shape[1]} classes. Look for "
+        "classes in which HistoCLIP falls below the simple baselines.",
     )
 
 

@@ -48,8 +48,8 @@ def similarity_histogram(found: NearDuplicates) -> Figure:
         drawn,
         f"Histograms of how alike nearest patches are. {'; '.join(said)}. {found.flagged.sum()} held-out patches "
         "have a near-duplicate.",
-        f"How alike {len(found.val):,} held-out patches and their nearest training patches are, beside training "
-        "patches of different groups. Held-out patches further to the right than these point to leakage.",
+        f"Similarity of {len(found.val):,} held-out patches to their nearest training patches, compared with training "
+        "patches of different groups. Held-out patches to the right of the dashed line are near-duplicates.",
     )
 
 

@@ -93,8 +93,8 @@ def slide_maps(
         drawn,
         f"Maps of {len(classes)} classes over a slide of {size[0] * mpp / 1000:.1f} x {size[1] * mpp / 1000:.1f} mm, "
         f"{len(tiles):,} tiles. {'; '.join(said)}.",
-        f"Probability of each class in the {len(tiles):,} tiles with tissue; tissue without colour is not of the "
-        f"class.{compared}",
+        f"Probability of each class in the {len(tiles):,} tiles with tissue; a class is unlikely in "
+        f"uncoloured tissue.{compared}",
     )
 
 
@@ -186,6 +186,6 @@ def slide_burdens(slides: pd.DataFrame, classes: list[str]) -> Figure:
     return described(
         drawn,
         f"Share of the tissue that is positive, {count}. {'; '.join(said)}.",
-        f"Share of the tissue of {count} that lies in positive tiles, with 95 % intervals that know that "
-        "neighbours are alike.",
+        f"Fraction of the tissue of {count} in positive tiles, with 95 % intervals that allow for similar neighbouring "
+        "tiles. Look for slides that stand out.",
     )

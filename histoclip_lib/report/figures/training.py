@@ -88,7 +88,7 @@ def label_efficiency(sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[
         drawn,
         f"mAcc and mAP against the number of training patches, mean over draws. {said}.",
         f"mAcc and mAP with {sizes['n_train'].min():,} to {sizes['n_train'].max():,} training patches: dots are single "
-        "draws, lines their means. Labels help where a line rises above the methods that see none.",
+        "draws, lines their means. Labels help once a line rises above the methods that need none.",
     )
 
 
@@ -118,6 +118,6 @@ def hidden_labels(shares: pd.DataFrame, labels: dict[str, str]) -> Figure:
     return described(
         drawn,
         f"mAcc and mAP against the share of training labels that were hidden. {said}.",
-        "mAcc and mAP where a random share of the training labels is hidden, as if nobody had annotated them. The "
-        "flatter a line, the less a method needs every label of every patch.",
+        "mAcc and mAP with a random share of the training labels hidden, as if they had not been annotated. The "
+        "flatter a line, the better the method tolerates missing labels.",
     )

@@ -26,8 +26,8 @@ def similarity_map(similarity: np.ndarray, names: list[str]) -> Figure:
     return described(
         drawn,
         f"Heat map of the cosine between class embeddings. {said}.",
-        f"Cosine between the class embeddings of eq. (2), {len(names)} classes. Where two classes are close to 1, "
-        "their words hardly differ for the text encoder.",
+        f"Cosine similarity of the class embeddings of eq. (2), {len(names)} classes. A value close to 1 means that "
+        "the text encoder hardly distinguishes the two names.",
     )
 
 
@@ -75,8 +75,8 @@ def score_distributions(methods: dict[str, Predictions], labels: np.ndarray, cla
     return described(
         drawn,
         f"Box plots of zero-shot scores. Medians: {'; '.join(said)}.",
-        f"Zero-shot scores of {len(labels):,} patches with and without each class; a class is chosen to the right of "
-        "the dashed line. A strategy separates a class where the two boxes are apart and on both sides of the line.",
+        f"Zero-shot scores of {len(labels):,} patches with and without each class; to the right of the dashed line a "
+        "class is predicted. A class is separated if its boxes do not overlap and lie on either side of the line.",
     )
 
 
@@ -116,8 +116,8 @@ def prompt_spread(table: pd.DataFrame) -> Figure:
     return described(
         drawn,
         f"Strip plot of mAcc and mAP by strategy and words. {said}.",
-        f"mAcc and mAP of {len(strategies)} strategies with {len(table) - len(reported)} other choices of words. The "
-        "wider the dots of a strategy spread, the more its score depends on how the prompts are worded.",
+        f"mAcc and mAP of {len(strategies)} strategies with {len(table) - len(reported)} other wordings. The wider the "
+        "dots spread, the more a strategy depends on the wording of the prompts.",
     )
 
 
@@ -166,6 +166,6 @@ def patch_cosines(
     return described(
         drawn,
         f"Patch {file} and its cosines. {said}; the negative prompt {negative:.3f}.",
-        f"One held-out patch and its cosines with {len(names)} classes in words. The classes that are present should "
-        "have the longest bars.",
+        f"Cosine similarity of one held-out patch to the names of {len(names)} classes. The classes that are present "
+        "should have the longest bars.",
     )

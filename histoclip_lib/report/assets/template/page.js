@@ -1,6 +1,7 @@
 "use strict";
 // The page reads fully without this script: it adds the theme toggle, hides code until it is asked for, marks the place in
-// the contents list, sorts tables by a column, filters and sorts runs, and makes boxes that scroll stops of the keyboard.
+// the contents list, sorts tables by a column, saves tables and figures as files, filters and sorts runs, opens what is
+// folded for print, and makes boxes that scroll stops of the keyboard.
 // The theme is set at once, before anything is drawn; the rest waits for the document.
 (() => {
   const root = document.documentElement;
@@ -84,6 +85,60 @@
         }
       });
     });
+  }
+
+  // A table as it is shown: lines in their order, numbers with their digits. A dash becomes nothing, and a cell that spans
+  // others stands in all of them, so that programs read both as they are meant.
+  function csvOf(table) {
+    const field = (cell) => {
+      const text = (cell.textContent.trim() || cell.querySelector("img")?.alt || "").replace(/\s+/g, " ");
+      const value = /^[—–-]$/.test(text) ? "" : text;
+      return /[",]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+    };
+    const lines = [...table.rows].map(() => []);
+    [...table.rows].forEach((row, r) => {
+      for (const cell of row.cells) {
+        let column = 0;
+        while (lines[r][column] !== undefined) column += 1;
+        for (const line of lines.slice(r, r + cell.rowSpan)) {
+          for (let c = column; c < column + cell.colSpan; c++) line[c] = field(cell);
+        }
+      }
+    });
+    return new Blob(["\ufeff", ...lines.map((line) => `${line.join(",")}\r\n`)], { type: "text/csv" }); // Excel needs the mark
+  }
+
+  function fileOf(image) {
+    const [, type, data] = /^data:([^;]+);base64,(.+)$/s.exec(image.src);
+    return new Blob([Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0))], { type });
+  }
+
+  // A button at the end of a caption; files are named by run, page and number: demo_04_results_table-2.csv.
+  function savable(caption, kind, id, blobOf) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "save";
+    button.textContent = `Save as ${kind.toUpperCase()}`;
+    button.addEventListener("click", () => {
+      const page = decodeURIComponent(location.pathname).replace(/\.html$/, "").split("/").slice(-2).join("_");
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(blobOf());
+      link.download = `${page}_${id}.${kind}`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    });
+    caption.append(" ", button);
+  }
+
+  function savables() {
+    for (const table of document.querySelectorAll("article table:has(> caption > .caption)")) {
+      savable(table.caption.firstElementChild, "csv", table.id || "parameters", () => csvOf(table));
+    }
+    for (const figure of document.querySelectorAll("article figure[id]")) {
+      const image = figure.querySelector(":scope > .figure-scroll > img");
+      const kind = /^data:image\/(\w+)/.exec(image?.src)?.[1];
+      if (kind) savable(figure.querySelector(":scope > figcaption"), kind, figure.id, () => fileOf(image));
+    }
   }
 
   function runControls(cards) {
@@ -179,6 +234,7 @@
     themeToggle(document.getElementById("theme"));
     codeSwitch(document.getElementById("code"));
     document.querySelectorAll("article table").forEach(sortable);
+    savables();
     document.querySelectorAll("ul.runs").forEach(runControls);
     const contents = document.querySelector("nav.contents");
     if (contents) followScroll(contents);
