@@ -59,7 +59,8 @@ attention.overlays()
 # average precision of the map as a classifier of pixels. The strongest reference is the linear probe applied to single
 # tokens, raw or of unit length. The others are the head before training, the similarity of each token to the class name (for
 # a ViT also with its last block corrected as in ClearCLIP), a spot in the centre, and uniform attention, whose AP is the
-# fraction of the patch covered by the mask.
+# fraction of the patch covered by the mask. Where the encoder's grid is coarse, as the 7 x 7 of most CNNs, *shifted images*
+# double it: each patch is encoded four times, moved by a quarter of a cell, and the four maps are interleaved.
 
 # %% fold="Every comparison in numbers"
 attention.verdict()

@@ -61,7 +61,7 @@ def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, index: np.nda
     Parameters
     ----------
     maps : dict of str to ndarray of shape (n, N, g, g)
-        Not negative; see `attention.maps_to_compare`.
+        Not negative, each set with a grid of its own; see `attention.maps_to_compare`.
     patches : PatchDataset
         With masks; a patch that has none is passed over.
     index : ndarray of int, shape (n,)
@@ -81,7 +81,7 @@ def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, index: np.nda
         for k in np.flatnonzero(patches.labels[patch] == 1):
             inside = (mask == k + 1).ravel()
             if inside.any() and not inside.all():
-                fine = _enlarged(np.stack([values[i, k] for values in maps.values()]))
+                fine = np.concatenate([_enlarged(values[i, k][None]) for values in maps.values()])
                 positives = np.bincount(cell[inside], minlength=FINE * FINE)
                 area[i, k] = inside.mean()
                 pointing[:, i, k], mass[:, i, k], ap[:, i, k] = _agreement(fine, positives, pixels)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:  # figures import this module for its labels, and need no torc
     from histoclip_lib.features.reader import FeatureReader
     from histoclip_lib.models.cmm import CMM
 
-TRAINED, PROBE = "trained", "probe_unit"
+TRAINED, SHIFTED, PROBE = "trained", "shifted", "probe_unit"
 MAP_LABELS = {
     TRAINED: "Trained head",
+    SHIFTED: "Trained head, shifted images",
     "as_is": "Trained head, raw tokens",
     "untrained": "Head before training",
     PROBE: "Linear probe on unit tokens",
@@ -28,6 +29,7 @@ MAP_LABELS = {
     "uniform": "Uniform",
 }
 CENTRE_SIGMA = 0.25  # of the side of the patch
+COARSE = 8  # cells on a side of a token grid up to which shifted images make a finer one
 BATCH = 512  # patches at once
 REMOVED = (0.1, 0.2, 0.3, 0.5)  # fractions of the tokens that the deletion test takes away
 TINY = np.finfo(np.float32).tiny  # where there is no evidence, every cell has this much: a uniform map
@@ -278,6 +280,52 @@ def corrected_tokens(clip: CLIP, patches: PatchDataset, index: np.ndarray, batch
             return None
         found.append(tokens.cpu().numpy())
     return np.concatenate(found)
+
+
+def shifted_maps(
+    head: CMM, clip: CLIP, patches: PatchDataset, index: np.ndarray, side: int, batch_size: int
+) -> np.ndarray:
+    """Return the evidence for each class on a grid twice as fine as the encoder's, from four shifted images.
+
+    Each image is moved by a quarter of a cell towards each corner, its rim mirrored: the centres of the cells of the
+    four grids are together those of the finer one.
+
+    Parameters
+    ----------
+    head : CMM
+        Trained on patch tokens.
+    clip : CLIP
+        The encoder.
+    patches : PatchDataset
+        B patches.
+    index : ndarray of int, shape (n,)
+        Which patches; they are encoded in view 0.
+    side : int
+        Cells g on a side of the encoder's grid.
+    batch_size : int
+        Images at once.
+
+    Returns
+    -------
+    ndarray of shape (n, N, 2 g, 2 g), float32
+        Each map sums to 1.
+    """
+    import torch
+    from PIL import Image
+    from torch.nn import functional
+
+    head.to(clip.device).eval()
+    maps = np.empty((len(index), len(patches.classes), 2 * side, 2 * side), np.float32)
+    for start in range(0, len(index), batch_size):
+        batch = slice(start, start + batch_size)
+        images = torch.stack([clip.resize(Image.fromarray(patches.image(i))) for i in index[batch]])
+        quarter = images.shape[-1] // side // 4
+        padded = functional.pad(images.float(), [quarter] * 4, mode="reflect").to(torch.uint8)
+        for row, column in np.ndindex(2, 2):
+            shifted = padded.unfold(2, images.shape[-1], 2 * quarter).unfold(3, images.shape[-1], 2 * quarter)
+            _, tokens = clip.encode_images(shifted[:, :, row, column].contiguous())
+            maps[batch, :, row::2, column::2] = evidence(head, tokens).unflatten(-1, (side, side)).cpu() / 4
+    return maps
 
 
 def deletion_test(

@@ -1077,7 +1077,15 @@ class Attention(Chapter):
     def _maps_of(self, indices: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the maps of some patches for each fold, by its head and probe, one fold after the other."""
         from histoclip_lib.clip.registry import encoder_entry
-        from histoclip_lib.models.attention import central_part, corrected_tokens, maps_to_compare
+        from histoclip_lib.models.attention import (
+            COARSE,
+            SHIFTED,
+            TRAINED,
+            central_part,
+            corrected_tokens,
+            maps_to_compare,
+            shifted_maps,
+        )
 
         run, parts = self.run, []
         is_clip = encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip  # others have no dense similarity
@@ -1086,6 +1094,11 @@ class Attention(Chapter):
             if is_clip:
                 corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
             maps = maps_to_compare(head, probe.directions, self.reader, index, int(run["seed"]), corrected)
+            if self.maps.shape[-1] <= COARSE:
+                finer = shifted_maps(
+                    head, run.encoder, run.patches, index, self.maps.shape[-1], int(run["encode_batch_size"])
+                )
+                maps = {TRAINED: maps.pop(TRAINED), SHIFTED: finer, **maps}
             parts.append({name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -1094,9 +1107,10 @@ class Attention(Chapter):
         from histoclip_lib.evaluation.localisation import deletion_table
         from histoclip_lib.models.attention import deletion_test
 
-        run = self.run
+        run, side = self.run, self.maps.shape[-1]
+        of_tokens = {name: maps for name, maps in self.compared.items() if maps.shape[-1] == side}
         parts = [
-            deletion_test(head, self.reader, val, {name: maps[place] for name, maps in self.compared.items()})
+            deletion_test(head, self.reader, val, {name: maps[place] for name, maps in of_tokens.items()})
             for head, (_, val) in zip(self.heads, run.folds, strict=True)
             for place in [np.searchsorted(run.val, val)]
         ]

@@ -41,6 +41,8 @@ from histoclip_lib.runs.record import LIBRARY, read_record, update_record
 if TYPE_CHECKING:
     from IPython.display import Image
 
+    from histoclip_lib.report.explorers import Explorer
+
 TITLE = "All runs"
 BIBTEX = """@software{{histoclip,
   title   = {{HistoCLIP: zero-shot CLIP and Cross-Modal Matching for multi-label histopathology}},
@@ -312,9 +314,10 @@ class TwoRuns:
         """Where one run is correct and the other is not."""
         return comparisons.disagreements(self.common, SHOWN)
 
-    def disagreements(self) -> Image | Markdown:
-        """Draw the patches on which the runs disagree."""
+    def disagreements(self) -> Explorer | Markdown:
+        """Return the patches on which the runs disagree."""
         from histoclip_lib.data.registry import load_dataset_from
+        from histoclip_lib.report.explorers import noted_patches
 
         if not self.found:
             return Markdown("The runs never disagree about which classes are correct.")
@@ -324,7 +327,8 @@ class TwoRuns:
                 raise HistoCLIPError("the executed notebooks, which name the data, are not there")
             patches = load_dataset_from(values)
             position = {file: index for index, file in enumerate(patches.files)}
-            images = [patches.image(position[self.common.first.files[case.place]]) for case in self.found]
+            index = np.array([position[self.common.first.files[case.place]] for case in self.found])
+            images = [patches.picture(i) for i in index]
         except (HistoCLIPError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:  # Pillow raises many
             place = str(values.get("data_dir") or "")
             reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
@@ -335,9 +339,8 @@ class TwoRuns:
         listed = "; ".join(f"{file}: {title}".replace("\n", ", ") for file, title in zip(files, titles, strict=True))
         caption = f"The {len(self.found)} patches and classes on which the runs disagree most, with both probabilities."
         alternative = f"Patches on which the runs disagree. {listed}."
-        return as_image(
-            patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
-        )
+        static = patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
+        return noted_patches(patches, index, titles, static)
 
     def patch_table(self) -> Table | None:
         """Return the patches on which the runs disagree, with both probabilities; None where there are none."""

@@ -1,5 +1,6 @@
 """The procedural H&E data set: determinism, labels that agree with masks, stain physics, safe writing."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial import cKDTree
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -134,6 +136,91 @@ def test_tumor_and_infiltrate_have_nuclei_and_necrosis_has_few():
         red = tissue.paint(class_map, look, np.random.default_rng(value))[..., 0]
         dark[value] = (red < 150).mean()
     assert min(dark[tissue.TUMOR], dark[tissue.LYMPHOCYTE]) > 2 * max(dark[tissue.STROMA], dark[tissue.NECROSIS])
+
+
+def disc(value, around):
+    """Return the class map of a disc of radius 90, and the distance and direction of each pixel from its centre."""
+    y, x = np.mgrid[-112:112, -112:112]
+    return np.where(np.hypot(y, x) < 90, value, around).astype(np.uint8), np.hypot(y, x), np.arctan2(y, x)
+
+
+def stained(class_map, seed, monkeypatch, **changes):
+    """Return the section of a class map, and all nuclei in it."""
+    drawn = []
+
+    def recording(section, nuclei, *arguments, **options):
+        drawn.append(nuclei)
+        painting.stain_nuclei(section, nuclei, *arguments, **options)
+
+    monkeypatch.setattr(tissue, "stain_nuclei", recording)
+    section = tissue.stain(class_map, appearance(seed, hematoxylin=1.0, **changes), np.random.default_rng(seed))
+    return section, drawn
+
+
+def test_lymphocytes_are_clumped_and_vary_in_size(monkeypatch):
+    class_map = np.full((224, 224), tissue.LYMPHOCYTE, dtype=np.uint8)
+    spread, dispersion = [], []
+    for seed in range(6):
+        _, (nuclei,) = stained(class_map, seed, monkeypatch)
+        nearest = cKDTree(nuclei.centres).query(nuclei.centres, k=2)[0][:, 1]
+        counts = np.histogram2d(*nuclei.centres.T, bins=8)[0]
+        spread.append(nearest.std() / nearest.mean())
+        dispersion.append(counts.var() / counts.mean())
+        assert nuclei.radius.std() / nuclei.radius.mean() > 0.15
+    # Discs packed at random give 0.1 to 0.2 and 0.3, independent points 0.52 and 1; nuclei have a size, so cannot be.
+    assert np.mean(spread) > 0.25
+    assert np.mean(dispersion) > 0.75
+
+
+def test_lumina_are_pale_and_inside_nests_and_nuclei_stand_upright_at_the_rim(monkeypatch):
+    class_map, distance, direction = disc(tissue.TUMOR, tissue.STROMA)
+    changes = {"clefts": 0.0, "apoptosis": 0.0, "infiltrate": 0.0, "elongation": 1.2, "radius": 5.0, "cellularity": 0.5}
+    pale, alignment = {0.0: 0, 1.0: 0}, []
+    for glands, seed in itertools.product(pale, range(5)):
+        section, drawn = stained(class_map, seed, monkeypatch, glands=glands, **changes)
+        pale[glands] += (section.hematoxylin + section.eosin < 0.05)[distance < 80].mean()
+        if glands:
+            nuclei = max(drawn, key=lambda some: len(some.centres))
+            y, x = np.clip(nuclei.centres.astype(int), 0, 223).T
+            rim = (distance[y, x] > 79) & (distance[y, x] < 85)
+            alignment.append(np.abs(np.cos(nuclei.angle[rim] - direction[y, x][rim])).mean())
+    assert pale[0.0] == 0 and pale[1.0] / 5 > 0.01
+    assert np.mean(alignment) > 0.9  # 0.64 if they lay as they like
+
+
+def test_necrosis_goes_from_ghosts_through_dust_to_pink_matter_without_nuclei():
+    class_map, distance, _ = disc(tissue.NECROSIS, tissue.TUMOR)
+    blue, pink = np.zeros((2, 3))
+    for seed in range(6):
+        section = tissue.stain(class_map, appearance(seed, eosin=1.0), np.random.default_rng(seed))
+        for k, (inner, outer) in enumerate([(75, 87), (50, 70), (0, 40)]):
+            ring = (distance >= inner) & (distance < outer)
+            blue[k] += (section.hematoxylin[ring] > 0.35).mean()
+            pink[k] += section.eosin[ring].mean()
+    assert blue[0] > 1.3 * blue[1] > 1.3**2 * blue[2]
+    assert pink[0] < pink[1] < pink[2]
+
+
+@pytest.mark.parametrize("value", [tissue.BLOOD, tissue.OTHER])
+def test_red_cells_lie_inside_a_wall_lined_by_flat_nuclei(value, monkeypatch):
+    class_map, distance, direction = disc(value, tissue.STROMA)
+    monkeypatch.setattr(tissue, "_rest", lambda scene, region: tissue._blood(scene, region, tissue.OTHER))
+    section, drawn = stained(class_map, 0, monkeypatch)
+    assert (section.red[distance < 80] > 0.2).mean() > 0.2
+    assert section.red[distance > 87].max() < 0.02
+    wall, plasma = (distance > 87) & (distance < 89), (distance < 80) & (section.red < 0.02)
+    assert section.eosin[wall].mean() > 3 * section.eosin[plasma].mean()
+    lining = next(some for some in drawn if len(some.centres) > 10 and some.elongation.min() > 3)
+    y, x = lining.centres.astype(int).T
+    assert np.abs(np.sin(lining.angle - direction[y, x])).mean() > 0.95
+
+
+@pytest.mark.parametrize("value", range(5))
+def test_no_patch_is_blank_or_fog(value):
+    for seed in range(20):
+        class_map = np.full((160, 160), value, dtype=np.uint8)
+        picture = tissue.paint(class_map, appearance(seed), np.random.default_rng(seed))
+        assert picture.mean(axis=2).std() > 8
 
 
 def test_points_keep_their_distance():

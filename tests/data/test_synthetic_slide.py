@@ -49,6 +49,9 @@ def test_neighbouring_windows_show_the_same_where_they_overlap():
         class_map = np.full((size, size), tissue.STROMA, np.uint8)
         rows, columns = np.mgrid[y : y + size, x : x + size]
         class_map[(rows - 300) ** 2 + (columns - 330) ** 2 < 80**2] = tissue.TUMOR
+        class_map[(rows - 300) ** 2 + (columns - 330) ** 2 < 45**2] = tissue.NECROSIS
+        class_map[(rows - 370) ** 2 + (columns - 380) ** 2 < 40**2] = tissue.WALL
+        class_map[(rows - 370) ** 2 + (columns - 380) ** 2 < 25**2] = tissue.BLOOD
         class_map[columns > 420] = tissue.LYMPHOCYTE
         return tissue.stain(class_map, whole.look, plane)
 

@@ -1,20 +1,26 @@
 """Attention maps against their formula, and the reference maps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from histoclip_lib.features.reader import FeatureReader, undo_view, view_of
 from histoclip_lib.features.store import Shards
+from histoclip_lib.models import attention
 from histoclip_lib.models.attention import (
     MAP_LABELS,
+    SHIFTED,
     attention_maps,
     central_part,
     deletion_test,
     enlarge,
     linear_maps,
     maps_to_compare,
+    shifted_maps,
     square_crop,
 )
 from histoclip_lib.models.baselines import LinearProbe
@@ -119,7 +125,7 @@ def compared(grids):
 
 def test_every_map_is_a_distribution_over_the_patch(compared):
     *_, maps = compared
-    assert list(maps) == list(MAP_LABELS)
+    assert list(maps) == [name for name in MAP_LABELS if name != SHIFTED]
     for values in maps.values():
         assert values.shape == (3, 2, 4, 4)
         assert values.dtype == np.float32
@@ -214,3 +220,21 @@ def test_the_central_part_of_a_map_is_where_a_mirrored_patch_lies():
     expected = np.add.outer(inner, 10 * inner) + 1
     np.testing.assert_allclose(found[0, 0], plane / plane.sum(), rtol=1e-5)
     np.testing.assert_allclose(found[1, 0], expected / expected.sum(), rtol=1e-5)
+
+
+def test_shifted_images_make_a_grid_whose_cells_lie_between_those_of_the_encoder(head, monkeypatch):
+    """With the mean brightness of a cell as its evidence, a ramp is seen at the centres of the finer cells."""
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (64, 64, 3))
+    means = lambda images: functional.avg_pool2d(images.float(), 16).flatten(2).transpose(1, 2)  # noqa: E731
+    clip = SimpleNamespace(
+        device=torch.device("cpu"),
+        resize=lambda image: torch.from_numpy(np.array(image)).movedim(2, 0),
+        encode_images=lambda images: (None, means(images)),
+    )
+    patches = SimpleNamespace(classes=["a", "b"], image=lambda index: ramp)
+    monkeypatch.setattr(attention, "evidence", lambda head, tokens: tokens[..., :2].transpose(1, 2))
+    found = shifted_maps(head, clip, patches, np.arange(3), side=4, batch_size=2)
+    assert found.shape == (3, 2, 8, 8)
+    centres = (np.arange(8) + 0.5) * 8 - 0.5
+    np.testing.assert_allclose(4 * found[2, 1, 5, 1:-1], centres[1:-1], atol=0.01)
+    np.testing.assert_array_equal(found[0, 0], np.broadcast_to(found[0, 0, 0], (8, 8)))

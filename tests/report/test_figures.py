@@ -565,7 +565,7 @@ def test_map_agreement_says_the_numbers(attended):
     assert f"per-pixel AP, {patches.classes[0]}: {said}" in alternative
     assert "nan" not in alternative
     dots = {line.get_label(): line.get_xdata() for line in figure.axes[2].lines}
-    np.testing.assert_allclose(dots["Text similarity"][:2], class_means(scores.ap)[5, :2])
+    np.testing.assert_allclose(dots["Text similarity"][:2], class_means(scores.ap)[scores.maps.index("similarity"), :2])
     ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert ticks[0].endswith(f"({(~np.isnan(scores.area[:, 0])).sum()})")
 
@@ -586,7 +586,8 @@ def test_attention_cases_show_patch_attention_and_the_probe_with_their_scores(at
         for i, k in cases:
             about = f"25% of the patch, p = {probabilities[i, k]:.2f}"
             assert f"{patches.files[i]}, {patches.classes[k]}: {about}" in alternative
-            mass = f"AP {scores.ap[3, i, k]:.2f}, {scores.mass[3, i, k]:.0%} in the mask"
+            probe = scores.maps.index("probe_unit")
+            mass = f"AP {scores.ap[probe, i, k]:.2f}, {scores.mass[probe, i, k]:.0%} in the mask"
             assert f"linear probe on unit tokens, {mass}" in alternative
     assert figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, []) is None
 

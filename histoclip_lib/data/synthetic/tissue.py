@@ -1,4 +1,4 @@
-"""Paint each tissue with its typical morphology: nests and glands, collagen, infiltrates, necrosis, fat, blood.
+"""Paint each tissue with its typical morphology: nests and glands, collagen, infiltrates, necrosis, fat, vessels.
 
 Each class has look-alikes that the mask does not count: plump fibroblasts and small tumor cells, dying tumor
 cells that resemble lymphocytes, scattered lymphocytes, glassy stroma that resembles necrosis, and the reverse.
@@ -28,6 +28,7 @@ from histoclip_lib.data.synthetic.painting import (
 
 OTHER, TUMOR, STROMA, LYMPHOCYTE, NECROSIS = range(5)
 GLASS, FAT, BLOOD, WALL = range(5, 9)  # what a slide has besides: the wall is that of vessels
+REACH = 40  # pixels: up to here tissue depends on how far its border is; less than `slide.HALO`, so windows agree
 
 
 @dataclass
@@ -80,7 +81,7 @@ def stain(class_map: np.ndarray, look: Appearance, rng: np.random.Generator) -> 
     grain, wobble = smooth_noise(rng, size, 0.8), smooth_noise(rng, size, 2)
     scene = Scene(class_map, section, look, rng, soft, fibres, direction, grain, wobble)
     painters = {
-        OTHER: _rest, FAT: _fat, BLOOD: _blood, STROMA: _stroma, WALL: _wall, NECROSIS: _necrosis, TUMOR: _tumor,
+        OTHER: _rest, FAT: _fat, STROMA: _stroma, WALL: _wall, BLOOD: _blood, NECROSIS: _necrosis, TUMOR: _tumor,
         LYMPHOCYTE: _infiltrate,
     }  # fmt: skip
     for value, painter in painters.items():  # from the back to the front
@@ -143,13 +144,19 @@ def _stroma(scene: Scene, region: np.ndarray) -> None:
 
 
 def _tumor(scene: Scene, region: np.ndarray) -> None:
-    """Crowded, enlarged, irregular nuclei in scant cytoplasm, upright around the lumina of glands."""
+    """Crowded, enlarged, irregular nuclei in scant cytoplasm; where glands form, upright at lumina and at the rim."""
     rng, look, size = scene.rng, scene.look, len(region)
-    to_lumen = _distance_to_lumina(scene, region)
-    apex = rng.uniform(0.5, 1.0) * look.radius  # cytoplasm between lumen and nuclei
-    first_row = np.abs(to_lumen - apex - 1.5 * look.radius) < 1.0
-    upright = scatter(rng, region & first_row, 1.25 * look.radius, share=5)  # the band is thin: many tries
-    others = scatter(rng, region & (to_lumen > apex + 3.4 * look.radius), look.crowding * look.radius)
+    depth = _depth(region)
+    to_lumen = _distance_to_lumina(scene, region, depth)
+    apex = rng.uniform(0.7, 1.5) * look.radius  # cytoplasm between lumen and nuclei
+    from_row = np.abs(to_lumen - apex - 1.5 * look.radius)
+    inner, palisade = to_lumen > apex + 3.2 * look.radius, np.minimum(to_lumen, 60)
+    if look.glands:  # tumors without glands have lost their polarity
+        from_rim = np.abs(depth - 1.6 * look.radius) + 9.0 * ~inner
+        palisade = np.where(from_rim < from_row, depth, palisade)
+        from_row, inner = np.minimum(from_row, from_rim), inner & (depth > 3.2 * look.radius)
+    upright = scatter(rng, region & (from_row < 1.0), 1.1 * look.radius, share=5)  # the rows are thin: many tries
+    others = scatter(rng, region & inner, look.crowding * look.radius)
     centres = np.concatenate([upright, others])
     if not len(centres):
         centres = np.argwhere(region)[:1].astype(np.float32)
@@ -166,19 +173,18 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
         np.clip(blue * (1 + cells[0]) * texture - 0.05 * gap, 0.02, None),
         np.clip(pink * (1 + cells[1]) * texture - 0.08 * gap, 0.05, None),
     )
-    slope_y, slope_x = np.gradient(gaussian_filter(np.minimum(to_lumen, 60), 1.5))
     y, x = centres.astype(int).T
     is_upright = np.arange(len(centres)) < len(upright)
-    outward = np.arctan2(slope_y[y, x], slope_x[y, x])
+    regular = np.where(is_upright, 0.6, 1)  # cells that keep their polarity look alike
     nuclei = vary_nuclei(
         rng,
         centres,
         radius=look.radius,
-        spread=look.pleomorphism,
-        elongation=np.where(is_upright, 1.9, look.elongation),
-        angle=np.where(is_upright, outward, each.normal(scene.direction[y, x], 0.7)),
-        darkness=look.hyperchromasia * each.lognormal(0, 0.6 * look.pleomorphism, len(centres)),
-        rim=look.vesicular,
+        spread=look.pleomorphism * regular,
+        elongation=np.where(is_upright, 2.1, look.elongation),
+        angle=np.where(is_upright, _ascent(palisade, centres), each.normal(scene.direction[y, x], 0.7)),
+        darkness=look.hyperchromasia * each.lognormal(0.2 * is_upright, 0.6 * look.pleomorphism, len(centres)),
+        rim=look.vesicular * regular,
         nucleolus=look.nucleoli,
     )
     stain_nuclei(scene.section, nuclei, scene.grain, (0.05 + 0.3 * look.pleomorphism) * scene.wobble)
@@ -186,7 +192,7 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
     brush = np.exp(-(((to_lumen - 0.5) / 1.0) ** 2))  # the apical border is a thin eosinophilic line
     secretion = 0.25 * np.clip(smooth_noise(rng, size, 6) - 0.3, 0, 1) * rng.integers(0, 2)
     scene.section.cover(np.s_[:], lumen, 0.02, secretion)
-    scene.section.eosin += 0.15 * brush * region
+    scene.section.eosin += 0.25 * brush * region
     # Dying cells: dark round fragments in a halo, as large as a lymphocyte.
     solid = region & (to_lumen > apex)
     dying = scatter(rng, solid, 20, 0.2 * look.apoptosis)
@@ -197,25 +203,36 @@ def _tumor(scene: Scene, region: np.ndarray) -> None:
     _scattered_lymphocytes(scene, solid)
 
 
-def _distance_to_lumina(scene: Scene, region: np.ndarray) -> np.ndarray:
+def _depth(region: np.ndarray) -> np.ndarray:
+    """Return how far each pixel lies inside a region, at most REACH; the patch's frame is no border."""
+    if region.all():
+        return np.full(region.shape, REACH, dtype=np.float32)
+    return np.minimum(distance_transform_edt(region), REACH).astype(np.float32)
+
+
+def _ascent(field: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the direction in which a field rises at each of the points (n, 2), in radians."""
+    slope_y, slope_x = np.gradient(gaussian_filter(field, 1.5))
+    y, x = points.astype(int).T
+    return np.arctan2(slope_y[y, x], slope_x[y, x])
+
+
+def _distance_to_lumina(scene: Scene, region: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Return the distance of each pixel to the nearest glandular lumen, negative inside; huge without any."""
     rng, look, size = scene.rng, scene.look, len(region)
-    depth = distance_transform_edt(np.pad(region, 1, mode="edge"))[1:-1, 1:-1]
-    if depth.max() > 10 * size:  # no border at all: the nest fills the patch
-        depth[:] = size
-    places = scatter(rng, depth > 3.6 * look.radius, 8 * look.radius, look.glands * rng.uniform(0.2, 1.5))
+    places = scatter(rng, depth > 4.0 * look.radius, 9 * look.radius, look.glands * rng.uniform(0.4, 1.5))
     distance = np.full((size, size), 1e3, dtype=np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    drawn = of_points(rng, places).uniform([0.5, 0, 1], [3.2, np.pi, 1.7], (len(places), 3))
+    drawn = of_points(rng, places).uniform([0.8, 0, 1], [4.0, np.pi, 2.0], (len(places), 3))
     for (place_y, place_x), (width, angle, stretch) in zip(places, drawn, strict=True):
-        room = depth[int(np.clip(place_y, 0, size - 1)), int(np.clip(place_x, 0, size - 1))] - 3.0 * look.radius
+        room = depth[int(np.clip(place_y, 0, size - 1)), int(np.clip(place_x, 0, size - 1))] - 3.2 * look.radius
         radius = min(room, look.radius * width)
         reach = int(2 * max(radius, 0)) + 25  # farther off there is no lumen, whatever the noise
         near = tuple(slice(max(int(at) - reach, 0), int(at) + reach) for at in (place_y, place_x))
         along = ((x[near] - place_x) * np.cos(angle) + (y[near] - place_y) * np.sin(angle)) / stretch
         across = ((y[near] - place_y) * np.cos(angle) - (x[near] - place_x) * np.sin(angle)) * stretch
         distance[near] = np.minimum(distance[near], np.hypot(along, across) - radius)
-    lumen = region & (distance + 1.6 * smooth_noise(rng, size, 5) < 0)
+    lumen = region & (depth > 1.5 * look.radius) & (distance + 2.2 * smooth_noise(rng, size, 6) < 0)
     if not lumen.any():
         return np.full((size, size), 1e3, dtype=np.float32)
     signed = distance_transform_edt(~lumen) - distance_transform_edt(lumen)
@@ -223,66 +240,100 @@ def _distance_to_lumina(scene: Scene, region: np.ndarray) -> np.ndarray:
 
 
 def _infiltrate(scene: Scene, region: np.ndarray) -> None:
-    """Dense, small, round, dark and uniform nuclei on pale stroma."""
+    """Dense, small, dark nuclei on pale stroma, in clumps in which they touch and mould each other."""
     rng, look, size = scene.rng, scene.look, len(region)
     eosin = rng.uniform(0.2, 0.45) + 0.1 * scene.fibres + 0.06 * smooth_noise(rng, size, 3)
     scene.section.cover(np.s_[:], scene.soft[LYMPHOCYTE], rng.uniform(0.05, 0.18), np.clip(eosin, 0.03, None))
-    crowded = region & (smooth_noise(rng, size, 8) > rng.uniform(-1.5, 0.3))
-    sparse = scatter(rng, region & ~crowded, 1.9 * look.lymphocyte_radius, rng.uniform(0.15, 0.4))
-    dense = scatter(rng, crowded, 1.7 * look.lymphocyte_radius, rng.uniform(0.35, 1.0))
+    clump = smooth_noise(rng, size, 9) + smooth_noise(rng, size, 4) > rng.uniform(-0.6, 0.7)
+    sparse = scatter(rng, region & ~clump, 1.4 * look.lymphocyte_radius, rng.uniform(0.04, 0.12))
+    dense = scatter(rng, region & clump, 1.2 * look.lymphocyte_radius, rng.uniform(0.25, 0.45))
     _lymphocytes(scene, np.concatenate([dense, sparse]))
 
 
 def _scattered_lymphocytes(scene: Scene, region: np.ndarray) -> None:
     """Single lymphocytes in stroma and nests: too few for an infiltrate, so the mask does not count them."""
-    share = 0.22 * scene.look.infiltrate * scene.rng.lognormal(0, 0.4)
+    share = 0.08 * scene.look.infiltrate * scene.rng.lognormal(0, 0.4)
     clumps = region & (smooth_noise(scene.rng, len(region), 12) > 0.3)
-    _lymphocytes(scene, scatter(scene.rng, clumps, 2.3 * scene.look.lymphocyte_radius, min(share, 0.35)))
+    _lymphocytes(scene, scatter(scene.rng, clumps, 1.7 * scene.look.lymphocyte_radius, min(share, 0.13)))
 
 
 def _lymphocytes(scene: Scene, centres: np.ndarray) -> None:
+    """Small dark nuclei with coarse chromatin; every tenth is activated: larger, paler and vesicular."""
+    each = of_points(scene.rng, centres)
+    active = each.uniform(size=len(centres)) < 0.1
     nuclei = vary_nuclei(
         scene.rng,
         centres,
-        radius=scene.look.lymphocyte_radius,
-        spread=0.09,
-        elongation=1.12,
-        angle=of_points(scene.rng, centres).uniform(0, np.pi, len(centres)),
-        darkness=1.7,
-        rim=0.12,
+        radius=scene.look.lymphocyte_radius * np.where(active, 1.35, 0.95),
+        spread=0.14,
+        elongation=1.2,
+        angle=each.uniform(0, np.pi, len(centres)),
+        darkness=np.where(active, 1.1, 1.6) * each.lognormal(0, 0.12, len(centres)),
+        rim=np.where(active, 0.5, 0.22),
     )
-    stain_nuclei(scene.section, nuclei, scene.grain, 0.04 * scene.wobble)
+    stain_nuclei(scene.section, nuclei, scene.grain, 0.07 * scene.wobble)
 
 
 def _necrosis(scene: Scene, region: np.ndarray) -> None:
-    """Granular eosinophilic debris with ghosts of cells, shrunken nuclei and nuclear dust; nothing intact."""
+    """From the viable rim inwards: ghosts of cells, then nuclei that shrink and crumble, then amorphous pink matter."""
     rng, look, size = scene.rng, scene.look, len(region)
-    ghosts = scatter(rng, region, rng.uniform(1.8, 2.4) * max(look.radius, 5.0))
     coarse, fine = smooth_noise(rng, size, 9), smooth_noise(rng, size, 1.4)
-    eosin = rng.uniform(0.38, 0.75) + 0.1 * coarse + rng.uniform(0.05, 0.13) * fine + 0.06 * scene.grain
-    blue = look.dust * rng.uniform(0.03, 0.22) * (1 + 0.5 * coarse) + 0.05 + 0.04 * fine
-    if len(ghosts):
-        _, distance = nearest_centres(ghosts, size)
-        outline = np.exp(-(((distance / look.radius - 0.95 - 0.15 * scene.wobble) / 0.28) ** 2))
-        eosin += rng.uniform(0, 0.3) * outline * (coarse > -0.3)
-        eosin -= 0.25 * np.clip(distance / look.radius - 1.5, 0, 1)  # cells have come apart
-    scene.section.cover(np.s_[:], scene.soft[NECROSIS], np.clip(blue, 0.0, None), np.clip(eosin, 0.03, None))
-    pyknotic = ghosts[of_points(rng, ghosts).uniform(size=len(ghosts)) < rng.uniform(0, 0.35)]
-    stain_nuclei(scene.section, vary_nuclei(rng, pyknotic, 2.2, 0.3, 1.3, 0.0, 1.5), scene.grain, 0.2 * scene.wobble)
-    dust = scatter(rng, region & (coarse + 0.5 * fine > 0.4), 3.2, rng.uniform(0.05, 0.25) + 0.25 * look.dust)
-    stain_nuclei(scene.section, vary_nuclei(rng, dust, 0.85, 0.5, 1.4, 0.8, 1.2), scene.grain, 0.3 * scene.wobble)
+    pace = rng.uniform(0.75, 1.15) + 0.3 * smooth_noise(rng, size, 28)
+    decay = np.clip(pace * _depth(region) / REACH + 0.13 * coarse, 0, 1)
+    cells = scatter(rng, region, rng.uniform(1.7, 2.1) * max(look.radius, 5.0))
+    if not len(cells):
+        cells = np.argwhere(region)[:1].astype(np.float32)
+    owner, distance = nearest_centres(cells, size)
+    y, x = cells.astype(int).T
+    stage, each = decay[y, x], of_points(rng, cells)
+    shade = gaussian_filter(each.normal(0, 0.1, len(cells)).astype(np.float32)[owner], 1.0)  # of each dead cell
+    apart = np.clip(distance / look.radius - 1.2, 0, 1)  # dead cells shrink from each other, and then run together
+    eosin = rng.uniform(0.42, 0.65) + 0.15 * decay + (1 - decay) * (shade - 0.4 * apart)
+    eosin += 0.1 * coarse + (0.09 - 0.04 * decay) * fine + 0.05 * scene.grain
+    blue = 0.14 - 0.1 * decay + look.dust * rng.uniform(0.02, 0.15) * (1 + 0.5 * coarse) * (1 - 0.6 * decay)
+    blue += 0.03 * fine
+    scene.section.cover(np.s_[:], scene.soft[NECROSIS], np.clip(blue, 0, None), np.clip(eosin, 0.03, None))
+    drawn, dying = each.uniform(size=len(cells)), 4 * stage * (1 - stage)  # most die half way
+    shrunken = drawn < rng.uniform(0.2, 0.5) * dying
+    crumbling = drawn > 1 - rng.uniform(0.15, 0.5) * dying
+    kept = shrunken | (~crumbling & (each.uniform(size=len(cells)) > 1.3 * stage))
+    ghosts = vary_nuclei(
+        rng,
+        cells[kept],
+        radius=np.where(shrunken, 2.3, 0.85 * look.radius)[kept],
+        spread=0.2,
+        elongation=1.2,
+        angle=0.0,
+        darkness=np.where(shrunken, 1.5, 0.6 - 0.45 * stage)[kept],
+        rim=0.3,
+    )
+    stain_nuclei(scene.section, ghosts, scene.grain, 0.15 * scene.wobble, eosin=0.3)
+    spilt = coarse + 0.5 * fine > 1.0 - 0.6 * look.dust + 0.8 * decay
+    dust = scatter(rng, region & (spilt | (crumbling[owner] & (distance < 0.8 * look.radius))), 1.8, 0.13)
+    stain_nuclei(scene.section, vary_nuclei(rng, dust, 0.95, 0.6, 1.4, 0.8, 1.2), scene.grain, 0.3 * scene.wobble)
 
 
 def _rest(scene: Scene, region: np.ndarray) -> None:
-    """Glass, fat, blood or mucus: what belongs to no class."""
-    kind = scene.rng.choice(["glass", "fat", "blood", "mucus"], p=[0.35, 0.25, 0.25, 0.15])
+    """Glass, fat, blood or mucus: what belongs to no class. Glass never fills most of a patch."""
+    chances = [0.35, 0.25, 0.25, 0.15] if region.mean() < 0.5 else [0, 0.4, 0.35, 0.25]
+    kind = scene.rng.choice(["glass", "fat", "blood", "mucus"], p=chances)
     if kind == "fat":
         _fat(scene, region, OTHER)
     elif kind == "blood":
         _blood(scene, region, OTHER)
     elif kind == "mucus":
-        wisps = np.clip(0.1 + 0.05 * smooth_noise(scene.rng, len(region), 14) + 0.015 * scene.fibres, 0, None)
-        scene.section.cover(np.s_[:], scene.soft[OTHER], wisps, scene.rng.uniform(0.2, 1.0) * wisps)
+        _mucus(scene, region)
+
+
+def _mucus(scene: Scene, region: np.ndarray) -> None:
+    """Pale threads in which a few cells float."""
+    threads = np.clip(scene.fibres - 0.3, 0, None) * np.clip(0.5 + smooth_noise(scene.rng, len(region), 14), 0, 1.5)
+    wisps = 0.1 + 0.2 * threads
+    scene.section.cover(np.s_[:], scene.soft[OTHER], wisps, scene.rng.uniform(0.3, 1.2) * wisps)
+    floating = scatter(scene.rng, region, 9.0, scene.rng.uniform(0.05, 0.2))
+    foam = vary_nuclei(scene.rng, floating, 6.5, 0.2, 1.1, 0.0, 0.14)  # the cytoplasm of macrophages
+    stain_nuclei(scene.section, foam, scene.grain, 0.1 * scene.wobble, eosin=0.3)
+    _lymphocytes(scene, floating)
 
 
 def _fat(scene: Scene, region: np.ndarray, value: int = FAT) -> None:
@@ -296,26 +347,31 @@ def _fat(scene: Scene, region: np.ndarray, value: int = FAT) -> None:
     away = np.hypot(places[..., 0] - near[..., 0].transpose(2, 0, 1), places[..., 1] - near[..., 1].transpose(2, 0, 1))
     nearest, second = np.partition(away, 1, axis=0)[:2]
     membrane = np.exp(-(((second - nearest) / 2.2) ** 2))
-    scene.section.cover(np.s_[:], membrane * scene.soft[value], 0.05, 0.5)
+    scene.section.cover(np.s_[:], membrane * scene.soft[value], 0.07, 0.75)
 
 
 def _blood(scene: Scene, region: np.ndarray, value: int = BLOOD) -> None:
-    """Red cells."""
-    discs = scatter(scene.rng, region, scene.rng.uniform(5.0, 6.0))
+    """Red cells in plasma inside the thin wall of a vessel, which flat endothelial nuclei line."""
+    rng, depth, soft = scene.rng, _depth(region), scene.soft[value]
+    scene.section.cover(np.s_[:], soft, 0.0, 0.06)  # plasma
+    discs = scatter(rng, region & (depth > 6), rng.uniform(4.6, 5.6), rng.uniform(0.3, 1.0))
     if len(discs):
         _, distance = nearest_centres(discs, len(region))
-        disc = np.clip(3.6 + 0.7 * scene.wobble - distance, 0, 1) * scene.soft[value]
-        scene.section.cover(np.s_[:], disc, 0.0, 0.12, 0.75 + 0.1 * np.minimum(distance, 3))
+        disc = np.clip(3.2 + 0.5 * scene.wobble - distance, 0, 1) * np.clip(depth - 4, 0, 1) * soft
+        scene.section.cover(np.s_[:], disc, 0.0, 0.45, 0.3 + 0.12 * np.minimum(distance, 3))
+    scene.section.cover(np.s_[:], np.clip(4.4 - depth, 0, 1) * soft, 0.14, 0.75 + 0.06 * scene.fibres)
+    lining = scatter(rng, region & (np.abs(depth - 3.5) < 1), 10, share=3)
+    nuclei = vary_nuclei(rng, lining, 2.9, 0.12, 4.5, _ascent(depth, lining) + np.pi / 2, 1.5, 0.1)
+    stain_nuclei(scene.section, nuclei, scene.grain, 0.06 * scene.wobble)
 
 
 def _wall(scene: Scene, region: np.ndarray) -> None:
-    """Smooth muscle around the lumen of a vessel, lined by flat nuclei."""
-    rng = scene.rng
-    scene.section.cover(np.s_[:], scene.soft[WALL], 0.16, np.clip(0.8 + 0.08 * scene.fibres, 0.1, None))
-    lining = region & (gaussian_filter(scene.soft[BLOOD], 2) > 0.2)
-    centres = np.concatenate([scatter(rng, lining, 9), scatter(rng, region & ~lining, 9, 0.5)])
-    y, x = centres.astype(int).T
-    nuclei = vary_nuclei(rng, centres, 3.4, 0.15, 5.0, scene.direction[y, x], 1.3, 0.1)
+    """Smooth muscle in layers around the lumen of a vessel."""
+    rng, outside = scene.rng, _depth(scene.class_map != BLOOD)
+    layers = 0.75 + 0.07 * scene.fibres + 0.1 * np.sin(outside / 1.5 + scene.wobble)
+    scene.section.cover(np.s_[:], scene.soft[WALL], 0.14, np.clip(layers, 0.1, None))
+    centres = scatter(rng, region, 9, 0.6)
+    nuclei = vary_nuclei(rng, centres, 3.2, 0.15, 5.0, _ascent(outside, centres) + np.pi / 2, 1.2, 0.1)
     stain_nuclei(scene.section, nuclei, scene.grain, 0.06 * scene.wobble)
 
 

@@ -18,7 +18,7 @@ from histoclip_lib.common.predictions import THRESHOLD
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.localisation import MEASURES, MapScores, class_means
 from histoclip_lib.evaluation.text import state_text
-from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, enlarge, square_crop
+from histoclip_lib.models.attention import MAP_LABELS, PROBE, SHIFTED, TRAINED, enlarge, square_crop
 from histoclip_lib.report.figures.base import (
     UNCOLOURED,
     WRONG,
@@ -32,10 +32,16 @@ from histoclip_lib.report.figures.base import (
 from histoclip_lib.report.figures.patches import outline
 
 MARKERS = {
-    TRAINED: "o", "as_is": ".", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^", "corrected": "v",
-    "centre": "D", "uniform": "|",
+    TRAINED: "o", SHIFTED: "p", "as_is": ".", "untrained": "s", PROBE: "P", "probe": "X", "similarity": "^",
+    "corrected": "v", "centre": "D", "uniform": "|",
 }  # fmt: skip
-LIKE = {TRAINED: "histoclip_patch", "as_is": "histoclip_patch", PROBE: "linear_probe", "probe": "linear_probe"}
+LIKE = {
+    TRAINED: "histoclip_patch",
+    SHIFTED: "histoclip_patch",
+    "as_is": "histoclip_patch",
+    PROBE: "linear_probe",
+    "probe": "linear_probe",
+}
 OPACITY = 0.7  # of the highest value over the tissue; the lowest is clear
 HOT = (0.4, 1.0)  # part of the colour map that is seen: its dark end would hide the tissue
 SIZE, GAP = (480, 320), 4  # of the thumbnail in pixels, 3:2
