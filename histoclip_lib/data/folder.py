@@ -48,7 +48,7 @@ FORMAT = (
         "**Your own data**, read from `labels.csv` in the folder format. Its origin and terms are known to whoever "
         "made the folder."
     ),
-    present="A class is present where its column in `labels.csv` says so.",
+    present="A class is present if its column in `labels.csv` is 1.",
     options=("classes", "ignore", "group_pattern", "follow_links"),
 )
 def load(

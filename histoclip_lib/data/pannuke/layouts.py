@@ -45,7 +45,7 @@ SOURCE = "PanNuke is distributed by the Warwick TIA Centre (Gamper et al. 2020, 
     paper={"baseline": 0.4107, "one_vs_rest": 0.4371, "power_set": 0.5263, "top_k": 0.4862, "histoclip": 0.8824},
     mpp=0.25,
     tcga="in part",
-    present="A class is present where nuclei of it are annotated, at least {min_nuclei} in a patch.",
+    present="A class is present if at least {min_nuclei} of its nuclei are annotated in the patch.",
 )
 def load_pannuke(
     data_dir: str | Path,

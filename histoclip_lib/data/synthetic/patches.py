@@ -47,7 +47,7 @@ _GRID = 4  # pixels in one cell of the grid on which regions are laid out
     needs_folder=False,
     mpp=painting.MPP,
     tcga="no",
-    present=f"A class is present where it covers at least {MIN_COVERAGE:.0%} of the patch.",
+    present=f"A class is present if it covers at least {MIN_COVERAGE:.0%} of the patch.",
 )
 def load_synthetic(n_patches: int = 600, seed: int = 0, cache_dir: str | Path | None = None) -> PatchDataset:
     """Load the procedural H&E data set, and paint it first where the cache does not hold it.
