@@ -230,7 +230,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     probe = ""
     if PROBE in scores.maps:
         reached = nan_mean(class_means(scores.ap[scores.maps.index(PROBE)]))
-        gap = trained_minus(scores, PROBE, "ap", units, resamples, seed)
+        gap = trained_minus(scores, PROBE, "ap", units, resamples, seed, folds)
         probe = f", which {finding(gap)} that of the linear probe applied to single tokens ({reached:.3f})"
     lines = [
         f"Per-pixel average precision of the trained head's attention is {ap:.3f}{probe}; chance is {area:.3f}, the "

@@ -35,7 +35,7 @@ def test_amp_changes_features_a_little_and_gives_float32():
 
 def test_images_that_were_normalised_already_are_refused():
     image = clip_of("vit").preprocess(Image.new("RGB", (40, 40)))
-    with pytest.raises(HistoCLIPError, match=r"torch.float32 was given, uint8 is expected"):
+    with pytest.raises(HistoCLIPError, match=r"torch.float32 was given; expected uint8"):
         clip_of("vit").encode_images(image[None])
 
 

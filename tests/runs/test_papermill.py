@@ -110,7 +110,7 @@ def test_a_cell_that_found_no_memory_is_told_with_the_remedy(failing, name):
     )
 
 
-@pytest.mark.parametrize(("after", "told"), [(3 * 2**30, "memory. It held 3.0 GiB at its peak.\n"), (5, "memory.\n")])
+@pytest.mark.parametrize(("after", "told"), [(3 * 2**30, "ran out. It held 3.0 GiB at its peak.\n"), (5, "ran out.\n")])
 def test_the_peak_memory_of_a_killed_process_is_told_where_it_is_known(failing, monkeypatch, after, told):
     # RUSAGE_CHILDREN knows the largest child alone: one that was not larger than those before it leaves no trace.
     peaks = iter([5, after])

@@ -334,7 +334,7 @@ def test_a_run_can_be_executed_from_another_folder(kernels, monkeypatch):
         ("{}['missing']", r"^02_zero_shot, cell 4 of 4, 02_zero_shot: KeyError: 'missing'\n"),
         (
             "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
-            "^02_zero_shot, cell 4 of 4, 02_zero_shot: the notebook's process was killed, most likely for want of mem",
+            "^02_zero_shot, cell 4 of 4, 02_zero_shot: the notebook's process was killed, most likely because mem",
         ),
     ],
     ids=["unforeseen", "killed"],
