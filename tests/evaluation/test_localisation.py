@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -255,3 +257,12 @@ def test_best_and_worst_come_from_both_ends_and_do_not_overlap():
     assert best_and_worst(values, 2) == ([(1, 0), (0, 0)], [(0, 2), (1, 1)])
     best, worst = best_and_worst(values[:, :2], 5)
     assert (best, worst) == ([(1, 0), (0, 0)], [(1, 1)])
+
+
+@pytest.mark.parametrize("gap", np.linspace(0.01, 0.04, 7))
+def test_the_first_sentence_and_the_list_say_the_same_of_the_probe(gap):
+    made = made_scores(gap)
+    scores = MapScores(["trained", "probe_unit"], made.pointing, made.mass, made.ap, made.area)
+    first, _, listed = attention_verdict(scores, np.arange(60) // 6, 500, 0, folds=5).partition("\n")
+    said = re.search(r"which (.*) that of the linear probe", first)[1]
+    assert f"**{said}** *linear probe on unit tokens*" in listed
