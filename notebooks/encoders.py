@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Encoders side by side
 #
-# One data set, one split, one head, several frozen encoders. The best encoder is found on the validation set, with its
-# labels: its score is optimistic, and a significant difference from the next one is what counts.
+# One data set, one split and one head with several frozen encoders. The best encoder is picked on the patches that it is
+# scored on, so its score is optimistic. What counts is whether it differs significantly from the next one.
 
 # %% tags=["parameters"]
 reports_dir: str = "reports"  # folder below which each run has its own
@@ -32,7 +32,7 @@ encoders.finding()
 # %% [markdown]
 # ## Methods by encoder
 #
-# Look at whether HistoCLIP is above the linear probe on the same features with every encoder, or with some only.
+# Look at whether HistoCLIP scores higher than the linear probe with every encoder, or only with some.
 
 # %%
 encoders.methods_plot()
@@ -43,7 +43,7 @@ encoders.methods_table()
 # %% [markdown]
 # ## Ranks
 #
-# Look for encoders that no black bar joins with a better one: only they are significantly worse.
+# Encoders joined by a black bar are not significantly different.
 
 # %%
 encoders.rank_plot()
@@ -54,7 +54,7 @@ encoders.pairs()
 # %% [markdown]
 # ## What pretraining may have seen
 #
-# An encoder whose pretraining held the slides of the test data can score higher for that reason alone.
+# An encoder that has seen the test slides in pretraining may score higher for that reason alone.
 
 # %%
 encoders.pretraining()
@@ -68,7 +68,7 @@ encoders.cost()
 # %% [markdown]
 # ## Sensitivity to prompts
 #
-# Look for encoders whose zero-shot results change more with the wording than they differ from each other.
+# Look for encoders whose zero-shot scores vary more with the wording than between encoders.
 
 # %%
 encoders.prompts()
@@ -76,13 +76,13 @@ encoders.prompts()
 # %% [markdown]
 # ## Agreement
 #
-# Look for encoders that decide differently at a similar score: together they know more than either.
+# Look for encoders with similar scores and different decisions: combining them may help.
 
 # %%
 encoders.agreement_plot()
 
 # %% [markdown]
-# Patches that no encoder gets right are hard, or labelled wrongly.
+# Patches that every encoder gets wrong are hard, or mislabelled.
 
 # %%
 encoders.hard_patches()

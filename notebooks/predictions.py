@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Predictions
 #
-# What a saved HistoCLIP model says of images that it was not trained on. It is for research: nothing here is a diagnosis.
+# Predictions of a saved HistoCLIP model for new images. For research only: nothing here is a diagnosis.
 
 # %% tags=["parameters"]
 folder: str = "predictions"  # where `histoclip predict` wrote
@@ -30,8 +30,8 @@ found.finding()
 # %% [markdown]
 # ## Classes
 #
-# A class is present where its probability is at least 0.5, or at least the threshold that was fitted on the training
-# patches. Look at where the two disagree.
+# A class counts as present if its probability is at least 0.5, or at least the threshold fitted on the training patches.
+# Look for classes in which the two disagree.
 
 # %%
 found.by_class()
@@ -42,8 +42,8 @@ found.scores()
 # %% [markdown]
 # ## Where the evidence lies
 #
-# The most confident images of each class, then those on which the model is least sure. Bright places raised the probability
-# of the class.
+# The most confident images of each class, followed by those that the model is least sure of. Bright regions raised the
+# probability of the class.
 
 # %%
 found.explorer()
@@ -52,7 +52,7 @@ found.explorer()
 # ## Unlike the training patches
 #
 # The out-of-distribution score is the mean cosine distance to the five nearest training patches. Glass, pen marks, another
-# stain or another magnification raise it. No prediction is hidden for it.
+# stain or another magnification raise it. No prediction is hidden because of it.
 
 # %%
 found.unlike_training()

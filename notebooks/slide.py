@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Slide
 #
-# One whole slide under a saved model. What lies beside the slide as `<slide>_mask.png` or `<slide>_points.csv` is what the maps
-# are scored against.
+# The predictions of a saved model for one whole slide. The maps are scored against `<slide>_mask.png` or
+# `<slide>_points.csv` if one of them is beside the slide.
 
 # %% tags=["parameters"]
 folder: str = "predictions"  # where `histoclip predict` wrote
@@ -32,8 +32,8 @@ shown.finding()
 # %% [markdown]
 # ## The slide
 #
-# Choose a class: yellow is a high probability, tissue without colour a low one, lines are the outlines of the mask. Wheel,
-# two fingers and + and - zoom, dragging and arrow keys move. Below are the tiles with the highest probability.
+# Choose a class. Yellow marks a high probability, and lines are the outlines of the mask. Zoom with the wheel, two fingers or
+# + and -; move by dragging or with the arrow keys. The tiles with the highest probability are listed below.
 
 # %%
 shown.explorer()
@@ -41,23 +41,23 @@ shown.explorer()
 # %% [markdown]
 # ## The map against the mask
 #
-# Look at whether the coloured tiles of each class lie where the mask, below, has it.
+# Look at whether the coloured tiles of each class lie where the mask below shows it.
 
 # %%
 shown.maps()
 
 # %% [markdown]
-# AUROC says how well probabilities rank tiles with the class above those without, Dice how well decisions agree. A class
-# that covers a few per cent of a tile counts as present, as it does in a patch. Intervals resample blocks of 8 x 8 tiles,
-# since neighbours are alike.
+# AUROC measures how well the probabilities rank tiles with the class above those without; Dice measures how well the
+# decisions agree. As in a patch, a class counts as present if it covers a few per cent of a tile. Intervals resample blocks
+# of 8 x 8 tiles, since neighbouring tiles are alike.
 
 # %%
 shown.scores()
 
 # %% [markdown]
-# ## The highest tiles
+# ## Tiles with the highest probability
 #
-# Each should show its class. Where it does not, the model has learned something else.
+# Each should show its class. If it does not, the model has learned something else.
 
 # %%
 shown.top_tiles()

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Slides
 #
-# What a saved HistoCLIP model says of whole slides. Each tile shows the field of a training patch in micrometres; glass and pen
-# marks are left out before. It is for research: nothing here is a diagnosis.
+# Predictions of a saved HistoCLIP model for whole slides. Each tile covers the same field in micrometres as a training patch;
+# glass and pen marks are left out. For research only: nothing here is a diagnosis.
 
 # %% tags=["parameters"]
 folder: str = "predictions"  # where `histoclip predict` wrote
@@ -31,7 +31,7 @@ shown.finding()
 # %% [markdown]
 # ## Pages of the slides
 #
-# Each with a viewer, the map of each class and the highest tiles.
+# Each has a viewer, the map of each class and the tiles with the highest probability.
 
 # %%
 shown.pages()
@@ -39,8 +39,8 @@ shown.pages()
 # %% [markdown]
 # ## Over slides
 #
-# The share of each slide's tissue that lies in positive tiles. Look at slides of which many tiles are unlike the training
-# patches first: there the shares mean least.
+# The fraction of each slide's tissue that lies in positive tiles. First look at slides with many out-of-distribution tiles:
+# their fractions are the least reliable.
 
 # %%
 shown.burdens()
