@@ -364,7 +364,7 @@ def test_a_prompt_explorer_is_its_figure_on_a_page(tmp_path):
 
 def box_of(opened, name="Gallery of patches"):
     box = opened.get_by_role("group", name=name, exact=True)
-    box.get_by_text("fit").first.wait_for()
+    box.get_by_text("match the filters").first.wait_for()
     return box
 
 
@@ -425,7 +425,9 @@ def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page
         for name, value in (("Covered area at least", area), ("Confidence from", low), ("Confidence to", high)):
             box.get_by_role("slider", name=name).fill(str(value))
         expected = expected_names(case, case.gallery(), k, wanted, group, area, low, high)
-        said = f"{len(expected)} of 40 patches fit." if expected else "No patch fits, of 40."
+        said = (
+            f"{len(expected)} of 40 patches match the filters." if expected else "No patch matches the filters, of 40."
+        )
         box.get_by_text(said).wait_for()
         assert names_in(box) == expected[:24]
         counts.add(len(expected))
@@ -435,7 +437,7 @@ def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page
 def test_more_patches_appear_when_asked_for(visit, page):
     box = box_of(visit(page))
     box.get_by_role("combobox", name="Show").select_option(label="all patches")
-    box.get_by_text("40 of 40 patches fit.").wait_for()
+    box.get_by_text("40 of 40 patches match the filters.").wait_for()
     assert box.locator("li").count() == 24
     box.get_by_role("button", name="Show 16 more").click()
     assert box.locator("li").count() == 40
@@ -470,7 +472,7 @@ def test_an_opened_patch_turns_by_arrow_keys_and_gives_the_focus_back(visit, pag
     opened.keyboard.press("ArrowRight")
     patch = shown[names[3]]
     dialog.get_by_text(f"{names[3]}, group {patch['group']}").wait_for()
-    fitting = box.get_by_text("patches fit.").inner_text().split()[0]
+    fitting = box.get_by_text("patches match the filters.").inner_text().split()[0]
     assert dialog.get_by_role("status").inner_text().startswith(f"Patch 4 of {fitting}. ")
     kinds = outcomes(np.array(patch["labels"]), np.array(patch["probabilities"]))
     told = dialog.locator(".choose-class label > span:last-child").all_inner_texts()
@@ -767,22 +769,22 @@ def lab(chromium):
 
 def test_in_jupyterlab_every_patch_is_listed_and_an_unreadable_one_says_why(lab, case):
     box = box_of(lab(case.browser()), "Patches with their labels")
-    box.get_by_text("45 of 45 patches fit.").wait_for()
+    box.get_by_text("45 of 45 patches match the filters.").wait_for()
     box.get_by_label("Group").select_option(label="patient 2")
     names = [case.patches.files[i] for i in np.flatnonzero(case.patches.groups == "patient 2")]
-    box.get_by_text(f"{len(names)} of 45 patches fit.").wait_for()
+    box.get_by_text(f"{len(names)} of 45 patches match the filters.").wait_for()
     assert sorted(names_in(box)) == names
     box.get_by_text("truncated file <b>").wait_for()
     box.get_by_role("slider", name="Covered area at least").fill("25")
     box.get_by_role("combobox", name="Class").select_option(label="necrosis")
-    box.get_by_text("No patch fits, of 45.").wait_for()
+    box.get_by_text("No patch matches the filters, of 45.").wait_for()
     box.get_by_role("combobox", name="Class").select_option(label="tumor")
-    box.get_by_text(f"{len(names)} of 45 patches fit.").wait_for()
+    box.get_by_text(f"{len(names)} of 45 patches match the filters.").wait_for()
 
 
 def test_in_jupyterlab_attention_is_there_for_every_patch(lab, case):
     box = box_of(lab(case.attention((0, 1))), "Attention over patches")
-    box.get_by_text("40 of 40 patches fit.").wait_for()
+    box.get_by_text("40 of 40 patches match the filters.").wait_for()
     name = case.patches.files[case.index[21]]
     box.locator(f"button[title='{name}'] canvas").wait_for()
     dialog = open_first(box, name)

@@ -355,8 +355,8 @@ function viewer(data, ask) {
     [fitting, shown] = [found, 0];
     list.replaceChildren();
     show();
-    status.textContent = fitting.length ? `${count(fitting.length)} of ${count(patches.length)} patches fit.`
-      : `No patch fits, of ${count(patches.length)}.`;
+    status.textContent = fitting.length ? `${count(fitting.length)} of ${count(patches.length)} patches match the filters.`
+      : `No patch matches the filters, of ${count(patches.length)}.`;
   }, fail);
   // The two ends push each other.
   from.input.addEventListener("input", () => to.set(Math.max(to.input.value, from.input.value)));

@@ -171,8 +171,12 @@ def group_error_plot(table: pd.DataFrame) -> Figure:
         0.98, 0.97, "\n".join(["from the left:", *worst]), transform=axes.transAxes, ha="right", va="top", fontsize=9,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
     )  # fmt: skip
-    sizes, highest = f"{patches.min()} to {patches.max()}", max(rates.max(), 0.05)
-    axes.set(xlabel=f"{len(table)} groups, the worst first; area by patches, {sizes}", ylabel="error rate (1 - mAcc)")
+    few, many = patches.min(), patches.max()
+    sizes, highest = f"{few}" if few == many else f"{few} to {many}", max(rates.max(), 0.05)
+    axes.set(
+        xlabel=f"{len(table)} groups of {sizes} patches (area of the dot), the worst first",
+        ylabel="error rate (1 - mAcc)",
+    )
     axes.set_xticks([])
     axes.set_ylim(-0.03 * highest, 1.5 * highest)
     return described(
