@@ -1043,14 +1043,13 @@ class Attention(Chapter):
     def finding(self) -> Markdown:
         """Say in a sentence how well attention agrees with the masks, where there are any."""
         side = self.maps.shape[-1]
+        grid = f"Maps have {side} x {side} cells: nothing smaller than {1 / side:.0%} of the patch's side is resolved."
         if self.scores is None:
-            return Markdown(
-                f"**This data set has no masks, so attention can be shown but not scored.** Maps are {side} x {side}."
-            )
+            return Markdown(f"**This data set has no masks, so attention can be shown but not scored.** {grid}")
         from histoclip_lib.evaluation.localisation import attention_verdict
 
         first, _, _ = attention_verdict(self.scores, self.units, *self.draws).partition("\n")
-        return Markdown(f"**{first}** Maps have {side} x {side} cells.")
+        return Markdown(f"**{first}** {grid}")
 
     def explorer(self) -> Explorer:
         """Return patches with their masks, and the attention and the linear probe's map of any class."""
