@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed:
     HistoCLIPError
         If a number is out of range.
     """
+    import joblib
     import tifffile
 
     for name, value, least in (("width", width, LEAST_SIDE), ("height", height, LEAST_SIDE), ("seed", seed, 0)):
@@ -75,8 +77,11 @@ def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed:
     slide = _Slide(shape, seed)
 
     def painted() -> Iterator[np.ndarray]:
-        for y, x in itertools.product(range(0, shape[0], CORE), range(0, shape[1], CORE)):
-            image, class_map = slide.window(y, x)
+        workers = max(1, min(os.cpu_count() or 1, rows // 8))  # a process costs as much as painting a few rows
+        done = joblib.Parallel(n_jobs=workers, return_as="generator")(
+            joblib.delayed(slide.row)(y) for y in range(0, shape[0], CORE)
+        )
+        for y, x, image, class_map in itertools.chain.from_iterable(done):
             half[y // 2 : (y + CORE) // 2, x // 2 : (x + CORE) // 2] = _halved(image)
             at = MASK_FACTOR // 2
             small = class_map[at::MASK_FACTOR, at::MASK_FACTOR]
@@ -121,8 +126,12 @@ class _Slide:
     """The layout of a slide of `shape` (height, width), and its windows."""
 
     def __init__(self, shape: tuple[int, int], seed: int) -> None:
-        self.seed, self.fields = seed, _lay_out(shape, seed)
+        self.shape, self.seed, self.fields = shape, seed, _lay_out(shape, seed)
         self.look = _draw_look(seed)
+
+    def row(self, y: int) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Return the windows whose upper edge is y, each as y, x, picture and class map."""
+        return [(y, x, *self.window(y, x)) for x in range(0, self.shape[1], CORE)]
 
     def window(self, y: int, x: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the picture (CORE, CORE, 3) and the class map (CORE, CORE) of the window whose corner is y, x."""
