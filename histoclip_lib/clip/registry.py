@@ -77,7 +77,7 @@ class EncoderEntry:
         Where that is stated.
     weights_at_hand : callable
         From `backbone` and `pretrained` to where the weights lie on this machine, None where they would be fetched.
-        By default, of an encoder with `files`, where its `files` are.
+        By default, of an encoder with `files`, where its `files` are; without `files` and `hub`, its own code.
     token_shape : callable
         From the same to the number of tokens L and their width d, None where only the model itself tells.
     check : callable
@@ -137,6 +137,8 @@ def encoder(name: str, title: str, licence: str, **about: object) -> Callable[[C
     """
     if about.get("files"):
         about = {"takes_weights": True, "weights_at_hand": _all_files_at_hand} | about
+    elif not about.get("hub"):  # no file is named that could be missing
+        about = {"weights_at_hand": lambda backbone, pretrained: "its own code"} | about
 
     def register(load: Callable) -> Callable:
         ENCODERS.add(name, EncoderEntry(name, title, licence, load, **about))

@@ -6,10 +6,11 @@ import socket
 import open_clip
 import pytest
 import tiny_clip
+from huggingface_hub import constants
 
 from histoclip_lib.clip import availability, lite0_minilm
-from histoclip_lib.clip.availability import feature_bytes, forecast
-from histoclip_lib.clip.registry import encoder_entry
+from histoclip_lib.clip.availability import Availability, feature_bytes, find_encoder, forecast
+from histoclip_lib.clip.registry import ENCODERS, encoder, encoder_entry
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import free_bytes
 from histoclip_lib.data.registry import load_dataset
@@ -205,3 +206,10 @@ def test_a_backbone_that_open_clip_does_not_know_is_an_error(tmp_path, backbone,
 
 def test_free_space_is_that_of_the_disk_where_a_folder_will_lie(tmp_path):
     assert free_bytes(tmp_path / "a" / "b") > 0
+
+
+def test_an_encoder_that_names_no_files_is_left_to_its_own_code(monkeypatch):
+    monkeypatch.setattr(ENCODERS, "_entries", dict(ENCODERS.load()))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    encoder("of-a-plugin", title="Of a plugin", licence="MIT")(lambda backbone, pretrained: None)
+    assert find_encoder("of-a-plugin") == Availability("its own code")
