@@ -200,6 +200,9 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
         if said == BETTER:
             said = "is far above" if scores[OURS] - scores[best] > FAR else "is above"
         sentence += f"; HistoCLIP {said} {labels[best]} ({short_label(best)}, {scores[best]:.3f})"
+    units = predictions.units
+    if smallest_p(units, metrics.folds) * len(gaps) >= ALPHA:
+        sentence += f". With {len(np.unique(units))} groups no difference can be significant after correction"
     return f"{sentence}."
 
 

@@ -1,5 +1,6 @@
 """Comparisons within a run and between two runs: what is said follows from intervals and tests."""
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -241,6 +242,14 @@ def test_finding_sentence_names_the_best_strategy(tmp_path):
     sentence = finding_sentence(metrics, predictions)
     assert sentence.endswith(f"the best zero-shot strategy (Power-set, {metrics.scores['power_set'].value:.3f}).")
     assert "; HistoCLIP is far above" in sentence
+
+
+def test_finding_sentence_says_where_too_few_groups_leave_nothing_significant(tmp_path):
+    metrics, predictions = results_of(tmp_path, **{OURS: 0.95, "linear_probe": 0.4, "top_k": 0.4})
+    few = dataclasses.replace(predictions, groups=np.arange(len(VAL)) % 5)
+    sentence = finding_sentence(metrics, few)
+    assert "are not significantly different" in sentence
+    assert sentence.endswith("With 5 groups no difference can be significant after correction.")
 
 
 def test_finding_sentence_without_predictions_says_that_nothing_was_tested(tmp_path):
