@@ -168,15 +168,7 @@ class PatchDataset:
     def picture(self, index: int) -> np.ndarray:
         """Return patch `index` as people are shown it: stamped "painted" where software painted it."""
         image = self.image(index)
-        if not self.generated:
-            return image
-        stamped = Image.fromarray(image)
-        draw, font = ImageDraw.Draw(stamped), ImageFont.load_default(max(10, len(image) // 18))
-        corner = (3, len(image) - 3)
-        left, top, right, bottom = draw.textbbox(corner, "painted", font, anchor="lb")
-        draw.rectangle((left - 3, top - 2, right + 2, bottom + 2), fill="white")
-        draw.text(corner, "painted", "black", font, anchor="lb")
-        return np.asarray(stamped)
+        return stamped(image) if self.generated else image
 
     def mask(self, index: int) -> np.ndarray | None:
         """Return the class map of patch `index`, shape (H, W), uint8 (0 = none), or None without masks."""
@@ -256,3 +248,14 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def stamped(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, 3), uint8, with the word "painted" in its lower left corner."""
+    picture = Image.fromarray(image)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(min(max(10, len(image) // 18), 40))
+    corner = (3, len(image) - 3)
+    left, top, right, bottom = draw.textbbox(corner, "painted", font, anchor="lb")
+    draw.rectangle((left - 3, top - 2, right + 2, bottom + 2), fill="white")
+    draw.text(corner, "painted", "black", font, anchor="lb")
+    return np.asarray(picture)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoclip_lib.data.base import stamped
 from histoclip_lib.report import figures
 from histoclip_lib.slides import scoring
 
@@ -41,6 +42,8 @@ class SlideView:
         From `<slide>_mask.png`: see `scoring.read_label_mask`.
     points : DataFrame or None
         From `<slide>_points.csv`: see `scoring.read_points`.
+    generated : bool
+        Whether software painted the slide; each picture of it says so.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class SlideView:
     attention: np.ndarray | None = None
     mask: np.ndarray | None = None
     points: pd.DataFrame | None = None
+    generated: bool = False
 
     @classmethod
     def of(cls, path: str | Path, folder: str | Path) -> SlideView:
@@ -80,7 +84,7 @@ class SlideView:
         from histoclip_lib.slides.reading import open_slide
 
         with open_slide(self.path, self.result.mpp) as slide:
-            return slide.thumbnail(OVERVIEW_SIDE)
+            return self._shown(slide.thumbnail(OVERVIEW_SIDE))
 
     @cached_property
     def highest(self) -> dict[str, list[int]]:
@@ -97,7 +101,12 @@ class SlideView:
         tile = self.tiles.iloc[index]
         with open_slide(self.path, self.result.mpp) as slide:
             side = float(tile.width)
-            return slide.read_field(float(tile.x), float(tile.y), side, min(MOST_PIXELS, max(1, round(side))))
+            return self._shown(
+                slide.read_field(float(tile.x), float(tile.y), side, min(MOST_PIXELS, max(1, round(side))))
+            )
+
+    def _shown(self, image: np.ndarray) -> np.ndarray:
+        return stamped(image) if self.generated else image
 
     @cached_property
     def _stored(self) -> dict[int, np.ndarray]:

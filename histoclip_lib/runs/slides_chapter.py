@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,10 +88,8 @@ class Slides:
         options = SlideOptions(device=str(run["device"]), precision=str(run["precision"]))
         slides = predict_slides(run.folder / "model", found, run.folder / FOLDER, options)
         draws = int(run["resamples"]), int(run["seed"])
-        return cls(
-            run.folder / FOLDER, f"{FOLDER}/", slides, _first_labelled(run.folder / FOLDER, slides),
-            float(run["least_cover"]), draws,
-        )  # fmt: skip
+        view = replace(_first_labelled(run.folder / FOLDER, slides), generated=given == PAINTED)
+        return cls(run.folder / FOLDER, f"{FOLDER}/", slides, view, float(run["least_cover"]), draws)
 
     @property
     def classes(self) -> list[str]:

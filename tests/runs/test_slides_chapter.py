@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import as_typed
@@ -101,3 +102,14 @@ def test_a_place_without_slides_is_refused(tmp_path):
     run = Run(tmp_path, PARAMETERS | {"slides": str(tmp_path / "nowhere"), "device": "cpu", "precision": "auto"})
     with pytest.raises(HistoCLIPError, match="holds no slide"):
         Slides.of(run)
+
+
+def test_pictures_of_a_painted_slide_say_so(tmp_path):
+    path = tmp_path / "slide.png"
+    Image.fromarray(np.full((600, 800, 3), 150, np.uint8)).save(path)
+    tiles = pd.DataFrame({"x": [200], "y": [100], "width": [256], "height": [256]})
+    view = SlideView(path, SimpleNamespace(mpp=0.5), tiles, generated=True)
+    for picture in (view.overview, view.read(0)):
+        stamp = (picture != 150).any(axis=2)
+        assert stamp[-len(stamp) // 8 :, : stamp.shape[1] // 2].any()
+        assert not stamp[: len(stamp) // 2].any()
