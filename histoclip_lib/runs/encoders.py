@@ -101,8 +101,9 @@ class EncoderGrid:
         )
         alike = sum(self.ranking.p.loc[names[0], name] >= ALPHA for name in names[1:])
         if len(names) > 1:
-            verb = "is" if alike == 1 else "are"
-            sentence += f"; {alike or 'none'} of the {len(names) - 1} others {verb} not significantly different from it"
+            others = f"{len(names) - 1} other{'s' if len(names) > 2 else ''}"
+            said = f"of the {others}, {alike} {'is' if alike == 1 else 'are'} not significantly different from it"
+            sentence += f"; {said if alike else f'it is significantly better than the {others}'}"
         caveat = "".join(f"\n\n{as_typed(name)} is not CLIP." for name, run in self.metrics.items() if not run.is_clip)
         return Markdown(f"**{sentence}.**{rest}{caveat}")
 
