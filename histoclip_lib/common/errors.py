@@ -1,6 +1,10 @@
-"""The one exception that HistoCLIP raises for input it cannot use."""
+"""The one exception that HistoCLIP raises for input it cannot use, and how messages are written."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class HistoCLIPError(ValueError):
@@ -60,3 +64,15 @@ def ranges(numbers: list[int], limit: int = 10) -> str:
             runs.append([number, number])
     text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:limit])
     return text if len(runs) <= limit else f"{text}, ... ({len(numbers):,} in all)"
+
+
+@contextmanager
+def silenced(logger: str) -> Iterator[None]:
+    """Keep what a library logs of a failure that is told otherwise off the terminal."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

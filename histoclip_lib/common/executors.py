@@ -18,7 +18,7 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown, silenced
 
 PATIENCE = 10.0  # seconds within which a scheduler must answer
 RETRIES = 2  # of a task that raised; one whose worker died is moved to another worker besides
@@ -172,11 +172,8 @@ def _client(scheduler: str) -> Iterator:
         _check_workers(client, scheduler)
         yield client
     finally:
-        logger = logging.getLogger("distributed.client")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)  # that a scheduler is gone has been said
-        client.close()
-        logger.setLevel(level)
+        with silenced("distributed.client"):  # that a scheduler is gone has been said
+            client.close()
 
 
 def _check_workers(client: object, scheduler: str) -> None:

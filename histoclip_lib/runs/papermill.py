@@ -19,7 +19,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.errors import HistoCLIPError, silenced
 
 try:
     import resource
@@ -90,7 +90,7 @@ def execute(
     cells = _CellCounter(notebook, at_cell)
     memory_before = _peak_memory()
     try:
-        with _sockets() as config:
+        with _sockets() as config, silenced("tornado.general"):  # where a kernel dies, the error says so
             papermill.execute_notebook(
                 *(_without_fields(path) for path in (notebook, running)),
                 values,

@@ -1,12 +1,13 @@
 """Errors: what a hostile name cannot do to whoever reads them."""
 
+import logging
 import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable, shown
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable, shown, silenced
 
 
 def test_a_long_list_says_how_many_it_left_out():
@@ -46,3 +47,11 @@ def test_a_value_is_cut_where_it_is_long():
     assert shown("a") == "'a'"
     assert shown(list(range(1000)), 20) == "[0, 1, 2, 3, 4, 5..."
     assert shown(10**10_000) == "one int too large to show"
+
+
+def test_a_silenced_logger_is_heard_again_afterwards(caplog):
+    with pytest.raises(KeyError), silenced("tornado.general"):
+        logging.getLogger("tornado.general").error("what is told otherwise")
+        raise KeyError
+    logging.getLogger("tornado.general").error("news")
+    assert caplog.messages == ["news"]
