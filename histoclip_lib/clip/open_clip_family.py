@@ -139,7 +139,7 @@ def quick_gelu_of_file(path: Path) -> bool | None:
 
 
 def _read_json(file: Path | None) -> dict:
-    """Return the mapping of a JSON file; an empty one where there is none."""
+    """Return the mapping of a JSON file; an empty one without the file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, AttributeError):

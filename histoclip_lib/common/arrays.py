@@ -11,7 +11,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def nan_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the mean over the defined values; NaN where there is none, without a warning."""
+    """Return the mean over the defined values; NaN if none is defined, without a warning."""
     with np.errstate(invalid="ignore"):
         return np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis)
 

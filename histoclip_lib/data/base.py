@@ -95,7 +95,7 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If there are no patches, `labels` has the wrong shape or a value other than 0, 1 or NaN, a file is listed twice,
+        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, a file is repeated,
         or a name is not valid Unicode.
 
     Examples

@@ -138,7 +138,7 @@ def load_dataset(
         )
     given = {name: value for name, value in {**options, "split": split}.items() if name in entry.options}
     if not entry.needs_folder:
-        return _with_mpp(replace(entry.load(**given), generated=True), mpp, entry)
+        return _with_mpp(entry.load(**given), mpp, entry)
     if not data_dir:
         raise HistoCLIPError(f"data_dir: {dataset} needs the folder of the data.")
     folder = resolve(data_dir)

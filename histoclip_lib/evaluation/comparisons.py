@@ -207,7 +207,7 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
 
 
 def best_zero_shot(metrics: RunMetrics) -> str | None:
-    """Return the zero-shot strategy with the highest mAcc, None where there is none."""
+    """Return the zero-shot strategy with the highest mAcc, or None without any."""
     there = [name for name in strategy_names() if name in metrics.scores]
     return max(there, key=lambda name: metrics.scores[name].value, default=None)
 

@@ -28,7 +28,7 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
     dict
         `mAcc`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` (whether all known labels of a patch are right)
         and `per_class`, there with `n`, the known labels. `mAP` and `auroc` are means over the classes for which they
-        are defined (both a positive and, for `auroc`, a negative patch); None where there is none.
+        are defined (both a positive and, for `auroc`, a negative patch); None if there are none.
     """
     scores, decisions, known = predictions.scores, predictions.decisions, ~np.isnan(labels)
     per_class = {

@@ -22,7 +22,7 @@ def state_text(label: float) -> str:
 
 
 def range_text(interval: Sequence[float] | None, digits: int = 3) -> str:
-    """Return both ends of an interval; nothing where there is none."""
+    """Return both ends of an interval; an empty string without one."""
     return "" if interval is None else f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}"
 
 

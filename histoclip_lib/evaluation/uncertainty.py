@@ -7,7 +7,7 @@ Learning 52, 2003, section 3) multiply the naive variance by 1 + K n_test / n_tr
 intervals are stretched about the value by its root, 1.5 for five folds, and a test compares with differences that are
 as much larger. The correction was derived for repeated splits and is an approximation here. In the simulation of
 `benchmarks/coverage.py`, with five folds and 10, 20 and 40 groups, 78 to 88 % of the plain 95 % intervals held the
-truth and 92 to 98 % of the stretched ones; two encoders that are equally good were told apart at p < 0.05 in 10 to 13 %
+truth and 92 to 98 % of the stretched ones; two encoders that are equally good had p < 0.05 in 10 to 13 %
 of data sets without the correction and in at most 1 % with it.
 """
 
@@ -409,7 +409,7 @@ def _blocks(n: int, width: int) -> Iterator[slice]:
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the defined values (R,); NaN where there is none."""
+    """Return the 95 % percentile interval of the defined values (R,); NaN if none is defined."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return np.nan, np.nan

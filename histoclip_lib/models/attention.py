@@ -321,8 +321,8 @@ def shifted_maps(
         images = torch.stack([clip.resize(Image.fromarray(patches.image(i))) for i in index[batch]])
         quarter = images.shape[-1] // side // 4
         padded = functional.pad(images.float(), [quarter] * 4, mode="reflect").to(torch.uint8)
+        shifted = padded.unfold(2, images.shape[-1], 2 * quarter).unfold(3, images.shape[-1], 2 * quarter)
         for row, column in np.ndindex(2, 2):
-            shifted = padded.unfold(2, images.shape[-1], 2 * quarter).unfold(3, images.shape[-1], 2 * quarter)
             _, tokens = clip.encode_images(shifted[:, :, row, column].contiguous())
             maps[batch, :, row::2, column::2] = evidence(head, tokens).unflatten(-1, (side, side)).cpu() / 4
     return maps

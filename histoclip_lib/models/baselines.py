@@ -641,11 +641,6 @@ class BlendedProbe:
         blended = _with_text(embeddings, self.text)
         return np.stack([probe.probabilities(x)[:, 0] for probe, x in zip(self.probes, blended, strict=True)], axis=1)
 
-    @property
-    def directions(self) -> np.ndarray:
-        """In which each class's logit rises in the space of the features, shape (d, N)."""
-        return self.weights / self.scale[:, None]
-
     def about(self) -> str:
         """Return a sentence of Markdown on the choice of C."""
         return _choice(f"The text-blended probe's C = {self.strength:g}", self.losses)

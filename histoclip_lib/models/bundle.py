@@ -258,7 +258,7 @@ class SavedModel:
         Raises
         ------
         HistoCLIPError
-            If there is no image.
+            If no image is given.
 
         Examples
         --------
@@ -373,7 +373,7 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "auto") 
     Raises
     ------
     HistoCLIPError
-        If there is no model, a file was changed or is missing, or a newer version wrote it. Nothing is unpickled.
+        If the model is not found, a file was changed or is missing, or a newer version wrote it. Nothing is unpickled.
 
     Examples
     --------

@@ -199,8 +199,8 @@ def ensembling_note(variants: Variants) -> str:
             sentences.append(
                 f"Its {metric} is {together:.3f} with all {len(single)} templates; with a single template it is "
                 f"{alone.mean():.3f} on average ({alone.min():.3f} to {alone.max():.3f}). The ensemble differs from "
-                "this "
-                f"mean by {together - alone.mean():+.3f} and is better than {beaten} of the {len(single)} templates."
+                f"this mean by {together - alone.mean():+.3f} and is better than {beaten} of the {len(single)} "
+                "templates."
             )
     return f"**Ensembling, eq. (2), and the Baseline.** {' '.join(sentences)}"
 

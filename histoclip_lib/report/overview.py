@@ -41,7 +41,7 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
     metric : str
         `mAcc` or `mAP`, which the paper does not report.
     without_runs : bool
-        Whether to show the paper's data sets of which there is no run.
+        Whether to show the paper's data sets that have no run yet.
     """
     found = table_one(runs)
     names = ours_first(found.columns)

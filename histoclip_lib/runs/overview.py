@@ -187,7 +187,7 @@ class AllRuns:
         )
 
     def links(self) -> HTML | None:
-        """Return links to the comparisons of two runs, and to the pages of grids; None where there are none."""
+        """Return links to the comparisons of two runs, and to the pages of grids; None without any."""
         if self.grid is not None:
             return None
         parts = []
@@ -268,9 +268,8 @@ class TwoRuns:
         if common.only_first or common.only_second or common.relabelled:
             text += (
                 f"{common.only_first} of A's and {common.only_second} of B's patches are not held out in the other "
-                "run, and "
-                f"{common.relabelled} have different labels there. These are left out, so numbers can differ from "
-                "those on the runs' own pages. "
+                f"run, and {common.relabelled} have different labels there. These are left out, so numbers can differ "
+                "from those on the runs' own pages. "
             )
         return Markdown(
             f"{text}{common.first.note} Both runs use the same {self.gaps.resamples} resamples. The intervals do not "
@@ -343,7 +342,7 @@ class TwoRuns:
         return noted_patches(patches, index, titles, static)
 
     def patch_table(self) -> Table | None:
-        """Return the patches on which the runs disagree, with both probabilities; None where there are none."""
+        """Return the patches on which the runs disagree, with both probabilities; None without any."""
         first = self.common.first
         lines = [
             {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
 RATE_BATCH = 8  # images by which the speed of an encoder is measured
-BASELINES = "baselines.npz"
+BASELINES_FILE = "baselines.npz"
 HEAD_OPTIONS = ("heads", "layers", "hidden", "dropout")
 
 
@@ -421,7 +421,7 @@ class Run:
         """What every registered baseline says of the patches that each fold holds out: 03_train fitted them."""
         from histoclip_lib.models.baselines import load_baselines
 
-        return load_baselines(self.folder / BASELINES)
+        return load_baselines(self.folder / BASELINES_FILE)
 
     def fit_baselines(self) -> dict[str, list[HeldOut]]:
         """Fit every registered baseline in each fold, and keep what they say."""
@@ -429,7 +429,7 @@ class Run:
 
         text = self.class_matrix if self.has_text else None
         found = fit_baselines(self.features, self.patches, self.folds, int(self["seed"]), text)
-        save_baselines(self.folder / BASELINES, found)
+        save_baselines(self.folder / BASELINES_FILE, found)
         self.__dict__["baselines"] = found
         return found
 

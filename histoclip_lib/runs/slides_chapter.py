@@ -75,7 +75,7 @@ class Slides:
         Raises
         ------
         HistoCLIPError
-            If there is no slide, or none could be predicted; the message says why.
+            If no slide is found, or none could be predicted; the message says why.
         """
         given = str(run["slides"])
         if not given:
@@ -178,7 +178,7 @@ class Slides:
         return Table(shown.rename_axis(None), "Fraction of the tissue in positive tiles, with 95 % intervals.")
 
     def failed(self) -> Table | None:
-        """Return the slides that were not read to their end, and why; None where there are none."""
+        """Return the slides that could not be read completely, and why; None without any."""
         if self.view is None or (self.slides.error == "").all():
             return None
         failed = self.slides[self.slides.error != ""].set_index("slide")[["error"]].rename(columns={"error": "why"})

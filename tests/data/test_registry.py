@@ -7,7 +7,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.registry import Registry
 from histoclip_lib.data import registry
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.data.registry import DATASETS, dataset_parameters, load_dataset, load_dataset_from
+from histoclip_lib.data.registry import DATASETS, dataset, dataset_parameters, load_dataset, load_dataset_from
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -130,3 +130,12 @@ def test_pictures_of_painted_patches_say_so_and_their_pixels_stay_for_the_encode
     changed = (painted.picture(0) != painted.image(0)).any(axis=2)
     assert 0.005 < changed.mean() < 0.05 and changed[-20:, :60].sum() == changed.sum()
     np.testing.assert_array_equal(real.picture(0), real.image(0))
+
+
+def test_a_data_set_without_a_folder_is_not_taken_for_a_painted_one(tmp_path, write_folder, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS.load()))
+    folder = write_folder(tmp_path, {"a": [0, 1]})
+    dataset("fetched", title="Fetched", licence="MIT", about="Found by its own code.", needs_folder=False)(
+        lambda: load_dataset("folder", folder)
+    )
+    assert not load_dataset("fetched").generated

@@ -80,14 +80,14 @@ class Cells:
         return found[0]
 
     def group_column(self, wanted: str = "") -> str:
-        """Return the column of groups, an empty text where there is none; one that holds parts is no group."""
+        """Return the column of groups, or an empty string; a column of parts is not one."""
         if wanted:
             return self.require(wanted, "--group-column")
         names = {plain(name): name for name in self.columns if name != self.split_column()}
         return next((names[name] for name in GROUP if name in names), "")
 
     def split_column(self) -> str:
-        """Return the column whose every cell is the name of a part, an empty text where there is none."""
+        """Return the column whose every cell is the name of a part, or an empty string."""
         named = [name for name in self.columns if SPLIT.fullmatch(plain(name))]
         return next((name for name in named if any(self.columns[name]) and all(map(part_of, self.columns[name]))), "")
 

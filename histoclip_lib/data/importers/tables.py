@@ -230,7 +230,7 @@ def _count(value: str, options: ImportOptions) -> float | None:
 
 @dataclass(frozen=True)
 class _Roles:
-    """The columns that are no classes: each an empty text where there is none."""
+    """The columns that do not hold classes; each is an empty string if it is missing."""
 
     file: str
     group: str

@@ -195,7 +195,7 @@ def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> n
 
 
 def _read_counts(table_path: Path, n_patches: int) -> np.ndarray | None:
-    """Return the table of an earlier count, or None where there is none or it is damaged."""
+    """Return the table of an earlier count, or None if it is missing or damaged."""
     try:
         with table_path.open(encoding="ascii") as file:
             if file.readline().strip() != ",".join(CLASSES):

@@ -79,7 +79,7 @@ def load_synthetic(n_patches: int = 600, seed: int = 0, cache_dir: str | Path | 
                 raise
     with suppress(OSError):  # a cache that others own can still be read
         os.utime(data_dir)  # when it was last used
-    return replace(folder.load(data_dir), name="synthetic", labels_follow_masks=True)
+    return replace(folder.load(data_dir), name="synthetic", labels_follow_masks=True, generated=True)
 
 
 def write_synthetic(

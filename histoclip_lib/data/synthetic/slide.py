@@ -1,8 +1,8 @@
 """A painted whole slide: tissue of the procedural H&E, laid out over a glass slide, as a pyramidal TIFF with its mask.
 
 The slide is painted in overlapping windows by the painter of the patches, with a source of chance that is fixed to the
-plane: windows agree where they overlap, so there are no seams, and memory does not grow with the slide's area but for
-its layout (a twentieth of a byte per pixel) and the smaller levels of its pyramid.
+plane. Windows agree where they overlap, so no seam shows. Only the layout (a twentieth of a byte per pixel) and the
+smaller levels of the pyramid take memory that grows with the slide's area.
 """
 
 from __future__ import annotations

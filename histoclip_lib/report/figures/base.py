@@ -40,7 +40,7 @@ METHOD_COLOURS = sns.color_palette(
 ) + sns.color_palette("dark", 10)
 SERIES_COLOURS = sns.color_palette("Set2")  # what is neither a class nor a method
 WRONG = "#b2182b"
-UNCOLOURED = "0.35"  # methods without skill, and lines that are no method
+UNCOLOURED = "0.35"  # uninformative baselines, and lines that do not show a method
 MAX_NAME, MAX_LINES = 28, 3  # letters in a line, and lines of a name on an axis
 LARGE_PNG = 400_000  # bytes
 SEEN = 2.0  # of 255: root mean square by which fewer colours may change a picture

@@ -259,8 +259,7 @@ def co_occurrence_bias_map(biases: dict[str, CoOccurrenceBias], classes: list[st
         drawn,
         f"Heat maps of how the presence of one class changes the prediction of another. Significant: {said}.",
         "Difference in how often the class of the column is predicted between patches with and without the class of "
-        "the "
-        f"row ({len(classes)} classes). An asterisk marks an interval that excludes 0: the prediction of one class "
+        f"the row ({len(classes)} classes). An asterisk marks an interval that excludes 0: the prediction of one class "
         "then depends on the presence of another.",
     )
 
