@@ -19,7 +19,7 @@ lint: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter trust notebooks/*.ipynb
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.app_settings_dir="$(CURDIR)/tools/lab" --KernelManager.transport=ipc notebooks/01_data.ipynb
+	env JUPYTER_CONFIG_PATH="$(CURDIR)/tools/lab" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.app_settings_dir="$(CURDIR)/tools/lab" --KernelManager.transport=ipc notebooks/01_data.ipynb
 
 # The README's two pictures, from the demo's pages; needs Chromium.
 pictures: $(READY)

@@ -18,7 +18,8 @@ import nbformat
 import pytest
 import websocket
 
-from histoclip_lib.report.export import EXPLORER_TYPE, WIDGET
+from histoclip_lib.common.html import EXPLORER_TYPE
+from histoclip_lib.report.export import WIDGET
 
 ROOT = Path(__file__).parents[1]
 TOKEN = uuid4().hex
@@ -124,8 +125,9 @@ class Kernel:
                 continue
             if message["msg_type"] == "status":
                 idle = message["content"]["execution_state"] == "idle"
-            elif message["msg_type"] == "execute_reply":
+            elif message["msg_type"] in ("execute_reply", "kernel_info_reply"):
                 answer.status, replied = message["content"]["status"], True
+                answer.messages.append(message)
             else:
                 answer.messages.append(message)
         for opened in answer.of_type("comm_open"):
@@ -236,6 +238,20 @@ def test_the_kernel_is_the_interpreter_of_the_library_and_runs_beside_the_notebo
     [printed] = answer.of_type("stream")
     prefix, here = printed["text"].strip().split("|")
     assert Path(prefix).samefile(sys.prefix) and Path(here).samefile(lab.folder / "notebooks")
+
+
+def test_an_opened_notebook_is_not_marked_as_unsaved(lab, kernel):
+    """JupyterLab writes the names and the language of the kernel into what it opens: they are there already."""
+    model = lab.json("/api/contents/notebooks/03_train.ipynb?content=1")
+    metadata, spec = model["content"]["metadata"], lab.json("/api/kernelspecs")["kernelspecs"]["python3"]
+    assert metadata["kernelspec"] == {"name": "python3"} | {
+        key: spec["spec"][key] for key in ("display_name", "language")
+    }
+    [told] = kernel.request("kernel_info_request", {}).of_type("kernel_info_reply")
+    assert metadata["language_info"] == told["language_info"]
+    before = (lab.folder / "notebooks" / "03_train.ipynb").read_bytes()
+    lab.ask("/api/contents/notebooks/03_train.ipynb", method="PUT", body={**model, "type": "notebook"})
+    assert (lab.folder / "notebooks" / "03_train.ipynb").read_bytes() == before
 
 
 def test_what_is_saved_is_saved_in_both_files_of_the_pair(lab):
