@@ -13,6 +13,7 @@ from PIL import Image
 
 ACCENT, REFERENCE = "#4c7fb8", "#c2651a"  # readable on white and on black
 JPEG_QUALITY = 85
+EXPLORER_TYPE = "application/vnd.histoclip.explorer+json"  # of outputs of which a page makes an explorer
 Node = ElementTree.Element | str
 
 

@@ -7,6 +7,7 @@ page holds its data as JSON; in JupyterLab the same script asks the kernel, whic
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 import matplotlib
 import numpy as np
 from matplotlib import colors
@@ -23,13 +25,13 @@ from PIL import Image
 
 from histoclip_lib.common.arrays import all_right, unit
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.html import thumbnail
+from histoclip_lib.common.files import replacing
+from histoclip_lib.common.html import EXPLORER_TYPE, thumbnail
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import enlarge, square_crop
 from histoclip_lib.report import figures
-from histoclip_lib.report.export import EXPLORER_TYPE
 from histoclip_lib.report.figures.attention import hot, where_highest
 from histoclip_lib.report.figures.base import class_colour
 from histoclip_lib.report.figures.calibration import at_or_above
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).with_name("assets")
 MOST_EXPLORED, MOST_IN_GALLERY = 24, 200  # patches on a page, with maps and without
-# Characters that the patches of a page may take: it stays below 4 MB. The page with maps has larger figures.
-ROOM, ROOM_WITH_MAPS = 1_600_000, 800_000
+MOST_BESIDE = 1000  # where pictures may lie beside the page
+ROOM = 1_600_000  # characters that the patches of a page may take, which then stays below 4 MB; with maps half
 PATCH_SIDE, PATCH_QUALITY = 1024, 75  # a patch is shown at its own resolution up to this side; of WebP
 SLIDE_QUALITY, MASK_SIDE, MOST_CELLS = 68, 768, 1_000_000  # of WebP; of outlines in pixels; attention cells on a page
 STEPS = 2**16 - 1  # of a probability in the slide's data
@@ -121,10 +123,13 @@ def _widget_class() -> type[AnyWidget]:
     return ExplorerWidget
 
 
-def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: int) -> Explorer:
+def patch_browser(
+    patches: PatchDataset, index: np.ndarray, count: int, seed: int, files: Path | None = None
+) -> Explorer:
     """Return a viewer of patches with their labels and masks.
 
-    A page holds at most MOST_IN_GALLERY of the patches `index`, drawn at random; JupyterLab shows all of the data set.
+    A page shows at most MOST_IN_GALLERY of the patches `index`, with `files` MOST_BESIDE, drawn at random; JupyterLab
+    shows all of the data set.
 
     Parameters
     ----------
@@ -136,8 +141,11 @@ def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: in
         Patches in the figure, which is `figures.sample_patches`.
     seed : int
         Of both draws.
+    files : Path, optional
+        Folder beside the page for the pictures that it has no room for; by default such patches are left out.
     """
-    shown = np.random.default_rng(seed).choice(index, min(MOST_IN_GALLERY, len(index)), replace=False)
+    most = MOST_BESIDE if files else MOST_IN_GALLERY
+    shown = np.random.default_rng(seed).choice(index, min(most, len(index)), replace=False)
     static = figures.sample_patches(patches, index, count, seed)
     figures.described(
         static,
@@ -145,7 +153,7 @@ def patch_browser(patches: PatchDataset, index: np.ndarray, count: int, seed: in
         f"Patches with their labels, drawn at random from {len(index):,}."
         + (" Lines are the outlines of the classes in the mask." if patches.has_masks else ""),
     )
-    return _Viewed(patches, np.arange(len(patches))).explorer("Patches with their labels", shown, static)
+    return _Viewed(patches, np.arange(len(patches)), files=files).explorer("Patches with their labels", shown, static)
 
 
 def attention_explorer(
@@ -231,12 +239,17 @@ def choose_to_explore(
 
 
 def patch_gallery(
-    patches: PatchDataset, index: np.ndarray, probabilities: np.ndarray, count: int, seed: int
+    patches: PatchDataset,
+    index: np.ndarray,
+    probabilities: np.ndarray,
+    count: int,
+    seed: int,
+    files: Path | None = None,
 ) -> Explorer:
     """Return a viewer that begins with the most confident errors.
 
-    A page holds at most MOST_IN_GALLERY patches: those with an error, the most confident first, then others at random.
-    Its figure is `figures.confident_errors`, or some patches where there is no error.
+    A page shows at most MOST_IN_GALLERY patches, with `files` MOST_BESIDE: those with an error, the most confident
+    first, then others at random. Its figure is `figures.confident_errors`, or some patches where there is no error.
 
     Parameters
     ----------
@@ -250,12 +263,14 @@ def patch_gallery(
         Patches in the figure.
     seed : int
         Of the random ones.
+    files : Path, optional
+        As for `patch_browser`.
     """
-    labels = patches.labels[index]
+    labels, most = patches.labels[index], MOST_BESIDE if files else MOST_IN_GALLERY
     any_wrong = ~all_right(labels, probabilities >= THRESHOLD)
-    wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, MOST_IN_GALLERY)]
+    wrong = [patch for patch, _ in figures.find_confident_errors(labels, probabilities, most)]
     right = np.flatnonzero(~any_wrong)
-    n_right = min(MOST_IN_GALLERY - len(wrong), len(right))
+    n_right = min(most - len(wrong), len(right))
     drawn = np.sort(np.random.default_rng(seed).choice(right, n_right, replace=False)).tolist()
     static = figures.confident_errors(patches, index, probabilities, count)
     if static is None:
@@ -265,32 +280,35 @@ def patch_gallery(
         "label may be what is wrong."
     )
     figures.described(static, static.alternative, caption)
-    viewed = _Viewed(patches, index, probabilities)
+    viewed = _Viewed(patches, index, probabilities, files=files)
     return viewed.explorer("Gallery of patches", wrong + drawn, static, wanted="errors", n_wrong=int(any_wrong.sum()))
 
 
 @dataclass(frozen=True, eq=False)
 class _Viewed:
-    """What the viewer shows: the patches `index` (B,), with probabilities (B, N), maps (B, N, g, g) or B notes."""
+    """What the viewer shows: the patches `index` (B,), with probabilities (B, N), maps (B, N, g, g) or B notes.
+
+    `files` is a folder beside the page, for pictures that the page has no room for.
+    """
 
     patches: PatchDataset
     index: np.ndarray
     probabilities: np.ndarray | None = None
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] | None = None
+    files: Path | None = None
 
     def explorer(
         self, title: str, shown: Iterable[int], static: Figure, wanted: str = "all", n_wrong: int | None = None
     ) -> Explorer:
-        """Return the viewer; a page holds the positions `shown`, the first of them where not all have room."""
+        """Return the viewer; a page shows the positions `shown`, the first of them where not all have room."""
         heat = np.round(hot(np.arange(256) / 255)[:, :3] * 255).astype(np.uint8)
-        room = ROOM_WITH_MAPS if self.maps else ROOM
-        held = _until_full((self.about(position) | self.seen(position) for position in shown), room)
+        held = self.on_page(shown)
         there = {record["i"] for record in held}
         data = _shared(self.patches.classes) | {
             "title": title,
             "wanted": wanted,  # which patches are listed at first
-            "held": _held(len(self.index), len(held), n_wrong),
+            "held": _held(len(self.index), len(held), n_wrong) + self.where(held),
             "maps": list(self.maps),
             "grid": next((own.shape[-1] for own in self.maps.values()), 0),
             "heat": _base64(heat.tobytes()),  # 256 colours, each red, green, blue
@@ -302,6 +320,34 @@ class _Viewed:
             "areas": lambda _: np.nan_to_num(self.patches.covered_areas(self.index)).round(4).tolist(),
         }
         return Explorer("patches", data, static, answers)
+
+    def on_page(self, shown: Iterable[int]) -> list[dict]:
+        """Return what a page knows of patches while there is room.
+
+        With `files`, the pictures of the first are on the page, in half the room, and those of the others beside it.
+        """
+        held, room, folder = [], ROOM // 2 if self.maps or self.files else ROOM, None
+        unused = set() if self.files is None else set(self.files.glob("*.webp"))
+        known = joblib.delayed(lambda position: self.about(position) | self.seen(position))
+        for record in joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(map(known, shown)):
+            if held and self.files is not None and folder is None and len(json.dumps(record)) > room:
+                folder, room = self.files, ROOM
+            if folder is not None:
+                picture = _beside(record["image"], folder)
+                unused.discard(picture)
+                record["image"] = f"{folder.name}/{picture.name}"
+            room -= len(json.dumps(record))
+            if held and room < 0:
+                break
+            held.append(record)
+        for picture in unused:
+            picture.unlink(missing_ok=True)
+        return held
+
+    def where(self, held: list[dict]) -> str:
+        """Say how many of the pictures of a page lie beside it, where any do."""
+        beside = sum(not record["image"].startswith("data:") for record in held)
+        return f" The pictures of {beside:,} lie in the folder {self.files.name} beside the page." if beside else ""
 
     def about(self, position: int) -> dict:
         """Return name, origin and truth of a patch, and its scores."""
@@ -338,15 +384,14 @@ class _Viewed:
         return seen
 
 
-def _until_full(records: Iterable[dict], room: int) -> list[dict]:
-    """Return the first records, as many as take at most `room` characters, and at least one."""
-    kept = []
-    for record in records:
-        room -= len(json.dumps(record))
-        if kept and room < 0:
-            break
-        kept.append(record)
-    return kept
+def _beside(address: str, folder: Path) -> Path:
+    """Write the picture of a data address into a folder, under a name that follows from it, and return its path."""
+    pixels = base64.b64decode(address.partition(",")[2])
+    path = folder / f"{hashlib.sha256(pixels).hexdigest()[:16]}.webp"
+    if not path.is_file():
+        with replacing(path, durable=False) as temporary:
+            temporary.write_bytes(pixels)
+    return path
 
 
 def _held(total: int, held: int, n_wrong: int | None) -> str:

@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import write_text
+from histoclip_lib.common.html import EXPLORER_TYPE
 from histoclip_lib.report.html import Heading, clean_output, finish_article, markdown_to_html, text_base64
 from histoclip_lib.report.navigation import Link, neighbours
 
@@ -28,7 +29,6 @@ DIGEST = re.compile(rb'<meta (?=[^>]*name="histoclip-digest")[^>]*content="([0-9
 DIGEST_WITHIN = 1000  # bytes: it stands at the top of a page
 HIDDEN_TAGS = frozenset({"remove-cell", "hide"})
 PARAMETER_TAGS = frozenset({"parameters", "injected-parameters"})
-EXPLORER_TYPE = "application/vnd.histoclip.explorer+json"
 SHOWN_TYPES = [
     EXPLORER_TYPE,
     "text/html",
@@ -85,7 +85,7 @@ def export_page(
     digest: str = "",
     as_heading: bool = False,
 ) -> None:
-    """Turn an executed notebook into one HTML file that fetches nothing.
+    """Turn an executed notebook into one HTML file that fetches nothing but pictures from a folder beside it.
 
     Code is hidden until a reader asks for it, equations are MathML, and text from users is cleaned. Tracebacks, stderr,
     widgets and progress bars are left out, as are cells tagged `remove-cell` or `hide`. The outputs of a cell whose
@@ -151,7 +151,8 @@ class PageAssets:
 def page_assets(explorers: bool = False) -> PageAssets:
     """Return what every page carries inline; the policy makes the browser refuse any request and other script.
 
-    With `explorers` the page carries the ES module for figures that a reader can move through.
+    With `explorers` the page carries the ES module for figures that a reader can move through, and may load pictures
+    from where it lies itself.
     """
 
     def read(*names: str) -> str:
@@ -159,10 +160,11 @@ def page_assets(explorers: bool = False) -> PageAssets:
 
     css, script = read("template/page.css"), read("template/page.js")
     more, module = (read("explorers.css"), read("explorers.js")) if explorers else ("", "")
+    images = "data: 'self'" if explorers else "data:"
     digests = [hashlib.sha256(own.encode("utf-8")).digest() for own in (script, module) if own]
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests)
     policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; "
+        f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {allowed}; "
         "base-uri 'none'; form-action 'none'"
     )
     return PageAssets(css + more, script, module, policy)

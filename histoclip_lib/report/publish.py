@@ -35,7 +35,8 @@ def publish(folder: Path) -> Path:
     pages = sorted(folder.glob("0*.html"))
     if not pages:
         raise HistoCLIPError(f"{folder} has no pages. `histoclip run` makes them.")
-    files = [*pages, *(folder / name for name in DATA), *sorted((folder / "model").glob("*"))]
+    beside = sorted(folder.glob("0*_files/*.webp"))
+    files = [*pages, *beside, *(folder / name for name in DATA), *sorted((folder / "model").glob("*"))]
     names = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
     private = private_paths(folder)
     target = folder.with_name(f"{folder.name}.zip")

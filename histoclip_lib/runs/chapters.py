@@ -167,7 +167,9 @@ class Data(Chapter):
         """Return the patches to look at, with labels and masks."""
         from histoclip_lib.report.explorers import patch_browser
 
-        return patch_browser(self.run.patches, self.run.train, int(self.run["examples"]), int(self.run["seed"]))
+        run = self.run
+        sample = int(run["examples"]), int(run["seed"])
+        return patch_browser(run.patches, run.train, *sample, run.folder / "01_data_files")
 
 
 @dataclass(frozen=True, eq=False)
@@ -1002,7 +1004,8 @@ class Errors(Chapter):
         from histoclip_lib.report.explorers import patch_gallery
 
         run = self.run
-        return patch_gallery(run.patches, run.val, self.ours.scores, int(run["examples"]), int(run["seed"]))
+        sample = int(run["examples"]), int(run["seed"])
+        return patch_gallery(run.patches, run.val, self.ours.scores, *sample, run.folder / "05_errors_files")
 
 
 @dataclass(frozen=True, eq=False)

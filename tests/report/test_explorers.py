@@ -24,6 +24,7 @@ from prompt_vectors import NAMES, SCALE, TEMPLATES, WIDTH, PromptVectors
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix, precision_recall_fscore_support
 
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.html import EXPLORER_TYPE
 from histoclip_lib.common.predictions import mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.models.attention import enlarge
@@ -43,7 +44,7 @@ from histoclip_lib.report.explorers import (
     slide_explorer,
     threshold_explorer,
 )
-from histoclip_lib.report.export import EXPLORER_TYPE, WIDGET, export_page
+from histoclip_lib.report.export import WIDGET, export_page
 
 HOSTILE = [
     *HOSTILE_NAMES,
@@ -209,6 +210,42 @@ def test_a_page_holds_as_many_patches_as_have_room():
     data = make_case(n=40, size=(500, 500)).gallery().data
     assert len(json.dumps(data["patches"])) <= ROOM < len(json.dumps(data["patches"])) * 1.1
     assert data["held"].startswith(f"Of 40 patches, {len(data['patches'])} are here: ")
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """A gallery of more than a page has room for, with the other pictures beside the page."""
+    case = make_case(n=40, size=(500, 500))
+    (tmp_path / "page_files").mkdir()
+    (tmp_path / "page_files" / "of-an-earlier-page.webp").write_bytes(b"")
+    return patch_gallery(case.patches, case.index, case.probabilities, 4, 0, tmp_path / "page_files"), tmp_path
+
+
+def test_pictures_that_a_page_has_no_room_for_lie_beside_it(crowded, visit):
+    explorer, folder = crowded
+    beside = {own["image"] for own in explorer.data["patches"] if not own["image"].startswith("data:")}
+    assert len(explorer.data["patches"]) == 40 and 5 < len(beside) < 35
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.webp")} == beside
+    told = f" The pictures of {len(beside)} lie in the folder page_files beside the page."
+    assert explorer.data["held"].endswith(told)
+    box = box_of(visit(page_of(folder, explorer)))
+    box.get_by_role("combobox", name="Show").select_option(label="all patches")
+    box.get_by_role("button", name="Show 16 more").click()
+    box.page.wait_for_function(
+        "[...document.querySelectorAll('.pictures img')].filter((one) => one.naturalWidth === 500).length === 40"
+    )
+
+
+def test_a_picture_that_is_no_longer_beside_the_page_is_named(crowded, chromium):
+    explorer, folder = crowded
+    for picture in folder.rglob("*.webp"):
+        picture.unlink()
+    with chromium.new_context() as context:
+        opened = context.new_page()
+        opened.goto(page_of(folder, explorer).as_uri())
+        opened.get_by_role("combobox", name="Show").select_option(label="all patches")
+        opened.get_by_role("button", name="Show 16 more").click()
+        opened.get_by_text("is not beside this page").last.wait_for()
 
 
 @pytest.mark.parametrize(("n", "n_classes", "masks"), [(20, 3, True), (10, 20, True), (30, 12, False)])

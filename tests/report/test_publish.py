@@ -25,13 +25,15 @@ def run(tmp_path):
     (folder / "split.csv").write_text("file\na.png\n")
     (folder / "model" / "config.json").write_text(f'{{"data": "{data}"}}')
     (folder / "run.json").write_text("{}")
+    (folder / "01_data_files").mkdir()
+    (folder / "01_data_files" / "0a.webp").write_bytes(b"RIFF")
     return folder
 
 
 def test_an_archive_holds_pages_and_data_and_no_path_of_its_maker(run, tmp_path):
     with zipfile.ZipFile(publish(run)) as archive:
         held = {name: archive.read(name).decode() for name in archive.namelist()}
-    assert set(held) == {"mine/01_data.html", "mine/split.csv", "mine/model/config.json"}
+    assert set(held) == {"mine/01_data.html", "mine/01_data_files/0a.webp", "mine/split.csv", "mine/model/config.json"}
     assert not any(str(tmp_path) in text for text in held.values())
     page = BeautifulSoup(held["mine/01_data.html"], "html.parser")
     assert page.td.get_text() == "patients"

@@ -303,13 +303,15 @@ function viewer(data, ask) {
   // A patch with its pixels, and what was decoded of it, once.
   const prepared = new Map();
   async function prepare(patch) {
-    if (!patch.image) Object.assign(patch, await ask("patch", patch.i));
+    if (ask && !patch.image?.startsWith("data:")) Object.assign(patch, await ask("patch", patch.i));
     if (!prepared.has(patch)) prepared.set(patch, { patch, mask: patch.mask && await classMap(patch.mask, data) });
     return prepared.get(patch);
   }
   // The picture of a patch, and over it its mask, or a map, and the outline of class k.
   function layers({ patch, mask }, k, map, { opaque = 0.7, outlined = true } = {}) {
-    const box = element("div", { class: "layers" }, element("img", { src: patch.image, alt: "" }));
+    const picture = element("img", { src: patch.image, alt: "" });
+    const box = element("div", { class: "layers" }, picture);
+    picture.addEventListener("error", () => box.append(element("span", { class: "state" }, `${patch.image} is not beside this page.`)));
     if (map === MASK) {
       box.append(maskOf(mask, data));
       box.lastChild.classList.add("mask");
