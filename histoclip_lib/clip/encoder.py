@@ -11,10 +11,12 @@ from functools import cached_property
 
 import open_clip
 import torch
+from open_clip.hf_model import HFTextEncoder
 from torch import nn
 from torchvision.transforms import Compose, PILToTensor
 
 from histoclip_lib.clip.registry import OFFLINE_DEFAULT, EncoderEntry, encoder_entry
+from histoclip_lib.clip.text_towers import without_padding
 from histoclip_lib.clip.towers import ImageTower, corrected_tokens, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
@@ -170,8 +172,8 @@ class CLIP:
         return onnx_tower(self.tower, size, cache_dir() / "onnx") if is_convolutional(self.model.visual) else None
 
     @torch.inference_mode()
-    def encode_text(self, prompts: list[str], batch_size: int = 256) -> torch.Tensor:
-        """Encode prompts, each distinct one once.
+    def encode_text(self, prompts: list[str], batch_size: int = 64) -> torch.Tensor:
+        """Encode prompts, each distinct one once; batches hold prompts of about one length, which need little padding.
 
         Returns
         -------
@@ -194,12 +196,15 @@ class CLIP:
                 "and may have lost their end.",
                 stacklevel=2,
             )
+        needs_none = isinstance(getattr(self.model, "text", None), HFTextEncoder)  # it attends to no padding
+        by_length = (token_ids != padding).sum(dim=1).argsort(stable=True)
         features = []
-        for batch in token_ids.split(batch_size):
+        for batch in token_ids[by_length].split(batch_size):
             with self.autocast():
+                batch = without_padding(batch, padding)[0] if needs_none else batch
                 features.append(self.model.encode_text(batch.to(self.device)).float())
         unit = nn.functional.normalize(torch.cat(features), dim=-1)
-        position = {prompt: index for index, prompt in enumerate(distinct)}
+        position = {distinct[index]: place for place, index in enumerate(by_length.tolist())}
         return unit[[position[prompt] for prompt in prompts]]
 
     def fingerprint(self) -> str:

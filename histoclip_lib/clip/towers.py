@@ -279,7 +279,7 @@ def onnx_tower(tower: nn.Module, size: tuple[int, int], folder: Path) -> Callabl
             with suppress(OSError):  # a cache that others own can still be read
                 path.touch()  # when it was last used
         if run is None:
-            _export(tower, example, path)
+            _export(tower, example[:1], path)
             run = _session(path)
     except Exception as error:  # the exporter and the runtime raise many kinds; PyTorch can do what they cannot
         logging.getLogger(__name__).info("no ONNX tower: %s", error)
@@ -304,15 +304,10 @@ def _digest(tower: nn.Module, size: tuple[int, int]) -> str:
 
 
 def _export(tower: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """Write a tower that takes images (1, 3, H, W) like the example."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its own parts
-        program = torch.onnx.export(
-            tower,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+        program = torch.onnx.export(tower, (example,), dynamo=True, verbose=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(program.model_proto.SerializeToString())

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from histoclip_lib.common.predictions import Predictions
@@ -119,7 +120,7 @@ def find_near_duplicates(
     sample, like, like_similarity = (values[like >= 0] for values in (sample, like, like_similarity))
 
     pairs = [*zip(val, nearest, strict=True), *zip(sample, like, strict=True)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding and the transforms leave Python
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and products leave Python
         compared = pool.map(lambda pair: pixel_correlation(*(patches.image(index) for index in pair)), pairs)
         correlation = np.array(
             list(tqdm(compared, total=len(pairs), desc="comparing pixels", unit="pair", disable=not progress))
@@ -195,21 +196,21 @@ def pixel_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
     References
     ----------
-    Lewis, Fast normalized cross-correlation, Vision Interface 1995; as in skimage.feature.match_template.
+    Lewis, Fast normalized cross-correlation, Vision Interface 1995, eq. 2.
     """
-    from skimage.feature import match_template
-
     first, second = _reduced(first), _reduced(second)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     if min(first.std(), second.std()) < PLAIN:
         return float("nan")
-    turned = [np.rot90(second, quarter) for quarter in range(4)]
-    best = max(match_template(first, view).max() for upright in turned for view in (upright, upright[:, ::-1]))
-    return min(float(best), 1.0)
+    windows = np.lib.stride_tricks.sliding_window_view(first - first.mean(), second.shape).reshape(-1, second.size)
+    turned = np.stack([np.rot90(view, quarter).ravel() for view in (second, second[:, ::-1]) for quarter in range(4)])
+    turned = (turned - turned.mean()) / (turned.std() * second.size)  # (8, pixels), zero mean
+    spread = np.maximum(windows.std(axis=1), 1e-9)
+    return min(float((windows @ turned.T / spread[:, None]).max()), 1.0)
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:
     grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return gaussian_filter(np.asarray(grey, dtype=np.float64), BLUR)
+    return gaussian_filter(np.asarray(grey, dtype=np.float32), BLUR)
 
 
 def near_duplicate_table(patches: PatchDataset, found: NearDuplicates, count: int = 10) -> pd.DataFrame:

@@ -448,11 +448,16 @@ def _read_head(file: safe_open, options: dict[str, object], n_classes: int) -> C
     layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
     if len(layers) != options["layers"]:  # looked at first: to plan a billion layers would take for ever
         raise ValueError(f"{len(layers)} layers are stored, the option layers is {options['layers']}")
-    with torch.device("meta"):  # which takes no memory, whatever size the file claims
-        require_shapes(shapes, shapes_of(CMM(torch.zeros(stored), **options).state_dict()))
+    width = options.get("width", stored[1])
+    largest = {"layers.0.linear1.weight": (options["hidden"], width)}
+    largest |= {"layers.0.multihead_attn.in_proj_weight": (3 * width, width)}
+    largest |= {"map.weight": (width, stored[1])} if "width" in options else {}
+    # First, so that a head takes no more memory than its file, whatever size that claims.
+    require_shapes({name: shapes.get(name) for name in largest}, largest)
     state = {name: file.get_tensor(name) for name in shapes}
     if broken := [name for name, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"{', '.join(broken)}: not all numbers are finite")
     head = CMM(state["class_embeddings"], **options)
+    require_shapes(shapes, shapes_of(head.state_dict()))
     head.load_state_dict(state)
     return head

@@ -11,7 +11,7 @@ from histoclip_lib.report.navigation import Link, run_navigation
 from histoclip_lib.report.notebooks import run_notebooks
 
 
-def write_run_pages(folder: Path) -> list[Path]:
+def write_run_pages(folder: Path, only: str | None = None) -> list[Path]:
     """Write the pages of a run that are missing, or were drawn from something else than what is there now.
 
     Nothing is executed. A page is drawn from its executed notebook, the template and the list of pages, so that it
@@ -21,6 +21,8 @@ def write_run_pages(folder: Path) -> list[Path]:
     ----------
     folder : Path
         The run's.
+    only : str, optional
+        The step whose page to write, while later steps are still to come; by default all.
 
     Returns
     -------
@@ -37,6 +39,8 @@ def write_run_pages(folder: Path) -> list[Path]:
         there = {stem for stem in run_notebooks() if stem in notebooks or (folder / f"{stem}.html").is_file()}
         try:
             for stem, path in notebooks.items():
+                if only not in (None, stem):
+                    continue
                 if page := write_page(path, folder.name, run_navigation(stem, there)):
                     written.append(page)
             break

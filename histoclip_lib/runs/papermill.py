@@ -35,6 +35,9 @@ QUIET_KERNEL = ["--log-level=50"]  # it would tell of the interrupt that ends it
 NO_COST = ("name", "reports_dir", "seed")  # parameters on which the time of a notebook does not depend
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
 LESS_MEMORY = "Lower batch_size, encode_batch_size or views, or set studies: false."
+# For a kernel to end by itself, in two halves. One that has used joblib's processes does not: it waits for the process
+# that tidies up after them, which waits for the kernel to end.
+SHUTDOWN_SECONDS = 2.0
 START_TIMEOUT = 300  # seconds that a process may take to start, on a slow disk
 LONGEST_REASON = 500  # characters of another library's message
 
@@ -90,7 +93,7 @@ def execute(
     cells = _CellCounter(notebook, at_cell)
     memory_before = _peak_memory()
     try:
-        with _sockets() as config, silenced("tornado.general"):  # where a kernel dies, the error says so
+        with _kernel_config() as config, silenced("tornado.general"):  # where a kernel dies, the error says so
             papermill.execute_notebook(
                 *(_without_fields(path) for path in (notebook, running)),
                 values,
@@ -122,12 +125,13 @@ def execute(
 
 
 @contextmanager
-def _sockets() -> Iterator[Config]:
-    """Yield a configuration by which a kernel is reached through a private folder, not ports open to all users."""
+def _kernel_config() -> Iterator[Config]:
+    """Yield the configuration of a kernel: it is reached through a private folder, not ports open to all users."""
     with tempfile.TemporaryDirectory(prefix="histoclip-", ignore_cleanup_errors=True) as folder:
         path = f"{folder}/kernel"
         private = os.name == "posix" and len(path) < LONGEST_SOCKET
-        yield Config({"KernelManager": {"transport": "ipc", "ip": path}} if private else {})
+        sockets = {"transport": "ipc", "ip": path} if private else {}
+        yield Config({"KernelManager": sockets | {"shutdown_wait_time": SHUTDOWN_SECONDS}})
 
 
 def executed_values(executed: Path) -> dict[str, object]:

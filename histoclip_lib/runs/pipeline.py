@@ -159,8 +159,8 @@ def run_steps(
             values = {name: params[name] for name in schema[step]} | {"reports_dir": str(reports)}
             seconds = execute_notebook(steps.paths[step], folder, step, values, report, workplace)
             steps.remember(step, seconds)
-            write_run_pages(folder)
-        write_run_pages(folder)  # also where nothing was executed: templates may have changed, or a page be gone
+            write_run_pages(folder, step)
+        write_run_pages(folder)  # with links to all; also where nothing was executed, since templates may have changed
     return folder
 
 

@@ -32,7 +32,7 @@ LEAST_SIDE, QUALITY, STEPS = 512, 88, 16  # pixels; of the JPEG in the TIFF; pos
 PEN = np.array([0.06, 0.45, 0.60], dtype=np.float32)  # what blue ink lets through of red, green and blue
 
 
-def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed: int = 0) -> Path:
+def paint_slide(folder: str | Path, width: int = 4608, height: int = 4608, seed: int = 0) -> Path:
     """Paint a slide of a synthetic patient who is in no patch data set, and its mask.
 
     The tissue has tumor with glands and necrotic middles, stroma with vessels, infiltrates of lymphocytes, and fat;
@@ -77,7 +77,7 @@ def paint_slide(folder: str | Path, width: int = 6144, height: int = 6144, seed:
     slide = _Slide(shape, seed)
 
     def painted() -> Iterator[np.ndarray]:
-        workers = max(1, min(os.cpu_count() or 1, rows // 8))  # a process costs as much as painting a few rows
+        workers = max(1, min(os.cpu_count() or 1, rows // 4))  # a process costs as much as painting a row
         done = joblib.Parallel(n_jobs=workers, return_as="generator")(
             joblib.delayed(slide.row)(y) for y in range(0, shape[0], CORE)
         )

@@ -42,7 +42,6 @@ SERIES_COLOURS = sns.color_palette("Set2")  # what is neither a class nor a meth
 WRONG = "#b2182b"
 UNCOLOURED = "0.35"  # uninformative baselines, and lines that do not show a method
 MAX_NAME, MAX_LINES = 28, 3  # letters in a line, and lines of a name on an axis
-LARGE_PNG = 400_000  # bytes
 SEEN = 2.0  # of 255: root mean square by which fewer colours may change a picture
 
 Arguments = ParamSpec("Arguments")
@@ -100,34 +99,33 @@ def show(figure: Figure | None) -> None:
 def as_image(figure: Figure) -> Image:
     """Return a figure as a page shows it; text alternative, caption and width are in the metadata of the output.
 
-    As PNG of 256 colours where these are enough, which they are for all but photographs; else as PNG, or as JPEG where
-    PNG takes more than LARGE_PNG bytes.
+    Charts are PNG, of 256 colours where these are enough; figures that hold photographs are JPEG.
     """
-    with style():
-        data = _few_colours(_rendered(figure, format="png"))
-        width = int.from_bytes(data[16:20], "big") // 2  # the PNG header holds the width in pixels
-        if len(data) > LARGE_PNG:
-            data = _rendered(figure, format="jpeg", pil_kwargs={"quality": 70})
     pictures = (image for axes in figure.axes for image in axes.images)
     kind = "picture" if any(np.ndim(image.get_array()) == 3 for image in pictures) else "chart"
-    return Image(data=data, alt=figure.alternative, width=width, metadata={"caption": figure.caption, "kind": kind})
+    image = _rendered(figure)
+    data = _encoded(image, "jpeg", quality=70) if kind == "picture" else _encoded(_few_colours(image), "png")
+    metadata = {"caption": figure.caption, "kind": kind}
+    return Image(data=data, alt=figure.alternative, width=image.width // 2, metadata=metadata)
 
 
-def _rendered(figure: Figure, **options: object) -> bytes:
+def _rendered(figure: Figure) -> PIL.Image.Image:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=200, bbox_inches="tight", **options)
-    return buffer.getvalue()
+    with style():
+        figure.savefig(buffer, dpi=200, bbox_inches="tight", pil_kwargs={"compress_level": 1})
+    return PIL.Image.open(buffer).convert("RGB")
 
 
-def _few_colours(png: bytes) -> bytes:
-    """Return a PNG with a palette, a third of the size, or the same one where that could be seen."""
-    image = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+def _few_colours(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a picture with a palette, a third of its size as PNG, or the same one where that could be seen."""
     reduced = image.quantize(256, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
     error = PIL.ImageStat.Stat(PIL.ImageChops.difference(image, reduced.convert("RGB"))).rms
-    if max(error) > SEEN:
-        return png
+    return image if max(error) > SEEN else reduced
+
+
+def _encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    reduced.save(buffer, "png")
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
