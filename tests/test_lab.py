@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 TOKEN = uuid4().hex
 SMALL = {
     "name": "lab", "n_patches": 60, "views": 1, "epochs": 2, "warmup_epochs": 1, "resamples": 50, "examples": 2,
-    "wordings": 1, "studies": False,
+    "wordings": 1, "studies": False, "folds": 3,
 }  # fmt: skip
 LONGEST_WAIT = 300  # seconds
 

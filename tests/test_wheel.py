@@ -24,6 +24,7 @@ PLUGIN = "\n".join(re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re
 PARAMETERS = {
     "name": "toy", "dataset": "my_slides", "data_dir": "slides", "backbone": "my-clip", "split": "grouped", "views": 1,
     "epochs": 3, "warmup_epochs": 1, "batch_size": 16, "resamples": 50, "studies": False, "examples": 2, "wordings": 1,
+    "folds": 3,
 }  # fmt: skip
 
 
@@ -103,7 +104,8 @@ def test_the_wheel_holds_the_library_notebooks_and_parameter_files_and_nothing_e
 
 
 def test_init_writes_a_project_that_check_accepts(histoclip, project):
-    expected = {f"{folder}/{path.name}" for folder in ("notebooks", "params") for path in (ROOT / folder).glob("*.*")}
+    listed = [path for folder in ("notebooks", "params") for path in (ROOT / folder).glob("*.*") if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in listed}
     assert all((project / name).is_file() for name in expected | {"README.md"})
     (project / "few.yaml").write_text("name: few\nn_patches: 24\n")
     assert "24 patches" in histoclip("check", "few.yaml", cwd=project)
