@@ -552,13 +552,16 @@ class Results(Chapter):
 
     def forest_plot(self) -> Image:
         """Draw mAcc and mAP of every method with their intervals."""
-        return as_image(figures.forest_plot(self.scored, labels()))
+        return as_image(figures.forest_plot(self._in_order, labels()))
+
+    @property
+    def _in_order(self) -> dict[str, dict]:
+        return {name: self.scored[name] for name in ours_first(self.scored)}
 
     def table(self) -> Table:
         """Return the table of all methods."""
         caption = f"All methods, scored {self.on_which}, with 95 % intervals; bold: the best of each column."
-        shown = {name: self.scored[name] for name in ours_first(self.scored)}
-        return Table(tables.methods_table(shown, str(self.run["dataset"])), caption, tables.best_values())
+        return Table(tables.methods_table(self._in_order, str(self.run["dataset"])), caption, tables.best_values())
 
     def interval_note(self) -> Markdown:
         """Say what the intervals resample, and how baselines were tuned."""
