@@ -24,7 +24,7 @@ folder: str = "predictions"  # where `histoclip predict` wrote
 slide: str = ""  # folder of the slide below it
 
 # %%
-from histoclip_lib.runs.slides_chapter import open_slides
+from histoclip_lib.runs.chapters.slides import open_slides
 
 shown = open_slides(folder, slide)
 shown.finding()

@@ -23,7 +23,7 @@
 folder: str = "predictions"  # where `histoclip predict` wrote
 
 # %%
-from histoclip_lib.runs.slides_chapter import open_slides
+from histoclip_lib.runs.chapters.slides import open_slides
 
 shown = open_slides(folder)
 shown.finding()

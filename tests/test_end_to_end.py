@@ -21,7 +21,7 @@ from small_demo import METHODS, SMALL, environment, histoclip, small_demo
 from histoclip_lib.common.predictions import mean_accuracy
 from histoclip_lib.models import train_heads
 from histoclip_lib.report.notebooks import run_notebooks
-from histoclip_lib.runs.chapters import Training
+from histoclip_lib.runs.chapters.base import training_options
 from histoclip_lib.runs.run import open_run
 
 pytestmark = pytest.mark.slow
@@ -145,7 +145,7 @@ def test_the_heads_are_those_that_one_process_trains(workplace, run_folder, tmp_
     monkeypatch.setenv("HISTOCLIP_CACHE", str(workplace / "cache"))
     run = open_run("demo", workplace / "reports")
     train_heads(
-        run.class_matrix, run.head_options, run.features, run.patches, run.folds, Training.options_of(run),
+        run.class_matrix, run.head_options, run.features, run.patches, run.folds, training_options(run),
         run.compute, tmp_path, workers=1,
     )  # fmt: skip
     for path in (run_folder / "cmm_patch.safetensors", run_folder / "folds" / "global_2.safetensors"):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from histoclip_lib.models.baselines import HeldOut
     from histoclip_lib.models.cmm import CMM
     from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
-    from histoclip_lib.runs import chapters, slides_chapter
+    from histoclip_lib.runs.chapters import attention, data, errors, results, slides, training, zero_shot
 
 PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
 RATE_BATCH = 8  # images by which the speed of an encoder is measured
@@ -479,45 +479,45 @@ class Run:
 
     # Chapters
 
-    def describe_data(self) -> chapters.Data:
+    def describe_data(self) -> data.Data:
         """Check every image, write `split.csv`, and return what the notebook 01_data shows."""
-        from histoclip_lib.runs.chapters import Data
+        from histoclip_lib.runs.chapters.data import Data
 
         return Data.of(self)
 
-    def score_zero_shot(self) -> chapters.ZeroShot:
+    def score_zero_shot(self) -> zero_shot.ZeroShot:
         """Run the zero-shot strategies on all patches, and return what the notebook 02_zero_shot shows."""
-        from histoclip_lib.runs.chapters import ZeroShot
+        from histoclip_lib.runs.chapters.zero_shot import ZeroShot
 
         return ZeroShot.of(self)
 
-    def train_heads(self) -> chapters.Training:
+    def train_heads(self) -> training.Training:
         """Train both heads, and return what the notebook 03_train shows."""
-        from histoclip_lib.runs.chapters import Training
+        from histoclip_lib.runs.chapters.training import Training
 
         return Training.of(self)
 
-    def evaluate(self) -> chapters.Results:
+    def evaluate(self) -> results.Results:
         """Score every method on the validation patches, write the results, and return what 04_results shows."""
-        from histoclip_lib.runs.chapters import Results
+        from histoclip_lib.runs.chapters.results import Results
 
         return Results.of(self)
 
-    def find_errors(self) -> chapters.Errors:
+    def find_errors(self) -> errors.Errors:
         """Return what the notebook 05_errors shows."""
-        from histoclip_lib.runs.chapters import Errors
+        from histoclip_lib.runs.chapters.errors import Errors
 
         return Errors.of(self)
 
-    def map_attention(self) -> chapters.Attention:
+    def map_attention(self) -> attention.Attention:
         """Compute the attention of the validation patches, and return what the notebook 06_attention shows."""
-        from histoclip_lib.runs.chapters import Attention
+        from histoclip_lib.runs.chapters.attention import Attention
 
         return Attention.of(self)
 
-    def predict_slides(self) -> slides_chapter.Slides:
+    def predict_slides(self) -> slides.Slides:
         """Predict the slides of the run with its model, and return what the notebook 07_slides shows."""
-        from histoclip_lib.runs.slides_chapter import Slides
+        from histoclip_lib.runs.chapters.slides import Slides
 
         return Slides.of(self)
 

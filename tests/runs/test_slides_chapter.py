@@ -10,8 +10,8 @@ from PIL import Image
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import as_typed
 from histoclip_lib.report.slide_views import STORED, SlideView
+from histoclip_lib.runs.chapters.slides import Slides
 from histoclip_lib.runs.run import Run
-from histoclip_lib.runs.slides_chapter import Slides
 
 CLASSES = ["tumor", "<b>stroma"]
 PARAMETERS = {"slides": "", "least_cover": 0.5, "resamples": 100, "seed": 0}
