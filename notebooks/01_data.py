@@ -66,8 +66,8 @@ data.checked()
 #
 # In cross-validation, each fold is predicted once by models fitted on the other folds; a single split has one training set
 # and one validation set. Patches from the same patient or source image look alike, so a model can gain by recognising a
-# patient that appears on both sides. The last row of the table counts such groups. `split: random` follows the paper;
-# `split: grouped` keeps each group on one side.
+# patient that appears on both sides. If groups are known, the last row of the table counts those. `split: random` follows
+# the paper; `split: grouped` keeps each group on one side.
 
 # %%
 data.parts()
@@ -91,8 +91,8 @@ data.co_occurrence()
 # %% [markdown]
 # ## Patches
 #
-# A random sample of the training patches with their labels. Filter the patches by class, group and covered area; each opens
-# at its own resolution beside its mask, and two can be compared.
+# A random sample of the patches with their labels; with a single split, of the training patches. Filter the patches by
+# class, group and covered area; each opens at its own resolution beside its mask, and two can be compared.
 
 # %%
 data.explorer()

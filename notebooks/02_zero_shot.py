@@ -44,7 +44,8 @@ zero_shot = run.score_zero_shot()
 zero_shot.finding()
 
 # %% [markdown]
-# Labels are used only for scoring. An image embedding $z$ is compared with the embeddings of prompts.
+# Labels are used only for scoring (unless `baseline_rule` is `prevalence`, which uses that of the training set). An image
+# embedding $z$ is compared with the embeddings of prompts; here are the paper's, those of this run are listed below.
 #
 # 1. **Baseline**: the cosine of $z$ and each class embedding, decided by eq. (6) as it stands,
 #    $\sigma(\cos) \ge 0.5$, that is $\cos \ge 0$. A CLIP whose cosines are all positive marks every label.
@@ -110,7 +111,8 @@ zero_shot.score_distributions()
 # ## Sensitivity to prompts
 #
 # Every strategy with each template alone and, for classes with known synonyms, with other names. Look at how far the dots
-# spread around the diamond, the reported result.
+# spread around the diamond, the reported result. In cross-validation, Standardised and Transductive are adapted here to the
+# training images of the first fold alone, so their diamonds can differ slightly from the tables.
 
 # %%
 zero_shot.prompt_spread()

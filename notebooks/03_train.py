@@ -58,9 +58,9 @@ training.features_note()
 # %% [markdown]
 # ## Training curves
 #
-# Curves are from the single split or the first fold. The last epoch is reported. A validation loss that rises while the
-# training loss falls means that the head overfits. The best epoch is an oracle: it is chosen with the labels that it is
-# scored on.
+# With a single split, the curves are those of the heads as reported; in cross-validation, of the first fold. The last epoch
+# is reported. A validation loss that rises while the training loss falls means that the head overfits. The best epoch is an
+# oracle: it is chosen with the labels that it is scored on.
 
 # %%
 training.curves()
@@ -74,7 +74,8 @@ training.last_and_best()
 # Trained as in the paper, a decoder overfits a few hundred patches within 50 of the 800 epochs. The defaults were chosen by
 # grouped cross-validation within two training sets: the official one of CoNSeP (432 real patches) and that of the demo. One
 # choice, whether the projections shared by all classes should learn more slowly, was made with the scores on the official
-# CoNSeP test set in view. CoNSeP is therefore not an independent test of the defaults, which are:
+# CoNSeP test set in view. CoNSeP is therefore not an independent test of the defaults, nor is the demo, whose
+# cross-validation also scores the patches on which they were chosen. The defaults are:
 #
 # - **Separate hidden units for each class at the start.** Eq. (4) treats all classes alike, so only the active units of the
 #   feed-forward network separate them.
@@ -84,8 +85,9 @@ training.last_and_best()
 # - **Views.** Each epoch draws one flip or rotation of each patch; predictions are averaged over all of them.
 # - **Features** are centred and divided by one number; class queries are scaled by twice the square root of their width.
 #
-# Each row of the table changes one choice (four folds by group; differences below about 0.01 are within chance). The table
-# is the same in every run and comes from `benchmarks/head_study.py`.
+# Each row of the table changes one choice of the first row, which was trained for 100 epochs; the last two are a head with
+# none of these choices and the linear probe (four folds by group). Differences below about 0.01 are within chance, so the
+# table supports few of the choices on their own. It is the same in every run and comes from `benchmarks/head_study.py`.
 
 # %% fold="How each choice changes the scores"
 training.head_study()
@@ -116,10 +118,10 @@ training.design_table()
 # %% [markdown]
 # ## Label efficiency
 #
-# Each dot is a model fitted on a random subset of the training patches (of the first fold), the last one on all of them; lines
-# are means. Two few-shot methods that start from the class names are shown as well: a Gaussian discriminant with text (Wang
-# et al. 2024) and a probe blended with text (LP++, Huang et al. 2024). Look at where the lines cross the horizontal lines,
-# which are methods that need no labels.
+# Each dot is a model fitted on a random subset of the training patches (of the first fold), the last one on all of them;
+# lines are means. Two few-shot methods that start from the class names are shown as well: a Gaussian discriminant with text
+# (Wang et al. 2024) and a probe blended with text (LP++, Huang et al. 2024). Look at where the lines cross the horizontal
+# lines: two zero-shot strategies, and the majority, which needs only the prevalence of each class.
 
 # %%
 training.label_efficiency()

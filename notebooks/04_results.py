@@ -29,17 +29,18 @@ results = run.evaluate()
 results.finding()
 
 # %% [markdown]
-# Every method is fitted and scored on the same patches. [mAcc](#macc), eq. (6), is the mean over classes of label-wise
-# accuracy at $\sigma \ge 0.5$. It rewards predicting the more frequent label, so the comparison includes baselines that
-# ignore the image, and strong models on the same frozen features: a [linear probe](#linear-probe) (logistic regression),
-# nearest neighbours, a Gaussian discriminant and a probe that both use the class names, a two-layer perceptron of the same
-# size as the head, and the head with random queries instead of class names. [mAP](#map) measures ranking;
-# [cross-entropy](#cross-entropy) and [Brier score](#brier-score) measure the quality of probabilities, and lower is better.
+# All methods are scored on the same held-out patches, and those that are trained are trained on the same training patches.
+# [mAcc](#macc), eq. (6), is the mean over classes of label-wise accuracy at $\sigma \ge 0.5$. It rewards predicting the more
+# frequent label, so the comparison includes baselines that ignore the image, and strong models on the same frozen features:
+# a [linear probe](#linear-probe) (logistic regression), nearest neighbours, a Gaussian discriminant and a probe that can
+# both use the class names, a two-layer perceptron of the same size as the head, and the head with random queries instead of
+# class names. [mAP](#map) measures ranking; [cross-entropy](#cross-entropy) and [Brier score](#brier-score) measure the
+# quality of probabilities, and lower is better.
 
 # %% [markdown]
 # ## All methods
 #
-# Look at whether the interval of HistoCLIP lies beyond the dashed line, which is the linear probe on the same features.
+# The dashed line is the linear probe on the same features; the next section tests whether HistoCLIP differs from it.
 
 # %%
 results.forest_plot()
@@ -54,8 +55,9 @@ results.interval_note()
 # ## Which differences are significant?
 #
 # HistoCLIP with patch tokens minus each other method on the same patches: the difference, its bootstrap interval, and p from
-# a permutation test that swaps the predictions of the two methods for whole groups. On all pages, a difference is called
-# significant if its corrected p is below 0.05.
+# a permutation test that swaps the predictions of the two methods for whole groups (single patches if groups are unknown). A
+# difference is called significant if its corrected p is below 0.05; if no p is shown, on this and other pages, if its 95 %
+# interval excludes 0.
 
 # %% fold="HistoCLIP against every other method"
 results.differences()
@@ -127,8 +129,8 @@ results.ensemble_note()
 # ## Thresholds that limit false negatives
 #
 # If a false negative costs more than a false positive, the threshold can be chosen to limit the false-negative rate:
-# conformal risk control (Angelopoulos et al. 2024) on the out-of-fold predictions, with groups as units. The table compares
-# both rates with those at 0.5; its last column tests the guarantee on random fifths of the training groups.
+# conformal risk control (Angelopoulos et al. 2024) on the out-of-fold predictions, with groups as units if known. The table
+# compares both rates with those at 0.5; its last column tests the guarantee on random fifths of the training groups.
 
 # %% fold="False-negative and false-positive rates"
 results.missed_labels()
@@ -159,7 +161,7 @@ results.leakage_pairs()
 
 # %% [markdown]
 # The same models with the other type of split. Patches of one patient on both sides inflate the scores of a random split; the
-# difference also reflects chance, as the two validation sets hold different patches.
+# difference also reflects chance, as the two splits do not score the same patches.
 
 # %% fold="Scores with a random and with a grouped split"
 results.split_table()

@@ -67,8 +67,9 @@ errors.threshold_explorer()
 errors.confusion()
 
 # %% [markdown]
-# The multi-label confusion matrix (Heydarian et al. 2022) combines them: a false negative is counted against the false
-# positives on the same patch, or against "no predicted label" if the patch has none. Look for large numbers off the diagonal.
+# The multi-label confusion matrix (Heydarian et al. 2022) combines them: a false negative is counted against each false
+# positive on the same patch, or against "no predicted label" if the patch has none; a false positive on a patch without false
+# negatives is counted against every true label. Look for large numbers off the diagonal.
 
 # %% fold="Multi-label confusion matrix"
 errors.multilabel_confusion()

@@ -30,10 +30,10 @@ attention.finding()
 
 # %% [markdown]
 # Which regions support each class? The softmax weights of the patch head's last decoder layer are multiplied by the gradient
-# of the class's logit, and negative values are set to 0 (Chefer et al. 2021). Tokens are first scaled to unit length, since
-# a few long tokens would dominate every map. Each class and patch has one map on the encoder's token grid, the mean over
-# heads and views. Unit length was chosen from about twenty variants using the masks of the demo and of CoNSeP, so agreement
-# on these two data sets is optimistic; the row *Trained head, raw tokens* is the map without this choice.
+# of the class's logit, and negative values are set to 0 (Chefer et al. 2021). Tokens are first scaled to unit length, so
+# that a few tokens of large norm do not dominate every map. Each class and patch has one map on the encoder's token grid,
+# the mean over heads and views. Unit length was chosen from about twenty variants using the masks of the demo and of CoNSeP,
+# so agreement on these two data sets is optimistic; the row *Trained head, raw tokens* is the map without this choice.
 
 # %% [markdown]
 # ## Attention on patches
@@ -66,7 +66,7 @@ attention.overlays()
 attention.verdict()
 
 # %% [markdown]
-# Look at how far the trained head, the filled circle, lies to the right of the others.
+# Compare the trained head, the filled circle, with the linear probe and with the head before training.
 
 # %%
 attention.agreement()
@@ -80,9 +80,9 @@ attention.agreement_by_class()
 # %% [markdown]
 # ## Does the head rely on the regions that the map highlights?
 #
-# The tokens that a map ranks highest, a tenth to a half of them, are removed and the head scores the rest. Values above 0 mean
-# that the logit falls further than after removing random tokens. The head relies on long tokens, so the map of raw tokens
-# does better here, and the map of unit-length tokens agrees better with the masks.
+# The tokens that a map ranks highest, a tenth to a half of them, are removed and the head scores the rest. Values above 0
+# mean that the logit falls further than after removing random tokens. If the row *raw tokens* is higher, the head relies on
+# tokens of large norm, which the map of unit-length tokens plays down.
 
 # %%
 attention.deletion()
@@ -93,7 +93,7 @@ attention.deletion()
 # As is usual for weakly supervised segmentation, every annotated pixel is assigned to one of the classes predicted for the
 # patch, with thresholds fitted on training patches. IoU and Dice pool all pixels, and fwIoU weights the classes by area.
 # *Alone* is the IoU of each class by itself over all pixels. Look at how far the maps are above *Uniform*, which fills the
-# whole patch with the predicted classes.
+# whole patch with the predicted classes; *One class everywhere* fills it with the most common class.
 
 # %%
 attention.segmentation()

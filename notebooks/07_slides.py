@@ -36,8 +36,9 @@ shown.finding()
 # %% [markdown]
 # ## The slide
 #
-# Choose a class: yellow is a high probability, uncoloured tissue a low one, and lines are the outlines of the mask. Zoom with
-# the wheel, two fingers or + and -; move by dragging or with the arrow keys. The tiles with the highest probability are below.
+# Choose a class: yellow is a high probability, uncoloured tissue a low one, and lines are the outlines of the mask. Zoom
+# with the wheel, two fingers or + and -; move by dragging or with the arrow keys. The tiles with the highest probability are
+# below.
 
 # %%
 shown.explorer()
@@ -69,7 +70,8 @@ shown.top_tiles()
 # %% [markdown]
 # ## All slides
 #
-# The fraction of each slide's tissue in positive tiles.
+# The fraction of each slide's tissue in tiles in which a class is predicted. A tile counts as a whole even if the class
+# covers a small part of it, so this is not the area of the class.
 
 # %%
 shown.burdens()

@@ -30,8 +30,8 @@ found.finding()
 # %% [markdown]
 # ## Classes
 #
-# A class counts as present if its probability is at least 0.5, or at least the threshold fitted on the training patches.
-# Look for classes in which the two disagree.
+# Two decisions are shown: at 0.5, and at the threshold fitted on the training patches. Look for classes in which they
+# disagree.
 
 # %%
 found.by_class()

@@ -39,8 +39,9 @@ shown.pages()
 # %% [markdown]
 # ## Over slides
 #
-# The fraction of each slide's tissue that lies in positive tiles. First look at slides with many out-of-distribution tiles:
-# their fractions are the least reliable.
+# The fraction of each slide's tissue that lies in tiles in which a class is predicted; a tile counts as a whole, so this is
+# not the area of the class. First look at slides with many out-of-distribution tiles: their fractions are the least
+# reliable.
 
 # %%
 shown.burdens()

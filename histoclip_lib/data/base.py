@@ -224,7 +224,7 @@ class PatchDataset:
         ]
         shown = np.unique(np.linspace(0, len(self) - 1, SHOWN_PATCHES).astype(int))
         return html(
-            table([], facts, f"The data set {self.name}."),
+            table([], facts, f"The data set {self.name}: its size, masks and groups."),
             table(
                 ["class", "present in", "prevalence", ""],
                 classes,

@@ -369,7 +369,7 @@ def split_gap_note(gaps: list[SplitGap]) -> str:
         [
             *lines,
             "",
-            "Brackets hold the 95 % interval of random minus grouped. The two validation sets hold different patches "
-            "and each model was trained once, so a gap also reflects the choice of patches.",
+            "Brackets hold the 95 % interval of random minus grouped. The two splits do not score the same patches, so "
+            "a gap also reflects the choice of patches.",
         ]
     )

@@ -243,8 +243,8 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
         gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed, folds) for measure in MEASURES}
         ap, pointing, mass = (signed_text(gaps[measure]) for measure in ("ap", "pointing", "mass"))
         lines.append(
-            f"- It **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}*: AP differs by {ap}, the pointing game by "
-            f"{pointing}, the mass in the mask by {mass}."
+            f"- In AP, the trained head **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}* ({ap}). The pointing "
+            f"game differs by {pointing}, the mass in the mask by {mass}."
         )
     return "\n".join(lines)
 

@@ -139,13 +139,14 @@ def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object, folds:
     shares, counts = sums[there, 0] / sums[there, 1], draws.counts[:, there]
     with np.errstate(invalid="ignore"):
         interval = percentile_interval(counts @ shares / counts.sum(axis=1))
-    return Difference(float(shares.mean()), *widened(interval, float(shares.mean()), folds))
+    return Difference(float(shares.mean()), *np.clip(widened(interval, float(shares.mean()), folds), 0, 1))
 
 
 def risk_note(alpha: float, n_units: int) -> str:
     """Say in Markdown what the thresholds promise, and what the promise rests on."""
     note = (
-        f"For a new group from the same source, the expected false-negative rate of each class is at most {alpha:.0%}. "
+        "For a new group (or patch, if groups are unknown) from the same source, the expected false-negative rate of "
+        f"each class is at most {alpha:.0%}. "
         "This holds on average over groups and over the choice of training groups, not for every single group and not "
         "for another hospital. The thresholds come from out-of-fold predictions of models fitted on fewer patches than "
         "the final model; the last column of the table shows how well the guarantee holds."

@@ -45,7 +45,10 @@ def study_note() -> str:
     gaps = (real.loc["linear probe"] - real.loc["as chosen"]) * [1, 1, -1]
     better = list(gaps.index[gaps > 0])
     listed = "all three measures" if len(better) == 3 else ", ".join(better) or "none of the measures"
-    return f"On CoNSeP, the only real data here, the linear probe is better in {listed}."
+    return (
+        f"On CoNSeP, the only real data here, the linear probe scores better in {listed} (mAcc by {gaps['mAcc']:+.3f}; "
+        "differences below about 0.01 are within chance)."
+    )
 
 
 def of_purpose(finished: list[Finished], purpose: str) -> list[Finished]:

@@ -224,8 +224,8 @@ class ImageFeatures:
         size = (self.pooled.nbytes + self.tokens.nbytes) / 2**20
         return (
             f"Features of {patches} patches in {views} view{'s' if views > 1 else ''}, {length} tokens of width "
-            f"{width} each: {size:.0f} MiB in the cache and {patches * views} passes of the encoder, of which "
-            f"{self.encoded * views} in this notebook."
+            f"{width} each: {size:.0f} MiB in the cache and {patches * views:,} encoded images (patches "
+            f"times views), of which {self.encoded * views:,} in this notebook."
         ) + (f" One view would take 1/{views} of both." if views > 1 else "")
 
     @property

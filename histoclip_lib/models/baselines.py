@@ -553,7 +553,8 @@ class GaussianWithText:
         """Return a sentence of Markdown on the choice of the weights."""
         gaussian, text = self.chosen
         how = "by cross-validation within the training set" if self.losses else "by default"
-        return f"The Gaussian discriminant's weights, {gaussian:g} and {text:g} of the text, were chosen {how}."
+        unused = ": the class names are not used" if not text else ""
+        return f"The Gaussian score has weight {gaussian:g} and the text score {text:g}{unused}, chosen {how}."
 
 
 @baseline("gaussian_text", "Gaussian discriminant, text", with_text=True)

@@ -221,7 +221,7 @@ def spread_note(variants: Variants) -> str:
                 parts.append(", ".join([f"{metric} {reported:.3f} as reported", *ranges]))
             alone = own.loc[own["kind"] == SINGLE_TEMPLATE, metric].dropna()
             if len(alone) > 1 and alone.min() > reported:
-                parts.append(f"**every single template has a higher {metric} than all of them together**")
+                parts.append(f"**every single template has a higher {metric} than the prompts as reported**")
         lines.append(f"- {strategy}: {'; '.join(parts)}.")
     note = "\n".join(lines)
     if SYNONYMS not in set(variants.table["kind"]):

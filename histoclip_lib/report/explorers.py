@@ -197,7 +197,7 @@ def attention_explorer(
         )
     static = next(figures.attention_figures(patches, index, maps, probabilities, chosen[:1]))
     outlined = " Bright places should lie inside the line, the outline of the class." if patches.has_masks else ""
-    caption = f"Attention over some of {len(index):,} patches; bright is much, ✗ marks a wrong decision.{outlined}"
+    caption = f"Attention over some of {len(index):,} patches; brighter means more, ✗ marks a wrong decision.{outlined}"
     figures.described(static, static.alternative, caption)
     named = {"Attention": maps} | ({} if probe is None else {"Linear probe": probe})
     return _Viewed(patches, index, probabilities, named).explorer("Attention over patches", chosen, static)
@@ -276,8 +276,8 @@ def patch_gallery(
     if static is None:
         static = figures.sample_patches(patches, index, count, seed)
     caption = (
-        f"Decisions on {len(index):,} patches, the most confident errors first. Where the model is most confident, the "
-        "label may be what is wrong."
+        f"Decisions on {len(index):,} patches, the most confident errors first. In annotated data, it may be the label "
+        "that is wrong."
     )
     figures.described(static, static.alternative, caption)
     viewed = _Viewed(patches, index, probabilities, files=files)

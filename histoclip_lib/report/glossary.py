@@ -21,14 +21,18 @@ GLOSSARY = {
     "Cross-entropy": "The mean of -log of the probability that a method gave to the truth; lower is better, and "
     "confident errors cost most.",
     "Brier score": "The mean squared difference of probability and truth; lower is better.",
-    "95 % interval": "What the bootstrap gives: groups of patches are drawn again and again, and 95 % of the results "
-    "lie inside.",
+    "95 % interval": "Values that are compatible with the data: groups of patches (single patches if groups are "
+    "unknown) are drawn again and again, and 95 % of the results lie inside. In cross-validation it is widened.",
     "p": "How often a difference as large comes up when the predictions of two methods are swapped at random. Holm's "
     "method corrects it for the number of comparisons; below 0.05 a difference counts.",
     "Held-out": "Patches that a model was not fitted on; only these are scored.",
     "Linear probe": "A logistic regression on the frozen features, the simplest trained method.",
     "Patch tokens and global embedding": "HistoCLIP's head attends to the encoder's patch tokens, or to its "
     "single global embedding, as the paper writes.",
+    "FNR and FPR": "False-negative and false-positive rate: 1 minus sensitivity, and 1 minus specificity.",
+    "ECE": "Expected calibration error: the mean distance between predicted probability and observed frequency.",
+    "IoU, mIoU and Dice": "Overlap of a predicted and a true region: the intersection divided by the union (its mean "
+    "over the classes), and twice the intersection divided by the sum of both.",
     "Pointing game": "The share of maps whose highest point lies in the mask of the class.",
 }
 

@@ -110,14 +110,21 @@ def model_card(
     sizes = f"{len(train)} patches to train on, {len(val)} to validate on, of {len(patches)}."
     protocol = "The numbers come from the validation set, on which no head was trained."
     if len(folds) > 1:
-        sizes = f"{len(val)} patches of {len(patches)}."
+        sizes = f"{len(val)} patches of {len(patches)}, each used for training and held out once."
         protocol = (
             f"The numbers come from a cross-validation of {len(folds)} folds: each patch was predicted by models that "
-            "had not seen its fold. The two heads here were then trained on all patches."
+            "had not seen its fold. The head saved here was then trained on all patches, so these numbers are not its "
+            "own."
         )
     listed = ", ".join(as_typed(f"{key}: {value}") for key, value in options.items())
     files = "\n".join(
         f"- {', '.join(as_typed(file) for file in names.split(', '))}: {text}" for names, text in FILES.items()
+    )
+    developed = (
+        " The head's defaults and the attention map were developed on patches of this data set, so its scores are "
+        "optimistic."
+        if generated
+        else ""
     )
     ethics = (
         "The patches are generated; no patient is behind them."
@@ -164,8 +171,8 @@ compare it with the methods that ignore the image. mAP and AUROC measure ranking
 - **Sizes.** {sizes}
 - **Split.** {as_typed(split)}: {SPLITS[split]} {protocol}
 - **Licence of the data.** {data.licence}
-- There is no further test set. Nothing in this run was chosen on the scored patches, but options chosen by comparing
-  these numbers are.
+- There is no further test set. Within this run nothing was chosen on the scored patches; options that are chosen by
+  comparing its numbers are.{developed}
 
 ## Quantitative analyses
 

@@ -137,7 +137,10 @@ def test_what_is_in_the_result(encode, clip):
     assert result.of_kind("global") is result.pooled
     assert result.of_kind("patch") is result.tokens
     assert "10 patches in 2 views, 16 tokens of width 12" in result.about()
-    assert "20 passes of the encoder, of which 20 in this notebook. One view would take 1/2" in result.about()
+    assert (
+        "20 encoded images (patches times views), of which 20 in this notebook. One view would take 1/2"
+        in result.about()
+    )
     one_view = encode(clip, patches())
     assert "in 1 view," in one_view.about()
     assert "would take" not in one_view.about()

@@ -206,7 +206,7 @@ def test_hidden_labels_are_drawn_where_map_is_not_defined():
     shares = pd.DataFrame(
         {"method": ["linear_probe"] * 2, "hidden": [0.0, 0.5], "mAcc": [1.0, 0.5], "mAP": [None, None]}
     )
-    drawn = figures.hidden_labels(shares, {"linear_probe": "Linear probe"})
+    drawn = figures.hidden_labels(shares, {"linear_probe": "Linear probe"}, 12)
     assert "Linear probe with 50% hidden: mAcc 0.500, mAP —" in drawn.alternative
 
 
@@ -220,14 +220,14 @@ def test_training_curves_say_the_last_epoch():
             "head": ["global", "global", "patch", "patch"],
         }
     )
-    alternative = draw(figures.training_curves(history, {"majority": 0.7}))
+    alternative = draw(figures.training_curves(history, {"majority": 0.7}, 80, 20))
     assert "patch: train loss 0.500, validation loss 0.620, mAcc 0.740" in alternative
 
 
 def test_label_efficiency_says_the_mean_over_draws():
     lines = [("histoclip_patch", 10, 0.6, 0.5), ("histoclip_patch", 10, 0.8, 0.7), ("linear_probe", 20, 0.7, 0.6)]
     sizes = pd.DataFrame(lines, columns=["method", "n_train", "mAcc", "mAP"])
-    figure = figures.label_efficiency(sizes, {"majority": {"mAcc": 0.6, "mAP": None}}, method_labels())
+    figure = figures.label_efficiency(sizes, {"majority": {"mAcc": 0.6, "mAP": None}}, method_labels(), 20, 100)
     assert "HistoCLIP, patch tokens with 10 patches: mAcc 0.700, mAP 0.600" in draw(figure)
     assert len(figure.axes[0].lines) == len(figure.axes[1].lines) + 1  # no mAP for the majority
 
@@ -263,7 +263,7 @@ def test_the_forest_has_every_interval_in_its_place_and_marks_histoclip_and_the_
         assert colors.same_color(dashed.get_color(), base.method_colour("linear_probe"))
     last = methods["histoclip_patch"]
     low, high = last["mAcc_ci"]
-    assert f"histoclip_patch mAcc {last['mAcc']:.3f} ({low:.3f} to {high:.3f}), mAP" in alternative
+    assert f"{labels['histoclip_patch']} mAcc {last['mAcc']:.3f} ({low:.3f} to {high:.3f}), mAP" in alternative
 
 
 def test_the_forest_draws_what_is_there():
@@ -273,7 +273,8 @@ def test_the_forest_draws_what_is_there():
     assert "mAP" not in draw(figure)
     mixed = {"majority": scored() | {"mAP": None, "mAP_ci": None}, "top_k": scored(1)}
     figure = figures.forest_plot(mixed, method_labels())
-    assert "majority mAcc 0.500 (0.400 to 0.550); top_k" in draw(figure)
+    majority, top_k = (method_labels()[name] for name in mixed)
+    assert f"{majority} mAcc 0.500 (0.400 to 0.550); {top_k}" in draw(figure)
     assert len(figure.axes[1].lines) == 2
 
 
@@ -574,7 +575,7 @@ def test_attention_cases_show_patch_attention_and_the_probe_with_their_scores(at
     patches, maps, scores = attended
     probabilities = np.random.default_rng(1).random(scores.area.shape)
     for cases in best_and_worst(scores.gain(), 2):
-        figure = figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, cases)
+        figure = figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, cases, "best")
         assert len(figure.axes) == 3 * len(cases)
         alternative = draw(figure)
         for number, shown in ((1, "trained"), (2, "probe_unit")):
@@ -588,7 +589,7 @@ def test_attention_cases_show_patch_attention_and_the_probe_with_their_scores(at
             probe = scores.maps.index("probe_unit")
             mass = f"AP {scores.ap[probe, i, k]:.2f}, {scores.mass[probe, i, k]:.0%} in the mask"
             assert f"linear probe on unit tokens, {mass}" in alternative
-    assert figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, []) is None
+    assert figures.attention_cases(patches, np.arange(10), maps, scores, probabilities, [], "best") is None
 
 
 # The thumbnail of a run

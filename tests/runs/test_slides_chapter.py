@@ -51,7 +51,9 @@ def chapter(tmp_path):
 def test_the_finding_says_how_the_maps_agree_and_what_failed(chapter):
     finding = chapter.finding().data
     assert finding.startswith(f"**Over 240 tiles of {as_typed('one_.tif')}, ")
-    assert "a mean AUROC of 1.000 (lowest for tumor, 1.000)" in finding  # the other class is nowhere in the mask
+    assert (
+        "the mean AUROC for the classes' presence in the mask is 1.000 (lowest for tumor, 1.000)" in finding
+    )  # the other class is nowhere in the mask
     assert "3 tiles are unlike the training patches. 1 of 2 slides could not be read completely." in finding
 
 

@@ -87,7 +87,8 @@ def map_agreement(scores: MapScores, classes: list[str]) -> Figure:
         drawn,
         f"How maps agree with the masks, by class (patches that count in brackets). {'; '.join(said)}.",
         f"Agreement of the trained head's attention and of {len(scores.maps) - 1} references with the masks of "
-        f"{len(scores.area):,} patches. Training has helped to find a class if its filled dot is to the right.",
+        f"{len(scores.area):,} patches; in brackets, those that count: with the class, not covered by it completely. "
+        "If the filled dot is to the right of the head before training, training has improved the map.",
     )
 
 
@@ -210,7 +211,7 @@ def attention_overlay(
     return described(
         drawn,
         f"Attention over patch {name}. {'; '.join(said)}.",
-        f"Attention of {len(classes)} classes over one held-out patch; bright is high, ✗ marks an error. "
+        f"Attention of {len(classes)} classes over one held-out patch; brighter means more, ✗ marks an error. "
         + ("The maps of classes that are present should differ." if mask is None
            else "Bright regions should lie inside the line, the outline of the class in the mask."),
     )  # fmt: skip
@@ -246,6 +247,7 @@ def attention_cases(
     scores: MapScores,
     probabilities: np.ndarray,
     cases: list[tuple[int, int]],
+    which: str,
 ) -> Figure | None:
     """Draw trained attention and the linear probe's map over some patches, one line each, with the mask's outline.
 
@@ -263,6 +265,8 @@ def attention_cases(
         sigma(logit).
     cases : list of (patch, class)
         Positions, as `localisation.best_and_worst` returns; without any the result is None.
+    which : str
+        `best` or `worst`, for the caption.
     """
     if not cases:
         return None
@@ -289,8 +293,8 @@ def attention_cases(
     return described(
         drawn,
         f"Attention against masks in {len(cases)} cases. {'; '.join(said)}.",
-        f"Trained attention and the linear probe applied to single tokens, in {len(cases)} of {len(index):,} patches. "
-        "Bright regions should lie inside the outline of the class in the mask.",
+        f"The {len(cases)} pairs of patch and class with the {which} agreement, of {len(index):,} patches: attention "
+        "of the trained head and map of the linear probe. Bright regions should lie inside the outline of the class.",
     )
 
 

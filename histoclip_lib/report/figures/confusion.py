@@ -145,8 +145,9 @@ def multilabel_confusion_map(matrix: np.ndarray, classes: list[str], method: str
     return described(
         drawn,
         f"Multi-label confusion matrix of {method}, rows truth. {said}.",
-        f"Multi-label confusion matrix of {method} ({matrix.sum():,} labels; Heydarian et al. 2022). Off the diagonal "
-        "are false negatives, each with the label predicted instead.",
+        f"Multi-label confusion matrix of {method} ({matrix.sum():,} entries; Heydarian et al. 2022). Off the diagonal "
+        "a missed label counts against each false positive on the same patch; where no label is missed, a false "
+        "positive counts against every true label. The entries are therefore not numbers of false negatives.",
     )
 
 
@@ -259,8 +260,8 @@ def co_occurrence_bias_map(biases: dict[str, CoOccurrenceBias], classes: list[st
         drawn,
         f"Heat maps of how the presence of one class changes the prediction of another. Significant: {said}.",
         "Difference in how often the class of the column is predicted between patches with and without the class of "
-        f"the row ({len(classes)} classes). An asterisk marks an interval that excludes 0: the prediction of one class "
-        "then depends on the presence of another.",
+        f"the row ({len(classes)} classes). An asterisk marks a simultaneous 95 % interval that excludes 0. That is an "
+        "association: the patches may also be harder for other reasons.",
     )
 
 

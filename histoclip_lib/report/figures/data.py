@@ -64,5 +64,6 @@ def co_occurrence_map(labels: np.ndarray, classes: list[str]) -> Figure:
         drawn,
         f"Heat map of how often classes occur together. {pairs}.",
         f"Fraction of the patches with the class of the row that also have the class of the column "
-        f"({len(labels):,} patches). Classes that nearly always occur together are hard to tell apart.",
+        f"({len(labels):,} patches). If two classes nearly always occur together, a classifier can get one "
+        "right by recognising the other.",
     )

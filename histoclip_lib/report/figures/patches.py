@@ -114,7 +114,7 @@ def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: in
         patches.classes,
         f"Pairs of a validation and a training patch, the most alike first. {said}.",
         f"The {len(images) // 2} of {len(found.val):,} held-out patches that are most like a training patch, which "
-        "is on their right. Pairs that show the same tissue are leakage, flagged or not.",
+        "is on their right. Pairs that show the same piece of tissue are leakage, flagged or not.",
     )
 
 
@@ -158,6 +158,6 @@ def confident_errors(patches: PatchDataset, index: np.ndarray, probabilities: np
         [patches.mask(i) for i in chosen],
         patches.classes,
         f"The most confident errors. {'; '.join(said)}.",
-        f"The {len(errors)} most confident errors among {len(index):,} patches, one for each patch. Look for wrong "
-        "labels: where the model is surest, the label may be what is wrong.",
+        f"The {len(errors)} most confident errors among {len(index):,} patches, one for each patch. In "
+        "annotated data, look for wrong labels.",
     )

@@ -13,7 +13,7 @@ DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1)))
 
 
 @figure
-def training_curves(history: pd.DataFrame, levels: dict[str, float]) -> Figure:
+def training_curves(history: pd.DataFrame, levels: dict[str, float], n_train: int, n_val: int) -> Figure:
     """Draw loss and validation mAcc against the epoch, for each head.
 
     Parameters
@@ -22,6 +22,8 @@ def training_curves(history: pd.DataFrame, levels: dict[str, float]) -> Figure:
         As `train_head` returns, with a column `head`.
     levels : dict of str to float
         mAcc of methods to draw as horizontal lines.
+    n_train, n_val : int
+        Patches that are trained and validated on.
     """
     drawn, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for head, epochs in history.groupby("head", sort=False):
@@ -44,13 +46,17 @@ def training_curves(history: pd.DataFrame, levels: dict[str, float]) -> Figure:
     return described(
         drawn,
         f"Training curves. At the last epoch, {said}.",
-        f"Loss and validation mAcc over {history['epoch'].max():,} epochs. A head overfits where its validation loss "
-        "rises while its training loss still falls.",
+        f"Loss and validation mAcc over {history['epoch'].max():,} epochs, with {n_train:,} training and {n_val:,} "
+        "validation patches. The training loss is measured on mixed patches with dropout, so it may lie above the "
+        "validation loss: compare trends. A head overfits where its validation loss rises while its training loss "
+        "falls.",
     )
 
 
 @figure
-def label_efficiency(sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[str, str]) -> Figure:
+def label_efficiency(
+    sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[str, str], n_val: int, n_all: int
+) -> Figure:
     """Draw mAcc and mAP against the number of training patches.
 
     Parameters
@@ -58,9 +64,11 @@ def label_efficiency(sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[
     sizes : DataFrame
         A line for each model: `method`, `n_train`, `mAcc` and `mAP`.
     levels : dict of str to dict
-        Methods that see no label, as in `metrics.json`, drawn as horizontal lines.
+        Methods that are not trained, as in `metrics.json`, drawn as horizontal lines.
     labels : dict of str to str
         Labels of the methods.
+    n_val, n_all : int
+        Patches on which the models, and `levels`, are scored.
     """
     drawn, panels = plt.subplots(1, 2, figsize=(11, 4.2))
     for axes, metric in zip(panels, ("mAcc", "mAP"), strict=True):
@@ -88,12 +96,13 @@ def label_efficiency(sizes: pd.DataFrame, levels: dict[str, dict], labels: dict[
         drawn,
         f"mAcc and mAP against the number of training patches, mean over draws. {said}.",
         f"mAcc and mAP with {sizes['n_train'].min():,} to {sizes['n_train'].max():,} training patches: dots are single "
-        "draws, lines their means. Labels help once a line rises above the methods that need none.",
+        f"draws, lines their means, on the same {n_val:,} patches. Horizontal lines, on all {n_all:,} held-out "
+        "patches, are methods that are not trained: labels help once a line rises above the zero-shot strategies.",
     )
 
 
 @figure
-def hidden_labels(shares: pd.DataFrame, labels: dict[str, str]) -> Figure:
+def hidden_labels(shares: pd.DataFrame, labels: dict[str, str], n_val: int) -> Figure:
     """Draw mAcc and mAP against the share of training labels that were hidden.
 
     Parameters
@@ -102,6 +111,8 @@ def hidden_labels(shares: pd.DataFrame, labels: dict[str, str]) -> Figure:
         A line for each model: `method`, `hidden`, `mAcc` and `mAP`.
     labels : dict of str to str
         Labels of the methods.
+    n_val : int
+        Patches on which the models are scored.
     """
     drawn, panels = plt.subplots(1, 2, figsize=(11, 3.6))
     for axes, metric in zip(panels, ("mAcc", "mAP"), strict=True):
@@ -118,6 +129,6 @@ def hidden_labels(shares: pd.DataFrame, labels: dict[str, str]) -> Figure:
     return described(
         drawn,
         f"mAcc and mAP against the share of training labels that were hidden. {said}.",
-        "mAcc and mAP with a random share of the training labels hidden, as if they had not been annotated. The "
-        "flatter a line, the better the method tolerates missing labels.",
+        "mAcc and mAP with a random share of the training labels hidden, as if they had not been annotated; one draw, "
+        f"{n_val:,} held-out patches. The flatter a line, the better the method tolerates missing labels.",
     )

@@ -116,8 +116,8 @@ def prompt_spread(table: pd.DataFrame) -> Figure:
     return described(
         drawn,
         f"Strip plot of mAcc and mAP by strategy and words. {said}.",
-        f"mAcc and mAP of {len(strategies)} strategies with {len(table) - len(reported)} other wordings. The wider the "
-        "dots spread, the more a strategy depends on the wording of the prompts.",
+        f"mAcc and mAP of {len(strategies)} strategies, with {len(table) - len(reported)} results for other wordings. "
+        "The wider the dots spread, the more a strategy depends on the wording of the prompts.",
     )
 
 

@@ -213,6 +213,6 @@ class Attention(Chapter):
         if self.scores is None:
             return
         count = (int(self.run["examples"]) + 1) // 2
-        for cases in best_and_worst(self.scores.gain(), count):
-            arguments = (self.run.patches, self.run.val, self.compared, self.scores, self.probabilities, cases)
+        for which, cases in zip(("best", "worst"), best_and_worst(self.scores.gain(), count), strict=True):
+            arguments = (self.run.patches, self.run.val, self.compared, self.scores, self.probabilities, cases, which)
             figures.show(figures.attention_cases(*arguments))

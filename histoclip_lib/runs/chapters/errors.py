@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from histoclip_lib.report.explorers import Explorer
 
+# After "with 95 % ".
+WILSON = "Wilson intervals, which treat patches as independent and are too narrow where those of a group are alike."
+
 
 class Errors(Chapter):
     """The notebook 05_errors."""
@@ -45,8 +48,8 @@ class Errors(Chapter):
         worst, known = int(wrong.sum(axis=0).argmax()), int((~np.isnan(self.truth)).sum())
         return Markdown(
             f"**HistoCLIP with patch tokens gets {wrong.sum():,} of {known:,} labels wrong: {missed:,} false "
-            f"negatives and {wrong.sum() - missed:,} false positives, most of them for {self.classes[worst]} "
-            f"({wrong[:, worst].sum():,}).**"
+            f"negatives and {wrong.sum() - missed:,} false positives. The class with the most errors is "
+            f"{self.classes[worst]} ({wrong[:, worst].sum():,} of {wrong.sum():,}).**"
         )
 
     @cached_property
@@ -66,8 +69,8 @@ class Errors(Chapter):
         table = self._by_area[self._by_area["class"] == "all classes"]
         missed, lower = table["present"] - table["found"], table["area"].str.split("%").str[0].astype(int)
         return Markdown(
-            f"**{missed[lower < 10].sum():,} of {missed.sum():,} false negatives are regions that cover less than 10 % "
-            f"of the patch; of the {table['present'][lower >= 50].sum():,} regions that cover half or more, "
+            f"**{missed[lower < 10].sum():,} of {missed.sum():,} false negatives are of classes that cover less than "
+            f"10 % of the patch; of the {table['present'][lower >= 50].sum():,} that cover half or more, "
             f"{missed[lower >= 50].sum() or 'none'} "
             f"{'is a false negative' if missed[lower >= 50].sum() < 2 else 'are false negatives'}.**"
         )
@@ -89,7 +92,7 @@ class Errors(Chapter):
         wide = found.pivot(index="class", columns="area", values="cell").fillna("—")
         columns = sorted(wide.columns, key=lambda text: int(text.split("%")[0]))
         wide = wide.loc[found["class"].unique(), columns].rename_axis(None).rename_axis(None, axis=1)
-        return Table(wide, "Sensitivity by the share of the patch that a class covers, with 95 % Wilson intervals.")
+        return Table(wide, f"Sensitivity by the share of the patch that a class covers, with 95 % {WILSON}")
 
     def rates(self) -> Table:
         """Return sensitivity and specificity of each class at 0.5 with intervals by Wilson."""
@@ -97,7 +100,7 @@ class Errors(Chapter):
 
         return Table(
             rates_table(self.truth, self.ours.decisions, self.classes),
-            f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95 % Wilson intervals.",
+            f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95 % {WILSON}",
         )
 
     def threshold_explorer(self) -> Explorer:

@@ -115,7 +115,8 @@ class Results(Chapter):
         """Return HistoCLIP with patch tokens minus every other method, with corrected p."""
         caption = (
             f"HistoCLIP with patch tokens minus each other method on {len(self.truth):,} held-out patches, with 95 % "
-            "intervals; positive values favour HistoCLIP. p is corrected by Holm's method."
+            "intervals; positive values favour HistoCLIP. p is corrected by Holm's method for these comparisons. "
+            "Intervals are not corrected, so one may exclude 0 although p is not below 0.05."
         )
         return Table(comparisons.differences_table(self._against), caption)
 
@@ -233,7 +234,11 @@ class Results(Chapter):
         from histoclip_lib.evaluation.calibration import calibration_table
 
         table = calibration_table(self.truth, self.methods, self.fits, self.classes)
-        caption = f"Calibration on {len(self.truth):,} held-out patches before and after scaling; lower is better."
+        caption = f"Calibration on {len(self.truth):,} held-out patches before and after scaling; lower is better. "
+        caption += (
+            "ECE is the expected calibration error, the mean distance between predicted probability and observed "
+            "frequency; by chance: what perfectly calibrated probabilities would show on as many patches."
+        )
         return Table(table, caption)
 
     def ensemble_note(self) -> Markdown:
@@ -265,8 +270,14 @@ class Results(Chapter):
         caption = (
             f"Thresholds that limit the mean false-negative rate (FNR) of each class to {alpha:.0%}, and their "
             f"false-positive rate (FPR), with 95 % intervals on {len(self.truth):,} held-out patches. A low FNR "
-            "costs FPR."
+            "costs FPR. Rates are means over the groups that have patches to count, so they differ from the pooled "
+            "rates of 05 Errors."
         )
+        if run.is_cross_validated:
+            caption += (
+                " The thresholds were fitted on these same predictions; only the last column is measured on groups "
+                "on which they were not fitted."
+            )
         return Table(table, caption)
 
     def missed_note(self) -> Markdown:
@@ -331,7 +342,11 @@ class Results(Chapter):
 
         if self._split_gaps is None:
             return Markdown("Not available: the data cannot be split both by patch and by group, or `studies` is off.")
-        caption = "The same models with a random and a grouped split. A gain with the random split points to leakage."
+        caption = (
+            f"The same models with the split of this run ({len(self.truth):,} held-out patches) and with one split of "
+            "the other type. Higher scores with the random split point to leakage. Intervals use other bootstrap "
+            "samples than the table of all methods."
+        )
         return Table(split_gap_table(self._split_gaps), caption)
 
     def split_note(self) -> Markdown:

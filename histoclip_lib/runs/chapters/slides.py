@@ -111,11 +111,11 @@ class Slides:
             known = scores.dropna(subset="auroc")
             if len(known):
                 worst = known.loc[known.auroc.idxmin()]
-                where = {"mask": "cover in the mask", "points": "labels at points"}[kind]
+                where = {"mask": "presence in the mask", "points": "labels at points"}[kind]
                 lowest = f"lowest for {worst['class']}, {worst.auroc:.3f}"
                 said = (
-                    f"Over {said}, probabilities rank the classes' {where} with a mean AUROC of "
-                    f"{known.auroc.mean():.3f} ({lowest}); decisions reach a mean Dice of {known.dice.mean():.3f}"
+                    f"Over {said}, the mean AUROC for the classes' {where} is {known.auroc.mean():.3f} ({lowest}); "
+                    f"the mean Dice of the decisions is {known.dice.mean():.3f}"
                 )
                 break
         else:
@@ -150,7 +150,11 @@ class Slides:
                     "with the class": f"{line['n_present']:,}",
                     **{title: _measured(line, name) for name, title in (("auroc", "AUROC"), ("dice", "Dice"))},
                 }
-        caption = f"Agreement of the maps of {self.view.result.slide} with its labels, with 95 % intervals."
+        caption = (
+            f"Agreement of the maps of {self.view.result.slide} with its labels, with 95 % intervals; decisions are "
+            "made at the model's fitted thresholds. The bootstrap draws blocks of tiles: with fewer than about 20 of "
+            "them the intervals are probably too narrow."
+        )
         return Table(pd.DataFrame.from_dict(lines, orient="index").fillna(""), caption)
 
     def top_tiles(self) -> Image | None:
@@ -175,7 +179,11 @@ class Slides:
             columns = {f"share_{name}": "share", f"share_low_{name}": "share_low", f"share_high_{name}": "share_high"}
             lines = self.slides[[*columns]].rename(columns=columns).to_dict("records")
             shown[name] = [_measured(line, "share") for line in lines]
-        return Table(shown.rename_axis(None), "Fraction of the tissue in positive tiles, with 95 % intervals.")
+        caption = (
+            "Fraction of the tissue in tiles in which the class is predicted at the model's fitted threshold, with "
+            "95 % intervals. A tile counts as a whole, so this is not the area of the class."
+        )
+        return Table(shown.rename_axis(None), caption)
 
     def failed(self) -> Table | None:
         """Return the slides that could not be read completely, and why; None without any."""

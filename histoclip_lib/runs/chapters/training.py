@@ -75,7 +75,8 @@ class Training(Chapter):
     def curves(self) -> Image:
         """Draw loss and validation mAcc of both heads, in a cross-validation those of the first fold."""
         levels = {label_of(name): self.scored[name]["mAcc"] for name in ("majority", PROBE)}
-        return as_image(figures.training_curves(self.history, levels))
+        sizes = [len(part) for part in self.run.folds[0]]
+        return as_image(figures.training_curves(self.history, levels, *sizes))
 
     def last_and_best(self) -> Table:
         """Return the validation mAcc at the last and, as an oracle, at the best epoch."""
@@ -127,7 +128,10 @@ class Training(Chapter):
 
     def design_table(self) -> Table:
         """Return mAcc and mAP of each design, and the change against the head as reported."""
-        caption = f"The reported head and variants with one choice changed, on {len(self.truth):,} held-out patches."
+        caption = (
+            f"The reported head and variants with one choice changed, on {len(self.truth):,} held-out patches. p is "
+            "corrected for the variants of this table."
+        )
         return Table(self._designs[1], caption)
 
     def label_efficiency(self) -> Image | Markdown:
@@ -137,7 +141,7 @@ class Training(Chapter):
         run, (train, val) = self.run, self.run.folds[0]
         frame = study_tables.size_frame(sizes, self._in_first_fold, len(train), run.patches, val)
         levels = {name: self.scored[name] for name in COMPARED_BY_SIZE if name in self.scored}
-        return as_image(figures.label_efficiency(frame, levels, labels()))
+        return as_image(figures.label_efficiency(frame, levels, labels(), len(val), len(self.truth)))
 
     def hidden_labels(self) -> Image | Markdown:
         """Draw mAcc and mAP against the share of training labels that were hidden."""
@@ -145,7 +149,7 @@ class Training(Chapter):
             return Markdown("Not fitted: `studies` is off.")
         val = self.run.folds[0][1]
         frame = study_tables.hidden_frame(self.finished, self._in_first_fold, self.run.patches, val)
-        return as_image(figures.hidden_labels(frame, labels()))
+        return as_image(figures.hidden_labels(frame, labels(), len(val)))
 
     def seeds(self) -> Table | Markdown:
         """Return how mAcc and mAP vary with the seed of the training, or with the fold."""
@@ -153,12 +157,16 @@ class Training(Chapter):
         if run.is_cross_validated:
             found = study_tables.fold_metrics(self.methods, run.patches, run.folds, run.val)
             table = tables.seeds_table(found).rename(columns={"seeds": "folds"})
-            caption = f"mAcc and mAP over {len(run.folds)} folds. Differences below the s.d. may be due to chance."
+            caption = (
+                f"Mean, standard deviation and range over {len(run.folds)} folds. They describe variation and are no "
+                "test. mAP is computed within each fold, so it differs from the value over all patches."
+            )
             return Table(table, caption)
         found = study_tables.seed_metrics(self.finished, self.methods, run.patches, run.val, int(run["seed"]))
         if not found:
             return Markdown("Not fitted: `studies` is off, or `seeds` holds no other seed.")
         caption = (
-            "mAcc and mAP over training seeds on the same split. Differences below the s.d. may be due to the seed."
+            "Mean, standard deviation and range over training seeds on the same split. They describe variation and are "
+            "no test."
         )
         return Table(tables.seeds_table(found), caption)
