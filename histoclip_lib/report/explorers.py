@@ -10,13 +10,14 @@ import base64
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
 import matplotlib
 import numpy as np
 from matplotlib import colors
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).with_name("assets")
 MOST_EXPLORED, MOST_IN_GALLERY = 24, 200  # patches on a page, with maps and without
-MOST_BESIDE = 1000  # where pictures may lie beside the page
+MOST_BESIDE, AT_ONCE = 1000, 32  # where pictures may lie beside the page; patches that are read side by side
 ROOM = 1_600_000  # characters that the patches of a page may take, which then stays below 4 MB; with maps half
 PATCH_SIDE, PATCH_QUALITY = 1024, 75  # a patch is shown at its own resolution up to this side; of WebP
 SLIDE_QUALITY, MASK_SIDE, MOST_CELLS = 68, 768, 1_000_000  # of WebP; of outlines in pixels; attention cells on a page
@@ -326,20 +327,22 @@ class _Viewed:
 
         With `files`, the pictures of the first are on the page, in half the room, and those of the others beside it.
         """
-        held, room, folder = [], ROOM // 2 if self.maps or self.files else ROOM, None
+        held, room, folder, shown = [], ROOM // 2 if self.maps or self.files else ROOM, None, list(shown)
         unused = set() if self.files is None else set(self.files.glob("*.webp"))
-        known = joblib.delayed(lambda position: self.about(position) | self.seen(position))
-        for record in joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(map(known, shown)):
-            if held and self.files is not None and folder is None and len(json.dumps(record)) > room:
-                folder, room = self.files, ROOM
-            if folder is not None:
-                picture = _beside(record["image"], folder)
-                unused.discard(picture)
-                record["image"] = f"{folder.name}/{picture.name}"
-            room -= len(json.dumps(record))
-            if held and room < 0:
-                break
-            held.append(record)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(shown), AT_ONCE):
+                for record in pool.map(lambda i: self.about(i) | self.seen(i), shown[start : start + AT_ONCE]):
+                    if held and self.files is not None and folder is None and len(json.dumps(record)) > room:
+                        folder, room = self.files, ROOM
+                    if folder is not None:
+                        picture = _beside(record["image"], folder)
+                        unused.discard(picture)
+                        record["image"] = f"{folder.name}/{picture.name}"
+                    room -= len(json.dumps(record))
+                    if not held or room >= 0:
+                        held.append(record)
+                if room < 0:
+                    break
         for picture in unused:
             picture.unlink(missing_ok=True)
         return held
