@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from torchvision.transforms import Compose, PILToTensor
 
 from histoclip_lib.clip.registry import OFFLINE_DEFAULT, EncoderEntry, encoder_entry
 from histoclip_lib.clip.text_towers import without_padding
-from histoclip_lib.clip.towers import ImageTower, corrected_tokens, is_convolutional, onnx_tower
+from histoclip_lib.clip.towers import ImageTower, corrected_tokens, digest_of_weights, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -214,18 +213,11 @@ class CLIP:
         about = repr((tower, asdict(self.preprocess_cfg), self.amp_dtype))
         if (kept := (self.tokens, self.token_grid, self.match_mpp)) != ("all", 0, False):
             about += repr(kept)
-        return self._digest_weights(about)
+        return digest_of_weights(about, self.model.visual)
 
     def digest(self) -> str:
         """Return a hex digest of the image tower's weights and preprocessing, whatever the device and precision."""
-        return self._digest_weights(repr(asdict(self.preprocess_cfg)))
-
-    def _digest_weights(self, about: str) -> str:
-        digest = hashlib.sha256(about.encode())
-        for name, value in self.model.visual.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest_of_weights(repr(asdict(self.preprocess_cfg)), self.model.visual)
 
 
 def parameters_of(clip: CLIP) -> dict[str, int]:

