@@ -145,21 +145,19 @@ class CLIP:
 
         `images` (B, 3, S, S), uint8, as `resize` gives them.
         """
-        visual = self.model.visual
-        images = (
-            ImageTower(visual, self.preprocess_cfg.mean, self.preprocess_cfg.std)
-            .to(self.device)
-            .normalize(images.to(self.device))
-        )
+        images = self._tower.normalize(images.to(self.device))
         with self.autocast():
-            tokens = corrected_tokens(visual, images)
+            tokens = corrected_tokens(self.model.visual, images)
         return None if tokens is None else tokens.float()
 
     @cached_property
     def tower(self) -> Callable:
         """From pixels to pooled features and tokens, compiled where that was asked for."""
-        tower = ImageTower(self.model.visual, self.preprocess_cfg.mean, self.preprocess_cfg.std).to(self.device).eval()
-        return torch.compile(tower, dynamic=True) if self.compiled else tower
+        return torch.compile(self._tower, dynamic=True) if self.compiled else self._tower
+
+    @cached_property
+    def _tower(self) -> ImageTower:
+        return ImageTower(self.model.visual, self.preprocess_cfg.mean, self.preprocess_cfg.std).to(self.device).eval()
 
     @cached_property
     def fast_tower(self) -> Callable | None:

@@ -30,7 +30,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBED_DIM = 384
 CONTEXT_LENGTH = 48
-RIDGE_LAMBDA = 10.0
+RIDGE_LAMBDA = 10.0  # weight of the squared norm of the map
 TEMPLATE = "a photo of a {}."
 
 
@@ -91,9 +91,7 @@ def load(
     return model, HFTokenizer(str(text_folder), context_length=CONTEXT_LENGTH), preprocess
 
 
-def fit_projection(
-    class_weights: torch.Tensor, text_embeddings: torch.Tensor, ridge_lambda: float = RIDGE_LAMBDA
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_projection(class_weights: torch.Tensor, text_embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit the linear map from the image tower's space to the text tower's.
 
     Parameters
@@ -102,8 +100,6 @@ def fit_projection(
         One classifier weight vector for each of K ImageNet classes.
     text_embeddings : tensor of shape (K, 384)
         Embedding of each class's name.
-    ridge_lambda : float
-        Weight of the squared norm of the map.
 
     Returns
     -------
@@ -116,7 +112,7 @@ def fit_projection(
 
     weights = class_weights.double() - class_weights.double().mean(dim=0)
     text_mean = text_embeddings.double().mean(dim=0)
-    gram = weights.T @ weights + ridge_lambda * torch.eye(weights.shape[1], dtype=torch.float64)
+    gram = weights.T @ weights + RIDGE_LAMBDA * torch.eye(weights.shape[1], dtype=torch.float64)
     projection = torch.linalg.solve(gram, weights.T @ (text_embeddings.double() - text_mean))
     return projection.T.float().contiguous(), text_mean.float()
 

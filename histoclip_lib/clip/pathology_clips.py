@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from histoclip_lib.clip.registry import ENCODERS, encoder
+from histoclip_lib.clip.registry import ENCODERS, OPENAI, encoder
 from histoclip_lib.clip.weights import TRANSFORMERS_FILES, encoder_files
 
 IMAGE = 224
-OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors|open_clip_pytorch_model.bin")
 BERT_FILES = (*OPEN_CLIP_FILES, "tokenizer.json|vocab.txt")
 FROM_VIDEOS = (

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from histoclip_lib.clip.registry import ENCODERS, encoder
+from histoclip_lib.clip.registry import ENCODERS, IMAGENET, encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 IMAGE = 224
 WEIGHTS = "model.safetensors|pytorch_model.bin"
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 NO_SCALE = "Their model card gives no scale; 0.5 micrometres per pixel is the custom of the field."
 H_OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 
