@@ -17,7 +17,7 @@ from histoclip_lib.common.errors import HistoCLIPError, bullet_list, ranges, sho
 from histoclip_lib.common.files import read_utf8
 
 SEPARATORS = (",", ";", "\t", "|", " ")
-SAMPLE, REGULAR = 1000, 0.95  # lines by which an unknown header's separator is found, and the share that must agree
+SAMPLE, REGULAR = 1000, 0.95  # lines by which a separator is found, and the share with as many cells as the first
 MAX_BYTES = 2**27
 REMEDY = "In a spreadsheet program save it as `CSV UTF-8`."
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")

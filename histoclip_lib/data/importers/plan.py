@@ -16,13 +16,13 @@ import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable
 from histoclip_lib.common.files import replacing, write_text
+from histoclip_lib.data.folder import MAX_CLASSES, RESERVED_COLUMNS
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
 from histoclip_lib.data.regions import Field, Region, class_map
 from histoclip_lib.data.splits import groups_by_pattern, part_of
 
 COMMON_OPTIONS = ("out", "classes", "ignore", "group_pattern", "split")
 EXAMPLES = 3  # of what is left out, in a plan
-LIMIT = 254  # classes, as in the folder format
 
 
 @dataclass(frozen=True)
@@ -327,10 +327,12 @@ def make_plan(title: str, source: Path, found: Found, options: ImportOptions) ->
     """
     renamed = choose_classes(found.classes, options)
     classes = list(dict.fromkeys(renamed.values()))
-    reserved = [name for name in classes if name.casefold() in ("file", "group", "split", "mask", "mpp")]
-    if reserved or not 0 < len(classes) <= LIMIT:
+    reserved = [name for name in classes if name.casefold() in RESERVED_COLUMNS]
+    if reserved or not 0 < len(classes) <= MAX_CLASSES:
         many = f"{len(classes)} classes" if classes else "no class"
-        problem = f"{', '.join(reserved)} cannot be the name of a class" if reserved else f"{many} of at most {LIMIT}"
+        problem = f"{many} of at most {MAX_CLASSES}"
+        if reserved:
+            problem = f"{', '.join(reserved)} cannot be the name of a class"
         raise HistoCLIPError(
             f"{source}: {problem}. Choose with --classes NAME,NAME=NEW or --ignore. Found:\n"
             + bullet_list(found.classes)
