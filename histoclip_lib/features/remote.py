@@ -76,15 +76,12 @@ class EncodedShard:
         How many patches were encoded now; 0 where the shard was there.
     damage : str
         What was wrong with the one that was there; empty if nothing was.
-    host : str
-        The machine.
     """
 
     number: int
     path: str
     encoded: int
     damage: str
-    host: str
 
 
 def encode_shards_on(
@@ -208,7 +205,7 @@ def encode_shard(job: EncodingJob, number: int) -> EncodedShard:
     if not there:
         batches = _read_batches(clip, dataset, indices, job.encode_batch_size)
         encoded = encode_and_write(clip, dataset, number, path, batches, job.views, len(indices))
-    return EncodedShard(number, str(path), encoded, damage, socket.gethostname())
+    return EncodedShard(number, str(path), encoded, damage)
 
 
 def _read_batches(clip: CLIP, dataset: PatchDataset, indices: range, batch_size: int) -> Iterator[torch.Tensor]:
