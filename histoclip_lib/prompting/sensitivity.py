@@ -171,11 +171,9 @@ def extremes_table(variants: Variants) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def _range(values: pd.Series, between: str) -> str:
-    if not values.notna().any():
-        return "—"
+def _range(values: pd.Series) -> str:
     low, high = (f"{value:.3f}" for value in (values.min(), values.max()))
-    return low if low == high else f"{low}{between}{high}"
+    return low if low == high else f"{low} to {high}"
 
 
 def ensembling_note(variants: Variants) -> str:
@@ -210,7 +208,7 @@ def spread_note(variants: Variants) -> str:
         for metric in METRICS:
             reported = own.loc[own["kind"] == AS_REPORTED, metric].item()
             ranges = [
-                f"{_range(part, ' to ')} over {len(part)} {what}"
+                f"{_range(part)} over {len(part)} {what}"
                 for kind, what in ((SINGLE_TEMPLATE, "single templates"), (SYNONYMS, "choices of synonyms"))
                 if len(part := own.loc[own["kind"] == kind, metric].dropna())
             ]

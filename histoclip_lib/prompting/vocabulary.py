@@ -142,8 +142,7 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "", pr
     templates = sentences["templates"]
     if not templates:
         raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
-    check_templates(templates, str(path))
-    check_templates([sentences["photo_of"]], str(path))
+    check_templates([*templates, sentences["photo_of"]], str(path))
     negative = sentences["negative_prompt"]
     if not negative.strip():
         raise HistoCLIPError(f"{path}: negative_prompt is empty. Write a text, or leave the key out.")
