@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
-from histoclip_lib.common.files import replacing
+from histoclip_lib.common.files import cannot_write, replacing
 from histoclip_lib.data.images import MAX_PIXELS
 
 CLASSES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
@@ -182,10 +182,7 @@ def cached_counts(masks_path: Path, cache_dir: Path) -> np.ndarray:
     try:
         table_path.parent.mkdir(parents=True, exist_ok=True)  # before the long count, not after it
     except OSError as error:
-        raise HistoCLIPError(
-            f"The cache folder {table_path.parent} cannot be created ({error}). Set the environment variable "
-            "HISTOCLIP_CACHE to a folder that can be written."
-        ) from error
+        raise cannot_write(table_path.parent, error) from error
     counts = count_nuclei(masks_path)
     with replacing(table_path) as temporary:
         np.savetxt(temporary, counts, fmt="%d", delimiter=",", header=",".join(CLASSES), comments="")
