@@ -57,8 +57,8 @@ def find_encoder(backbone: str, pretrained: str = "") -> Availability:
         missing = tuple(names.replace("|", " or ") for names in entry.files if names not in found)
     if pretrained and (entry.files or os.path.sep in pretrained):
         return Availability(None, missing, f"{pretrained} (`pretrained`) lacks them.")
-    if backbone.startswith("local-dir:"):
-        return Availability(None, missing, f"{backbone.removeprefix('local-dir:')} holds no weights.")
+    if backbone.startswith(LOCAL):
+        return Availability(None, missing, f"{backbone.removeprefix(LOCAL)} holds no weights.")
     if entry.files and not entry.hub:
         return Availability(None, missing, f"No hub has them. {remedy(entry)}")
     return Availability(None, missing, _why_not(entry, entry.hub or _repository(backbone, pretrained)))

@@ -93,7 +93,7 @@ def transformers_model(
     """
     import torch
 
-    with _silent_transformers():
+    with silent_transformers():
         try:
             model, found = kind.from_pretrained(
                 None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
@@ -107,7 +107,7 @@ def transformers_model(
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
+def silent_transformers() -> Iterator[None]:
     """Keep back the progress bars and reports of transformers; what does not fit is an error here."""
     from transformers.utils import logging
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from histoclip_lib.clip.registry import ENCODERS, encoder
+from histoclip_lib.clip.registry import ENCODERS, OPENAI, encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 NAME = "conch"
 WEIGHTS, TOKENIZER = "pytorch_model.bin", "conch_byte_level_bpe_uncased.json"
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 UNUSED = ("visual.attn_pool_caption.", "visual.ln_caption.", "text_decoder.", "logit_scale")  # of the captioner
 
 
@@ -83,8 +82,7 @@ def build(sizes: Sizes) -> nn.Module:
     image_size=SIZES.image,
     patch_px=448,
     mpp=(0.5,),
-    mean=MEAN,
-    std=STD,
+    **OPENAI,
     templates="pathology",
     tcga="no",
     tcga_source="README of github.com/mahmoodlab/CONCH: no TCGA, PAIP or GTEx slides in its pretraining",
@@ -115,7 +113,7 @@ def load(backbone: str, pretrained: str) -> tuple:
     state = read_weights(weights)
     fill(model, {name: value for name, value in state.items() if not name.startswith(UNUSED)}, weights)
     tokenize = fixed_length(Tokenizer.from_file(str(tokenizer)), SIZES.prompt, "<pad>")
-    return model, tokenize, PreprocessCfg(size=SIZES.image, mean=MEAN, std=STD)
+    return model, tokenize, PreprocessCfg(size=SIZES.image, **OPENAI)
 
 
 def _files(pretrained: str) -> list[Path]:

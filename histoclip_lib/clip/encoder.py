@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from torchvision.transforms import Compose, PILToTensor
 
 from histoclip_lib.clip.registry import OFFLINE_DEFAULT, EncoderEntry, encoder_entry
 from histoclip_lib.clip.text_towers import without_padding
-from histoclip_lib.clip.towers import ImageTower, corrected_tokens, is_convolutional, onnx_tower
+from histoclip_lib.clip.towers import ImageTower, corrected_tokens, digest_of_weights, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
@@ -146,21 +145,19 @@ class CLIP:
 
         `images` (B, 3, S, S), uint8, as `resize` gives them.
         """
-        visual = self.model.visual
-        images = (
-            ImageTower(visual, self.preprocess_cfg.mean, self.preprocess_cfg.std)
-            .to(self.device)
-            .normalize(images.to(self.device))
-        )
+        images = self._tower.normalize(images.to(self.device))
         with self.autocast():
-            tokens = corrected_tokens(visual, images)
+            tokens = corrected_tokens(self.model.visual, images)
         return None if tokens is None else tokens.float()
 
     @cached_property
     def tower(self) -> Callable:
         """From pixels to pooled features and tokens, compiled where that was asked for."""
-        tower = ImageTower(self.model.visual, self.preprocess_cfg.mean, self.preprocess_cfg.std).to(self.device).eval()
-        return torch.compile(tower, dynamic=True) if self.compiled else tower
+        return torch.compile(self._tower, dynamic=True) if self.compiled else self._tower
+
+    @cached_property
+    def _tower(self) -> ImageTower:
+        return ImageTower(self.model.visual, self.preprocess_cfg.mean, self.preprocess_cfg.std).to(self.device).eval()
 
     @cached_property
     def fast_tower(self) -> Callable | None:
@@ -214,18 +211,11 @@ class CLIP:
         about = repr((tower, asdict(self.preprocess_cfg), self.amp_dtype))
         if (kept := (self.tokens, self.token_grid, self.match_mpp)) != ("all", 0, False):
             about += repr(kept)
-        return self._digest_weights(about)
+        return digest_of_weights(about, self.model.visual)
 
     def digest(self) -> str:
         """Return a hex digest of the image tower's weights and preprocessing, whatever the device and precision."""
-        return self._digest_weights(repr(asdict(self.preprocess_cfg)))
-
-    def _digest_weights(self, about: str) -> str:
-        digest = hashlib.sha256(about.encode())
-        for name, value in self.model.visual.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest_of_weights(repr(asdict(self.preprocess_cfg)), self.model.visual)
 
 
 def parameters_of(clip: CLIP) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from histoclip_lib.clip.registry import ENCODERS, encoder
+from histoclip_lib.clip.registry import ENCODERS, IMAGENET, encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ NAME = "keep"
 IMAGE, PATCH, WIDTH = 224, 16, 768
 TOWER = {"init_values": 1e-5}  # of timm's vit_large_patch16_224
 PROMPT = 256  # tokens
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNUSED = ("logit_scale", "text.embeddings.position_ids")  # the second is a constant that old files hold
 RENAMED = {"visual_head.": "head.", "visual.": "trunk."}  # of the image tower
 
@@ -45,8 +44,7 @@ def image_tower(joint: int) -> nn.Module:
     hub="Astaxanthin/KEEP",
     files=("config.json", "model.safetensors|pytorch_model.bin", "tokenizer.json|vocab.txt"),
     image_size=IMAGE,
-    mean=MEAN,
-    std=STD,
+    **IMAGENET,
     templates="pathology",
     tcga="unknown",
     tcga_source="training guide of github.com/MAGIC-AI4Med/KEEP: OpenPath and Quilt-1M, whose images are not traced",
@@ -78,7 +76,7 @@ def load(backbone: str, pretrained: str) -> tuple:
     visual = image_tower(joint)
     fill(visual, {_renamed(name): value for name, value in state.items()}, weights)
     tokenize = fixed_length(_tokenizer(tokenizer), PROMPT, "[PAD]")
-    return Towers(visual, BertText(bert)), tokenize, PreprocessCfg(size=IMAGE, mean=MEAN, std=STD)
+    return Towers(visual, BertText(bert)), tokenize, PreprocessCfg(size=IMAGE, **IMAGENET)
 
 
 def _read_config(path: Path) -> tuple[dict, int]:

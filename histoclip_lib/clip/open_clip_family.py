@@ -123,12 +123,11 @@ def quick_gelu_of_file(path: Path) -> bool | None:
     """
     import open_clip
 
-    for name in (CONFIG_NAME, HF_CONFIG):
-        config = _read_json(path.with_name(name))
-        if name == CONFIG_NAME and "quick_gelu" in (found := config.get("model_cfg", config)):
-            return bool(found["quick_gelu"])
-        if name == HF_CONFIG and (act := (config.get("vision_config") or {}).get("hidden_act")):
-            return act == "quick_gelu"
+    config = _read_json(path.with_name(CONFIG_NAME))
+    if "quick_gelu" in (model_config := config.get("model_cfg", config)):
+        return bool(model_config["quick_gelu"])
+    if activation := (_read_json(path.with_name(HF_CONFIG)).get("vision_config") or {}).get("hidden_act"):
+        return activation == "quick_gelu"
     for model, name in open_clip.list_pretrained():
         tag = open_clip.get_pretrained_cfg(model, name)
         repository = tag.get("hf_hub", "").rsplit("/", 1)[0]

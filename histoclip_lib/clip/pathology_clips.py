@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from histoclip_lib.clip.registry import ENCODERS, encoder
-from histoclip_lib.clip.weights import encoder_files
+from collections.abc import Callable
+
+from histoclip_lib.clip.registry import ENCODERS, OPENAI, encoder
+from histoclip_lib.clip.weights import TRANSFORMERS_FILES, encoder_files
 
 IMAGE = 224
-OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors|open_clip_pytorch_model.bin")
 BERT_FILES = (*OPEN_CLIP_FILES, "tokenizer.json|vocab.txt")
 FROM_VIDEOS = (
     "Quilt-1M: about a million pairs of histology images and text, mostly frames of educational videos, with pairs "
     "from publications, Twitter and the web. **TCGA images may be among them.** Magnifications are mixed."
 )
-UNKNOWN = {"patch_px": None, "mpp": (), "tcga": "unknown"}
 
 
-def _tokens(side: int, patch: int, width: int) -> dict[str, object]:
-    return {"token_shape": lambda backbone, pretrained: ((side // patch) ** 2, width)}
+def _clip(name: str, patch: int, **about: object) -> Callable:
+    """Register a CLIP with OpenAI's preprocessing and a joint space of width 512, of which `about` gives the rest."""
+    tokens = (IMAGE // patch) ** 2
+    shared = {"image_size": IMAGE, "token_shape": lambda backbone, pretrained: (tokens, 512)} | OPENAI
+    return encoder(name, **(shared | about))
 
 
-@encoder(
+@_clip(
     "plip",
+    patch=32,
     title="PLIP, CLIP ViT-B/32",
     licence="Not stated on its model card; its repository is for research",
     hub="vinid/plip",
-    files=(
-        "config.json",
-        "model.safetensors|pytorch_model.bin",
-        "preprocessor_config.json|processor_config.json",
-        "tokenizer.json|vocab.json|spiece.model",
-    ),
-    image_size=IMAGE,
+    files=TRANSFORMERS_FILES,
     templates="plip",
-    **(UNKNOWN | OPENAI | _tokens(IMAGE, 32, 512)),
     tcga_source="Huang et al., Nature Medicine 2023: posts of pathologists and web images, whose origin is not traced",
     pretraining="OpenPath: 208,414 pairs of pathology images and text from Twitter and from LAION, on which OpenAI's "
     "CLIP was trained further. **TCGA images may be among them.** Magnifications are mixed.",
@@ -53,15 +50,14 @@ def _load_open_clip(backbone: str, pretrained: str) -> tuple:
 
 
 def _quilt(name: str, title: str, hub: str, patch: int, files: tuple[str, ...]) -> None:
-    encoder(
+    _clip(
         name,
+        patch,
         title=title,
         licence="MIT",
         hub=hub,
         files=files,
-        image_size=IMAGE,
         templates="quiltnet",
-        **(UNKNOWN | OPENAI | _tokens(IMAGE, patch, 512)),
         tcga_source="Ikezogwo et al., NeurIPS 2023: frames of videos and web images, whose origin is not traced",
         pretraining=FROM_VIDEOS,
     )(_load_open_clip)
@@ -71,31 +67,30 @@ _quilt("quiltnet-b-32", "QuiltNet, CLIP ViT-B/32", "wisdomik/QuiltNet-B-32", 32,
 _quilt("quiltnet-b-16", "QuiltNet, CLIP ViT-B/16", "wisdomik/QuiltNet-B-16", 16, OPEN_CLIP_FILES)
 _quilt("quiltnet-b-16-pmb", "QuiltNet, ViT-B/16 and PubMedBERT", "wisdomik/QuiltNet-B-16-PMB", 16, BERT_FILES)
 
-encoder(
+_clip(
     "biomedclip",
+    patch=16,
     title="BiomedCLIP, ViT-B/16 and PubMedBERT",
     licence="MIT; its model card allows research only",
     hub="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
     files=BERT_FILES,
-    image_size=IMAGE,
     templates="biomedclip",
-    **(UNKNOWN | OPENAI | _tokens(IMAGE, 16, 512)),
     tcga_source="Zhang et al., 2023: figures of PubMed Central, some of which show TCGA slides in all likelihood",
     pretraining="PMC-15M: 15 million figures of biomedical publications with their captions, histology among many "
     "other kinds of images. **TCGA images may be among them.** Magnifications are mixed.",
 )(_load_open_clip)
 
 
-@encoder(
+@_clip(
     "pathgen-clip",
+    patch=16,
     title="PathGen-CLIP, CLIP ViT-B/16",
     licence="CC BY 2.0, by its model card",
     about="**Backbone: `pathgen-clip` (PathGen-CLIP, ViT-B/16)**, frozen. Its weights lie on no hub: `pretrained` "
     "names the file that the repository of PathGen-1.6M links to.",
     files=("pathgenclip.pt|pathgen-clip.pt",),
-    image_size=IMAGE,
     templates="pathgen",
-    **(UNKNOWN | OPENAI | _tokens(IMAGE, 16, 512) | {"tcga": "yes"}),
+    tcga="yes",
     tcga_source="Sun et al., 2024 (arXiv 2407.00203): PathGen-1.6M is cut from TCGA slides",
     pretraining="PathGen-1.6M: 1.6 million patches of TCGA slides with generated captions, and earlier collections of "
     "pairs. **TCGA slides are among them, and so may those of BCSS-WSSS and PanNuke be.**",

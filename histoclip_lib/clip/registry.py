@@ -10,6 +10,8 @@ from histoclip_lib.common.registry import Registry
 OPEN_CLIP = "open_clip"  # the family of every name that is not registered: its own names, hf-hub: and local-dir:
 LOCAL = "local-dir:"
 SCHEMAS = ("hf-hub:", LOCAL)
+OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 OFFLINE_DEFAULT = "lite0-minilm"
 UNKNOWN_IMAGES = (
     "Images that this software does not know. **TCGA images may be among them.** Ask whoever trained the weights."

@@ -108,8 +108,7 @@ class AttentionPooledViT(nn.Module):
         """From normalised images (B, 3, S, S) to the embedding (B, d) and patch tokens (B, L, d)."""
         hidden = self.trunk.forward_features(images)  # (B, prefix + L, w)
         patches = hidden[:, self.trunk.num_prefix_tokens :]
-        alone = self.project(patches.flatten(0, 1)[:, None])  # (B * L, d)
-        return self.project(hidden), alone.unflatten(0, patches.shape[:2])
+        return self.project(hidden), one_by_one(self.project, patches)
 
 
 class Dinov2Tower(nn.Module):
@@ -167,7 +166,7 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
         if visual.attn_pool is None:
             tokens = visual.ln_post(tokens)
         else:  # each token as a sequence of one
-            tokens = visual.ln_post(_one_by_one(lambda one: visual.attn_pool(one)[:, -1], tokens, copies=1))
+            tokens = visual.ln_post(one_by_one(lambda one: visual.attn_pool(one)[:, -1], tokens))
         return found["image_features"], tokens if visual.proj is None else tokens @ visual.proj
     if isinstance(visual, ModifiedResNet):
         found, pool = visual.forward_intermediates(images, indices=1), visual.attnpool
@@ -181,7 +180,7 @@ def image_features(visual: nn.Module, images: torch.Tensor) -> tuple[torch.Tenso
                 hidden = hidden.permute(0, 3, 1, 2)
             return pooled, _cnn_tokens(visual, hidden)
         prefix = visual.trunk.num_prefix_tokens
-        return pooled, _one_by_one(
+        return pooled, one_by_one(
             lambda sequence: visual.head(visual.trunk.forward_head(sequence)),
             hidden[:, prefix:],
             copies=prefix + 1,
@@ -235,8 +234,8 @@ def _cnn_tokens(visual: TimmModel, feature_map: torch.Tensor) -> torch.Tensor:
     return visual.head(visual.trunk.forward_head(cells)).reshape(batch, height * width, -1)
 
 
-def _one_by_one(project: Callable, tokens: torch.Tensor, copies: int) -> torch.Tensor:
-    """Project each token as a sequence of `copies` of itself, so that prefix and patch positions hold the same."""
+def one_by_one(project: Callable, tokens: torch.Tensor, copies: int = 1) -> torch.Tensor:
+    """Project each token (B, L, w) as a sequence of `copies` of itself: prefix and patch positions hold the same."""
     batch, length, width = tokens.shape
     sequences = tokens.reshape(batch * length, 1, width).expand(-1, copies, -1)
     return project(sequences).reshape(batch, length, -1)
@@ -296,11 +295,16 @@ def _agree(found: Features, tower: nn.Module, images: torch.Tensor) -> bool:
 
 
 def _digest(tower: nn.Module, size: tuple[int, int]) -> str:
-    digest = hashlib.sha256(repr((tower, size, torch.__version__)).encode())
-    for name, value in tower.state_dict().items():
+    return digest_of_weights(repr((tower, size, torch.__version__)), tower)[:32]
+
+
+def digest_of_weights(about: str, module: nn.Module) -> str:
+    """Return a hex digest of a text, and of the names and values of a module's parameters and buffers."""
+    digest = hashlib.sha256(about.encode())
+    for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def _export(tower: nn.Module, example: torch.Tensor, path: Path) -> None:

@@ -6,6 +6,8 @@ transformers computes the features; here its model gets the interface of open_cl
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -13,19 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from histoclip_lib.clip.registry import ENCODERS, EncoderEntry
-from histoclip_lib.clip.weights import encoder_files, fetched_file
+from histoclip_lib.clip.registry import ENCODERS, SCHEMAS, EncoderEntry
+from histoclip_lib.clip.towers import one_by_one
+from histoclip_lib.clip.weights import TRANSFORMERS_FILES, encoder_files, fetched_file
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 
 if TYPE_CHECKING:
     from open_clip.transform import PreprocessCfg
 
-FILES = (  # of `EncoderEntry.files`
-    "config.json",
-    "model.safetensors|pytorch_model.bin",
-    "preprocessor_config.json|processor_config.json",
-    "tokenizer.json|vocab.json|spiece.model",
-)
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")  # taken where they are there
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 
@@ -44,11 +41,6 @@ class ImageTowerOfTransformers(nn.Module):
         self.vision = model.vision_model
         self.projection = getattr(model, "visual_projection", nn.Identity())
         self.has_class_token = model.config.model_type == "clip"
-        self.image_size = model.config.vision_config.image_size
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """From images (B, 3, S, S) to pooled features (B, d)."""
-        return self.pooled_and_tokens(images)[0]
 
     def pooled_and_tokens(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From images (B, 3, S, S) to pooled features (B, d) and tokens (B, L, d), as `towers.image_features`."""
@@ -56,9 +48,7 @@ class ImageTowerOfTransformers(nn.Module):
         pooled = self.projection(found.pooler_output)
         if self.has_class_token:  # the class token is normalised after it is taken: the others likewise
             return pooled, self.projection(self.vision.post_layernorm(found.last_hidden_state[:, 1:]))
-        batch, length, width = found.last_hidden_state.shape  # normalised already; each as a sequence of one
-        single = found.last_hidden_state.reshape(batch * length, 1, width)
-        return pooled, self.projection(self.vision.head(single)).reshape(batch, length, -1)
+        return pooled, self.projection(one_by_one(self.vision.head, found.last_hidden_state))  # normalised already
 
 
 class ModelOfTransformers(nn.Module):
@@ -80,60 +70,40 @@ class ModelOfTransformers(nn.Module):
         """Logarithm of the factor of cosines before a softmax."""
         return self.model.logit_scale
 
-    def encode_image(self, images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        """From images (B, 3, S, S) to features (B, d)."""
-        features = self.visual(images)
-        return nn.functional.normalize(features, dim=-1) if normalize else features
-
-    def encode_text(self, token_ids: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+    def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """From token ids (P, context length) to features (P, d).
 
         No attention mask is needed: CLIP's text is read from left to right up to its end, and SigLIP was trained
         without one.
         """
         pooled = self.model.text_model(input_ids=token_ids).pooler_output
-        features = self.model.text_projection(pooled) if hasattr(self.model, "text_projection") else pooled
-        return nn.functional.normalize(features, dim=-1) if normalize else features
+        return self.model.text_projection(pooled) if hasattr(self.model, "text_projection") else pooled
 
 
-class Tokenizer:
-    """A tokenizer of transformers with the interface of open_clip's.
+def _token_ids(tokenizer: Callable, length: int, zero_padding: bool, prompts: list[str]) -> torch.Tensor:
+    """Return token ids (P, length) of a tokenizer of transformers.
 
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        Of transformers.
-    context_length : int
-        Tokens to which texts are cut or filled.
-    zero_padding : bool
-        Whether what fills a text is 0, as open_clip has it. CLIP's own padding is the token that ends a text; it reads
-        none of it.
+    With `zero_padding` prompts are filled with 0, as open_clip has it. CLIP's own padding is the token that ends a
+    prompt; it reads none of it.
     """
-
-    def __init__(self, tokenizer: object, context_length: int, zero_padding: bool) -> None:
-        self.tokenizer, self.context_length, self.zero_padding = tokenizer, context_length, zero_padding
-
-    def __call__(self, texts: list[str] | str) -> torch.Tensor:
-        """Return token ids, shape (P, context length)."""
-        found = self.tokenizer(
-            [texts] if isinstance(texts, str) else list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.context_length,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        ids = found["input_ids"]
-        return ids * found["attention_mask"] if self.zero_padding else ids
+    found = tokenizer(
+        prompts,
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    return found["input_ids"] * found["attention_mask"] if zero_padding else found["input_ids"]
 
 
-def load_transformers(backbone: str, pretrained: str = "") -> tuple[ModelOfTransformers, Tokenizer, PreprocessCfg]:
+def load_transformers(backbone: str, pretrained: str = "") -> tuple[ModelOfTransformers, Callable, PreprocessCfg]:
     """Load a CLIP or SigLIP as transformers saves it.
 
     Parameters
     ----------
     backbone : str
-        A registered name with `hub` and FILES; or `hf-hub:` and a repository; or `local-dir:` and a folder.
+        A registered name with `hub` and TRANSFORMERS_FILES; `hf-hub:` and a repository; or `local-dir:` and a folder.
     pretrained : str
         For a registered name: a local folder or weights file, if not the hub.
 
@@ -142,13 +112,10 @@ def load_transformers(backbone: str, pretrained: str = "") -> tuple[ModelOfTrans
     HistoCLIPError
         If a file is missing, is not what it should be, or lacks weights of the model.
     """
-    if backbone.startswith("local-dir:"):
-        entry, pretrained = (
-            EncoderEntry(backbone, "", "", load_transformers, files=FILES),
-            backbone[len("local-dir:") :],
-        )
-    elif backbone.startswith("hf-hub:"):
-        entry = EncoderEntry(backbone, "", "", load_transformers, files=FILES, hub=backbone.removeprefix("hf-hub:"))
+    if backbone.startswith(SCHEMAS):
+        schema, _, name = backbone.partition(":")
+        hub, pretrained = (name, "") if schema == "hf-hub" else ("", name)
+        entry = EncoderEntry(backbone, "", "", load_transformers, hub=hub, files=TRANSFORMERS_FILES)
     else:
         entry = ENCODERS[backbone]
     files = encoder_files(entry, pretrained)
@@ -166,7 +133,7 @@ def load_transformers(backbone: str, pretrained: str = "") -> tuple[ModelOfTrans
         ) from error
 
 
-def _build(files: list[Path], beside: list[Path]) -> tuple[ModelOfTransformers, Tokenizer, PreprocessCfg]:
+def _build(files: list[Path], beside: list[Path]) -> tuple[ModelOfTransformers, Callable, PreprocessCfg]:
     import transformers
 
     config, weights, preprocessor, _ = files
@@ -186,7 +153,7 @@ def _build(files: list[Path], beside: list[Path]) -> tuple[ModelOfTransformers, 
     context_length = model.config.text_config.max_position_embeddings
     return (
         ModelOfTransformers(model),
-        Tokenizer(tokenizer, context_length, zero_padding=kind == "clip"),
+        partial(_token_ids, tokenizer, context_length, kind == "clip"),
         _preprocessing(json.loads(preprocessor.read_text(encoding="utf-8"))),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from histoclip_lib.clip.registry import ENCODERS, encoder
+from histoclip_lib.clip.registry import ENCODERS, IMAGENET, encoder
 from histoclip_lib.common.errors import HistoCLIPError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 IMAGE = 224
 WEIGHTS = "model.safetensors|pytorch_model.bin"
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 NO_SCALE = "Their model card gives no scale; 0.5 micrometres per pixel is the custom of the field."
 H_OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 
@@ -97,6 +96,7 @@ def build(tower: Tower) -> nn.Module:
 def _images_alone(name: str, title: str, licence: str, width: int, patch: int, **about: object) -> Callable:
     """Register an encoder without text, of which `about` gives the rest."""
     shared = {"has_text": False, "is_clip": False, "image_size": IMAGE, "patch_px": IMAGE, "mpp": (0.5,)} | IMAGENET
+    shared |= {"files": (WEIGHTS,), "gated": True}
     shared["about"] = f"**Backbone: `{name}` ({title}), a model of images alone**, frozen. It has no text tower."
     shared["token_shape"] = lambda backbone, pretrained: ((IMAGE // patch) ** 2, width)
     return encoder(name, title=title, licence=licence, **(shared | about))
@@ -109,8 +109,6 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1536,
     patch=16,
     hub="prov-gigapath/prov-gigapath",
-    files=(WEIGHTS,),
-    gated=True,
     patch_px=256,
     tcga="no",
     tcga_source="Xu et al., Nature 2024: pretrained on slides of Providence; TCGA is for its evaluation",
@@ -124,8 +122,6 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1536,
     patch=14,
     hub="bioptimus/H-optimus-1",
-    files=(WEIGHTS,),
-    gated=True,
     **H_OPTIMUS,
     tcga="unknown",
     tcga_source="its model card calls the slides proprietary and does not rule TCGA out",
@@ -139,8 +135,6 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1536,
     patch=14,
     hub="bioptimus/H-optimus-0",
-    files=(WEIGHTS,),
-    gated=True,
     **H_OPTIMUS,
     tcga="unknown",
     tcga_source="its model card calls the slides proprietary and does not rule TCGA out",
@@ -154,8 +148,6 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=2560,
     patch=14,
     hub="paige-ai/Virchow2",
-    files=(WEIGHTS,),
-    gated=True,
     mpp=(2.0, 1.0, 0.5, 0.25),
     tcga="no",
     tcga_source="Zimmermann et al., arXiv 2408.00738: slides that Memorial Sloan Kettering Cancer Center holds",
@@ -169,8 +161,6 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1536,
     patch=14,
     hub="MahmoodLab/UNI2-h",
-    files=(WEIGHTS,),
-    gated=True,
     tcga="no",
     tcga_source="model card of MahmoodLab/UNI2-h: no large public collection of slides",
     pretraining="More than 200 million H&E and IHC tiles from 350,000 slides of Mass General Brigham. **No TCGA "
@@ -183,8 +173,6 @@ def _images_alone(name: str, title: str, licence: str, width: int, patch: int, *
     width=1024,
     patch=16,
     hub="MahmoodLab/UNI",
-    files=(WEIGHTS,),
-    gated=True,
     tcga="no",
     tcga_source="Chen et al., Nature Medicine 2024: Mass-100K holds slides of two hospitals and of GTEx, none of TCGA",
     pretraining="100 million H&E tiles from 100,000 slides of Massachusetts General Hospital, Brigham and Women's "
@@ -221,6 +209,7 @@ def load(backbone: str, pretrained: str) -> tuple:
     patch=16,
     hub="owkin/phikon-v2",
     files=("config.json", "model.safetensors"),
+    gated=False,
     tcga="yes",
     tcga_source="Filiot et al., arXiv 2409.09173: PANCAN-XL, with TCGA, CPTAC and GTEx",
     pretraining="456 million H&E tiles at 20x from 58,359 slides of more than 100 public collections. **TCGA slides "

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from histoclip_lib.clip.registry import EncoderEntry
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+TRANSFORMERS_FILES = (  # of a model as transformers saves it, for `EncoderEntry.files`
+    "config.json",
+    "model.safetensors|pytorch_model.bin",
+    "preprocessor_config.json|processor_config.json",
+    "tokenizer.json|vocab.json|spiece.model",
+)
 
 
 def cached_file(repository: str, name: str) -> Path | None:

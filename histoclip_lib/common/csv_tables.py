@@ -17,7 +17,7 @@ from histoclip_lib.common.errors import HistoCLIPError, bullet_list, ranges, sho
 from histoclip_lib.common.files import read_utf8
 
 SEPARATORS = (",", ";", "\t", "|", " ")
-SAMPLE, REGULAR = 1000, 0.95  # lines by which an unknown header's separator is found, and the share that must agree
+SAMPLE, REGULAR = 1000, 0.95  # lines by which a separator is found, and the share with as many cells as the first
 MAX_BYTES = 2**27
 REMEDY = "In a spreadsheet program save it as `CSV UTF-8`."
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
@@ -29,6 +29,7 @@ VALUE = re.compile(r"[-+]?[0-9.]+|.*\.(png|jpe?g|tiff?|bmp|gif|webp|jp2)", re.IG
 class Table:
     """The cells of a table as text, without the spaces around them."""
 
+    path: Path
     columns: dict[str, list[str]]  # by the name in the header, in the order of the file
     lines: list[int]  # of the file in which each row begins, counted from 1
     notes: tuple[str, ...] = ()  # what was understood though it is written otherwise
@@ -82,7 +83,7 @@ def read_table(path: Path, key: str, aliases: tuple[str, ...] = ()) -> Table:
             + bullet_list([f"{n} cells: line {ranges(lines)}" for n, lines in sorted(ragged.items())])
         )
     columns = {name: [cells[place] for _, cells in body] for place, name in enumerate(header)}
-    return Table(columns, [line for line, _ in body], notes)
+    return Table(path, columns, [line for line, _ in body], notes)
 
 
 def _filled(cells: list[str]) -> int:

@@ -40,6 +40,15 @@ def shown(value: object, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def is_unicode(text: str) -> bool:
+    """Say whether a text can be written: Python holds bytes that are not UTF-8 as surrogates, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def bullet_list(offenders: list[str], limit: int = 20) -> str:
     """Return offenders one per line: the first `limit` of them, and a count of the rest."""
     lines = [f"  - {printable(offender)}" for offender in offenders[:limit]]

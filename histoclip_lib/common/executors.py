@@ -126,9 +126,14 @@ def run_task(task: Callable, *values: object) -> object:
     raise HistoCLIPError(message)  # out here it carries no other exception along
 
 
+@cache
 def software() -> dict[str, str]:
     """Return the versions that must be the same in all processes, the library by a digest of its source."""
-    return dict(_software())
+    digest, library = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(library.rglob("*.py")):
+        digest.update(f"{path.relative_to(library)}\0".encode() + path.read_bytes())
+    versions = {package: version(package) for package in PACKAGES}
+    return {"Python": platform.python_version(), "histoclip_lib": digest.hexdigest()[:12], **versions}
 
 
 def require_software(expected: dict[str, str]) -> None:
@@ -198,18 +203,6 @@ def _differences(answer: dict[str, str], expected: dict[str, str]) -> list[str]:
         for name in expected
         if answer.get(name) != expected[name]
     ]
-
-
-@cache
-def _software() -> tuple[tuple[str, str], ...]:
-    digest, library = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(library.rglob("*.py")):
-        digest.update(f"{path.relative_to(library)}\0".encode() + path.read_bytes())
-    return (
-        ("Python", platform.python_version()),
-        ("histoclip_lib", digest.hexdigest()[:12]),
-        *((package, version(package)) for package in PACKAGES),
-    )
 
 
 @contextmanager

@@ -266,8 +266,11 @@ def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
     try:
         lock = FileLock(path).acquire(timeout=patience)
     except Timeout as error:
+        other = "another process"
+        with suppress(OSError):
+            other = owner.read_text(encoding="utf-8")
         raise HistoCLIPError(
-            f"{folder}: {_owner_in(owner)} is at work here.\n"
+            f"{folder}: {other} is at work here.\n"
             "Wait until it ends, or work elsewhere: another `name`, or --reports DIR."
         ) from error
     with lock:
@@ -278,9 +281,3 @@ def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
             for file in (owner, path):  # while it is held: whoever comes next makes a new one
                 with suppress(OSError):
                     file.unlink()
-
-
-def _owner_in(owner: Path) -> str:
-    with suppress(OSError):
-        return owner.read_text(encoding="utf-8")
-    return "another process"

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 ACCENT, REFERENCE = "#4c7fb8", "#c2651a"  # readable on white and on black
+WIDTH, BINS, AXIS_WIDTH = 120, 24, 200  # of a bar or histogram, in pixels; of a histogram; of the axis of an interval
 JPEG_QUALITY = 85
 EXPLORER_TYPE = "application/vnd.histoclip.explorer+json"  # of outputs of which a page makes an explorer
 Node = ElementTree.Element | str
@@ -55,12 +56,12 @@ def table(header: Sequence[Node], lines: Sequence[Sequence[Node]], caption: str 
     return element("table", *parts, element("tbody", *body))
 
 
-def picture(image: np.ndarray, alternative: str, width: int | None = None) -> ElementTree.Element:
-    """Return an image (H, W, 3), uint8, as a JPEG inside the HTML; `width` in CSS pixels, by default its own."""
+def picture(image: np.ndarray, alternative: str) -> ElementTree.Element:
+    """Return an image (H, W, 3), uint8, as a JPEG inside the HTML, a CSS pixel for each of its own."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return element("img", src=f"data:image/jpeg;base64,{data}", alt=alternative, width=width or image.shape[1])
+    return element("img", src=f"data:image/jpeg;base64,{data}", alt=alternative, width=image.shape[1])
 
 
 def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
@@ -70,45 +71,40 @@ def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(small)
 
 
-def bar(fraction: float, alternative: str, width: int = 120) -> ElementTree.Element:
+def bar(fraction: float, alternative: str) -> ElementTree.Element:
     """Return a horizontal bar that is filled up to `fraction`, from 0 to 1."""
-    return _drawing(
-        alternative,
-        width,
-        10,
-        _box(0, 0, width, 10, fill=ACCENT, fill_opacity=0.2),
-        _box(0, 0, width * min(max(fraction, 0.0), 1.0), 10, fill=ACCENT),
-    )
+    whole = _box(0, 0, WIDTH, 10, fill=ACCENT, fill_opacity=0.2)
+    filled = _box(0, 0, WIDTH * min(max(fraction, 0.0), 1.0), 10, fill=ACCENT)
+    return _drawing(alternative, WIDTH, 10, whole, filled)
 
 
-def histogram(values: np.ndarray, alternative: str, bins: int = 24, width: int = 120) -> ElementTree.Element:
+def histogram(values: np.ndarray, alternative: str) -> ElementTree.Element:
     """Return a small histogram of values of any shape; those that are not finite are left out."""
     finite = np.asarray(values, dtype=float).ravel()
     finite = finite[np.isfinite(finite)]
-    counts = np.histogram(finite, bins)[0] if len(finite) else np.zeros(bins, dtype=int)
-    step, highest = width / bins, max(1, counts.max())
+    counts = np.histogram(finite, BINS)[0] if len(finite) else np.zeros(BINS, dtype=int)
+    step, highest = WIDTH / BINS, max(1, counts.max())
     bars = [
         _box(k * step, 24 * (1 - count / highest), step * 0.85, 24 * count / highest, fill=ACCENT)
         for k, count in enumerate(counts)
     ]
-    return _drawing(alternative, width, 25, *bars, _box(0, 24, width, 1, fill=ACCENT))
+    return _drawing(alternative, WIDTH, 25, *bars, _box(0, 24, WIDTH, 1, fill=ACCENT))
 
 
 def interval(
-    value: float, low: float, high: float, reference: float | None, axis: tuple[float, float], alternative: str,
-    width: int = 200,
-) -> ElementTree.Element:  # fmt: skip
+    value: float, low: float, high: float, reference: float | None, axis: tuple[float, float], alternative: str
+) -> ElementTree.Element:
     """Return a dot on the line of its interval, and a reference as a tick, on an axis from one number to another."""
 
     def x(number: float) -> float:
-        return 4 + (width - 8) * (number - axis[0]) / (axis[1] - axis[0])
+        return 4 + (AXIS_WIDTH - 8) * (number - axis[0]) / (axis[1] - axis[0])
 
     tick = [] if reference is None else [_box(x(reference) - 1, 0, 2, 14, fill=REFERENCE)]
     return _drawing(
         alternative,
-        width,
+        AXIS_WIDTH,
         14,
-        _box(0, 6.5, width, 1, fill=ACCENT, fill_opacity=0.3),
+        _box(0, 6.5, AXIS_WIDTH, 1, fill=ACCENT, fill_opacity=0.3),
         *tick,
         _box(x(low), 5, x(high) - x(low), 4, fill=ACCENT, fill_opacity=0.6),
         element("circle", cx=f"{x(value):.2f}", cy=7, r=4, fill=ACCENT),

@@ -130,17 +130,9 @@ METHODS: Registry[Method] = Registry(
 )
 
 
-def register_method(
-    name: str,
-    label: str,
-    family: str,
-    short: str = "",
-    in_table_one: bool = False,
-    paper: str = "",
-    probabilities: bool = False,
-) -> None:
+def register_method(name: str, label: str, family: str, short: str = "", *about: object, **more: object) -> None:
     """Register a line of the result tables; `Method` has the arguments."""
-    METHODS.add(name, Method(name, label, short or label, family, in_table_one, paper, probabilities))
+    METHODS.add(name, Method(name, label, short or label, family, *about, **more))
 
 
 @cache

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, is_unicode, shown
 from histoclip_lib.common.files import read_utf8
 
 MAX_BYTES = 100_000
@@ -78,7 +78,7 @@ def _problems(text: str) -> Iterator[str]:
                 yield f"{line}: the anchor &{event.anchor}"
             if event.tag is not None and event.tag not in PLAIN_TAGS:
                 yield f"{line}: the tag {event.tag}"
-            if isinstance(event, yaml.ScalarEvent) and not _can_be_written(event.value):
+            if isinstance(event, yaml.ScalarEvent) and ("\0" in event.value or not is_unicode(event.value)):
                 yield f"{line}: a text with a null character or invalid Unicode: {shown(event.value)}"
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH or nodes > MAX_NODES:
@@ -98,10 +98,3 @@ def _repeated(node: yaml.Node | None) -> Iterator[str]:
     elif isinstance(node, yaml.SequenceNode):
         for part in node.value:
             yield from _repeated(part)
-
-
-def _can_be_written(text: str) -> bool:
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False

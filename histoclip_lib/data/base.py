@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from histoclip_lib.common.arrays import nan_mean
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, is_unicode
 from histoclip_lib.common.html import bar, element, html, picture, table, thumbnail
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class PatchDataset:
             ),
             (
                 "these names are not valid Unicode and cannot be written to a table. Rename",
-                [name for name in names if not _is_unicode(name)],
+                [name for name in names if not is_unicode(name)],
             ),
             (
                 "each file may be listed once; these appear several times",
@@ -182,7 +182,7 @@ class PatchDataset:
         areas = np.full((len(index), len(self.classes)), np.nan)
         for line, i in zip(areas, index, strict=True):
             if (mask := self.mask(i)) is not None:
-                line[:] = np.bincount(mask.ravel(), minlength=256)[1 : len(self.classes) + 1] / mask.size
+                line[:] = coverage(mask, len(self.classes))
         return areas
 
     @property
@@ -241,13 +241,9 @@ class PatchDataset:
             return f"{self.files[index]} cannot be read"
 
 
-def _is_unicode(name: str) -> bool:
-    """Whether a name can be written: Python holds bytes that are not UTF-8 as surrogates, which cannot."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def coverage(class_map: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return the share of a class map (H, W), uint8, that each of N classes covers, shape (N,)."""
+    return np.bincount(class_map.ravel(), minlength=n_classes + 1)[1 : n_classes + 1] / class_map.size
 
 
 def stamped(image: np.ndarray) -> np.ndarray:

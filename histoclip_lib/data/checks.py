@@ -12,11 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
-from histoclip_lib.data.base import Note, PatchDataset
+from histoclip_lib.data.base import Note, PatchDataset, coverage
 
 MIN_SIDE = 32  # pixels
-
-
 FEW = 10  # patches with a class, or without it: with fewer nothing can be concluded of it
 
 
@@ -136,11 +134,7 @@ def _check_image(dataset: PatchDataset, index: int) -> _Checked:
         return _Checked(f"the mask is {_size(mask.shape)}, the image {_size(shape)}", shape)
     is_blank = (image == image[0, 0]).all()
     digest = b"" if is_blank else hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
-    n_classes = len(dataset.classes)
-    covered = (
-        None if mask is None else np.bincount(mask.ravel(), minlength=n_classes + 1)[1 : n_classes + 1] / mask.size
-    )
-    return _Checked("", shape, digest, covered)
+    return _Checked("", shape, digest, None if mask is None else coverage(mask, len(dataset.classes)))
 
 
 def _size(shape: tuple[int, ...]) -> str:

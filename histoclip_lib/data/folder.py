@@ -100,21 +100,21 @@ def load(
     for option, names, barred in (("ignore", ignore, ("file",)), ("classes", classes, (*RESERVED_COLUMNS, *ignore))):
         usable = [name for name in table.columns if name not in barred]
         if wrong := [name for name in names if name not in usable]:
-            raise HistoCLIPError(f"{option}: {shown(wrong)} is not a column of {table_path}: {shown(usable, 300)}.")
+            raise HistoCLIPError(f"{option}: {shown(wrong)} is not a column of {table.path}: {shown(usable, 300)}.")
     all_columns = table.columns
     table = replace(table, columns={name: cells for name, cells in all_columns.items() if name not in ignore})
-    classes = _classes(table, table_path, classes)
-    labels = _labels(table, classes, ignore, table_path)
+    classes = _classes(table, classes)
+    labels = _labels(table, classes, ignore)
 
-    image_paths, real_paths, respelled = _paths_inside(root, table, "file", table_path, follow_links)
-    _refuse_twice(table, real_paths, table_path)  # a.png and ./a.png are the same file
+    image_paths, real_paths, respelled = _paths_inside(root, table, "file", follow_links)
+    _refuse_twice(table, real_paths)  # a.png and ./a.png are the same file
     mask_paths = []
     if "mask" in table.columns:
-        mask_paths, _, more = _paths_inside(root, table, "mask", table_path, follow_links)
+        mask_paths, _, more = _paths_inside(root, table, "mask", follow_links)
         respelled += more
     mask_values, left_out = _mask_values(all_columns, classes)
-    parts, renamed = _parts(table, table_path)
-    groups = _groups(table, table_path, group_pattern)
+    parts, renamed = _parts(table)
+    groups = _groups(table, group_pattern)
     return PatchDataset(
         name="folder",
         classes=classes,
@@ -124,7 +124,7 @@ def load(
         groups=groups,
         parts=parts,
         has_masks=any(mask_paths),
-        patch_mpp=_mpp(table, table_path),
+        patch_mpp=_mpp(table),
         meta={
             name.removeprefix(META): np.array([cell[:MAX_NAME] for cell in cells], dtype=str)
             for name, cells in table.columns.items()
@@ -155,7 +155,7 @@ def _instead(root: Path) -> str:
     )
 
 
-def _mpp(table: Table, table_path: Path) -> np.ndarray | None:
+def _mpp(table: Table) -> np.ndarray | None:
     """Return the micrometres per pixel of each patch, NaN where the cell is empty; None without such a column."""
     if "mpp" not in table.columns:
         return None
@@ -170,35 +170,35 @@ def _mpp(table: Table, table_path: Path) -> np.ndarray | None:
             offenders.append(f"line {line}: {shown(cell)}")
     if offenders:
         raise HistoCLIPError(
-            f"{table_path}, column mpp: expected micrometres per pixel from {LEAST_MPP:g} to {MOST_MPP:g}, or nothing "
+            f"{table.path}, column mpp: expected micrometres per pixel from {LEAST_MPP:g} to {MOST_MPP:g}, or nothing "
             f"where they are not known; found:\n{bullet_list(offenders)}"
         )
     return None if np.isnan(values).all() else np.array(values)
 
 
-def _classes(table: Table, table_path: Path, wanted: tuple[str, ...]) -> list[str]:
+def _classes(table: Table, wanted: tuple[str, ...]) -> list[str]:
     """Return the columns wanted, or all left over, refusing those that were meant to be others."""
     others = {*RESERVED_COLUMNS, *(column for column in table.columns if column.startswith(META))}
     classes = list(dict.fromkeys(wanted)) or [column for column in table.columns if column not in others]
     alike = [f"write {name.casefold()!r} for {name!r}" for name in classes if name.casefold() in RESERVED_COLUMNS]
     if alike:
-        raise HistoCLIPError(f"{table_path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
+        raise HistoCLIPError(f"{table.path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
     if parts := [name for name in classes if name.casefold() in PARTS]:
         raise HistoCLIPError(
-            f"{table_path}: {', '.join(parts)} name parts of a split, and no classes. `histoclip import {table_path} "
-            f"--split {table_path} --out DIR` reads them as the split; or write one column `split` instead, or "
+            f"{table.path}: {', '.join(parts)} name parts of a split, and no classes. `histoclip import {table.path} "
+            f"--split {table.path} --out DIR` reads them as the split; or write one column `split` instead, or "
             f"{_line('ignore', parts)} in the parameter file."
         )
     if not classes:
-        raise HistoCLIPError(f"{table_path} has no class column. {FORMAT}")
+        raise HistoCLIPError(f"{table.path} has no class column. {FORMAT}")
     if long := [shown(name) for name in classes if len(name) > MAX_NAME]:
         raise HistoCLIPError(
-            f"{table_path}: a class has at most {MAX_NAME} characters. Shorten (`prompts_file` takes the words):\n"
+            f"{table.path}: a class has at most {MAX_NAME} characters. Shorten (`prompts_file` takes the words):\n"
             + bullet_list(long)
         )
     if len(classes) > MAX_CLASSES:
         raise HistoCLIPError(
-            f"{table_path}: {len(classes)} class columns, more than {MAX_CLASSES}. All columns but "
+            f"{table.path}: {len(classes)} class columns, more than {MAX_CLASSES}. All columns but "
             f"{', '.join(RESERVED_COLUMNS)} are class columns: name those that are with `classes: [...]`."
         )
     return classes
@@ -230,17 +230,17 @@ def _mask_values(columns: dict[str, list[str]], classes: list[str]) -> tuple[np.
     return values, [name for name in numbered if name not in classes]
 
 
-def _refuse_twice(table: Table, real_paths: list[str], table_path: Path) -> None:
+def _refuse_twice(table: Table, real_paths: list[str]) -> None:
     """Refuse a file that several lines name: it could be on both sides of a split."""
     lines: dict[str, list[int]] = {}
     for line, path in zip(table.lines, real_paths, strict=True):
         lines.setdefault(path, []).append(line)
     offenders = [f"{os.path.basename(path)}: lines {ranges(at)}" for path, at in lines.items() if len(at) > 1]
     if offenders:
-        raise HistoCLIPError(f"{table_path}: each file may be listed once, but not:\n{bullet_list(offenders)}")
+        raise HistoCLIPError(f"{table.path}: each file may be listed once, but not:\n{bullet_list(offenders)}")
 
 
-def _labels(table: Table, classes: list[str], ignored: tuple[str, ...], table_path: Path) -> np.ndarray:
+def _labels(table: Table, classes: list[str], ignored: tuple[str, ...]) -> np.ndarray:
     """Return the labels, shape (B, N), uint8, or float32 where some are not known; refuse columns, not cells."""
     columns, offenders, no_classes = [], [], []
     for name in classes:
@@ -259,7 +259,7 @@ def _labels(table: Table, classes: list[str], ignored: tuple[str, ...], table_pa
         if no_classes:
             remedy = f"If they are not classes, add {_line('ignore', (*ignored, *no_classes))} to the parameter file."
         raise HistoCLIPError(
-            f"{table_path}: class columns hold 0 or 1, and nothing where a label is not known; all columns but "
+            f"{table.path}: class columns hold 0 or 1, and nothing where a label is not known; all columns but "
             f"{', '.join(RESERVED_COLUMNS)} and {META}* are class columns. {remedy} Not labels:\n"
             + bullet_list(offenders)
         )
@@ -276,7 +276,7 @@ def _by_value(table: Table, column: str, indices: list[int]) -> str:
     return ", ".join(listed) + (f", and {len(lines) - 3:,} other values" if len(lines) > 3 else "")
 
 
-def _parts(table: Table, table_path: Path) -> tuple[np.ndarray | None, list[str]]:
+def _parts(table: Table) -> tuple[np.ndarray | None, list[str]]:
     """Return the official parts in our words, None without such a column, and which were written otherwise."""
     if "split" not in table.columns:
         return None, []
@@ -284,14 +284,14 @@ def _parts(table: Table, table_path: Path) -> tuple[np.ndarray | None, list[str]
     parts = [part_of(cell) for cell in cells]
     if wrong := [index for index, part in enumerate(parts) if not part]:
         raise HistoCLIPError(
-            f"{table_path}, column split: expected train, val or test (validation, testing, ...), found "
+            f"{table.path}, column split: expected train, val or test (validation, testing, ...), found "
             f"{_by_value(table, 'split', wrong)}."
         )
     spelled = dict(zip(cells, parts, strict=True))
     return np.array(parts), [f"{cell!r} is {part}" for cell, part in spelled.items() if cell != part]
 
 
-def _groups(table: Table, table_path: Path, pattern: str) -> np.ndarray | None:
+def _groups(table: Table, pattern: str) -> np.ndarray | None:
     """Return the groups as written, or as `pattern` finds them."""
     if pattern:
         return np.array(groups_by_pattern(pattern, table.columns.get("group", table.columns["file"]), "group_pattern"))
@@ -300,7 +300,7 @@ def _groups(table: Table, table_path: Path, pattern: str) -> np.ndarray | None:
     cells = table.columns["group"]
     if wrong := [index for index, cell in enumerate(cells) if not 0 < len(cell) <= MAX_NAME]:
         raise HistoCLIPError(
-            f"{table_path}, column group: expected a name of at most {MAX_NAME} characters on every line, or no such "
+            f"{table.path}, column group: expected a name of at most {MAX_NAME} characters on every line, or no such "
             f"column; found {_by_value(table, 'group', wrong)}."
         )
     return np.array(cells, dtype=str)
@@ -322,7 +322,7 @@ def _alike(groups: np.ndarray | None) -> tuple[Note, ...]:
 
 
 def _paths_inside(
-    root: Path, table: Table, column: str, table_path: Path, follow_links: bool
+    root: Path, table: Table, column: str, follow_links: bool
 ) -> tuple[list[Path | None], list[str], list[str]]:
     """Return the files that a column names as written, as they really are, and those found under another spelling.
 
@@ -356,7 +356,7 @@ def _paths_inside(
         real_paths.append(real)
     if offenders:
         raise HistoCLIPError(
-            f"{table_path}, column {column}: {len(offenders)} files cannot be used. Correct the table, or put them in "
+            f"{table.path}, column {column}: {len(offenders)} files cannot be used. Correct the table, or put them in "
             f"{root}:\n{bullet_list(offenders)}"
         )
     return paths, real_paths, respelled

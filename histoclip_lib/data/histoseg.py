@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
-from histoclip_lib.data.base import PatchDataset
+from histoclip_lib.data.base import PatchDataset, coverage
 from histoclip_lib.data.images import ImageFiles, read_class_map
 from histoclip_lib.data.links import refuse_links
 from histoclip_lib.data.registry import dataset
@@ -110,7 +110,6 @@ def load_bcss_wsss(
     split: str = "random",
     mask_coverage: float = 0.01,
     follow_links: bool = False,
-    progress: bool = True,
 ) -> PatchDataset:
     """Load BCSS-WSSS: breast cancer patches, 224x224 pixels at 0.25 micrometres a pixel.
 
@@ -126,8 +125,6 @@ def load_bcss_wsss(
         of 576 labels in names of the training part; 0 (any pixel) only 497.
     follow_links : bool
         Whether links may lead out of the folder.
-    progress : bool
-        Whether to draw a bar while masks are read.
 
     Returns
     -------
@@ -141,7 +138,7 @@ def load_bcss_wsss(
         For a missing or ambiguous folder, names of another form, images without a mask, masks that cannot be
         read, and files outside the folder where links are not followed.
     """
-    return _load(BCSS, data_dir, split == "given", mask_coverage, follow_links, progress)
+    return _load(BCSS, data_dir, split == "given", mask_coverage, follow_links)
 
 
 @dataset(
@@ -164,27 +161,26 @@ def load_luad_histoseg(
     split: str = "random",
     mask_coverage: float = 0.01,
     follow_links: bool = False,
-    progress: bool = True,
 ) -> PatchDataset:
     """Load LUAD-HistoSeg: lung adenocarcinoma patches, 224x224 pixels at 10x.
 
     Parameters, result and errors are those of `load_bcss_wsss`, but for the classes: tumor epithelial, necrosis,
     lymphocyte, tumor-associated stroma, in this order. Groups are patients.
     """
-    return _load(LUAD, data_dir, split == "given", mask_coverage, follow_links, progress)
+    return _load(LUAD, data_dir, split == "given", mask_coverage, follow_links)
 
 
-def labels_from_mask(class_map: np.ndarray, n_classes: int, coverage: float) -> np.ndarray:
+def labels_from_mask(class_map: np.ndarray, n_classes: int, least: float) -> np.ndarray:
     """Return which of N classes cover at least a fraction of all pixels of a class map (H, W), shape (N,), uint8.
 
     The map has k for the k-th class and 0 for none; a fraction of 0 asks for any pixel.
     """
-    pixels = np.bincount(class_map.ravel(), minlength=n_classes + 1)[1 : n_classes + 1]
-    return ((pixels > 0) & (pixels / class_map.size >= coverage)).astype(np.uint8)
+    share = coverage(class_map, n_classes)
+    return ((share > 0) & (share >= least)).astype(np.uint8)
 
 
 def _load(
-    release: Release, data_dir: str | Path, official: bool, mask_coverage: float, follow_links: bool, progress: bool
+    release: Release, data_dir: str | Path, official: bool, mask_coverage: float, follow_links: bool
 ) -> PatchDataset:
     if not 0 <= mask_coverage <= 1:
         raise HistoCLIPError(f"mask_coverage: {mask_coverage} must lie between 0 and 1.")
@@ -200,7 +196,7 @@ def _load(
         _check_names(release, part_images, part)
         if not follow_links:
             refuse_links(data_dir, part_masks)  # before they are read
-        labels += _mask_labels(release, part_masks, mask_coverage, part, progress)
+        labels += _mask_labels(release, part_masks, mask_coverage, part)
         image_paths += part_images
         mask_paths += part_masks
         parts += [part] * len(part_images)
@@ -234,12 +230,10 @@ def _check_names(release: Release, paths: list[Path], part: str) -> None:
         )
 
 
-def _mask_labels(
-    release: Release, paths: list[Path], mask_coverage: float, part: str, progress: bool
-) -> list[np.ndarray]:
+def _mask_labels(release: Release, paths: list[Path], mask_coverage: float, part: str) -> list[np.ndarray]:
     """Return the labels that each mask gives; report the masks that cannot be used, all at once."""
     labels, offenders = [], []
-    for path in tqdm(paths, desc=f"labels of {release.title} {part}", unit="mask", disable=not progress):
+    for path in tqdm(paths, desc=f"labels of {release.title} {part}", unit="mask"):
         try:
             class_map = read_class_map(path, MASK_VALUES)
         except HistoCLIPError as error:

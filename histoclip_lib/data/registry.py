@@ -66,19 +66,7 @@ DATASETS: Registry[DatasetEntry] = Registry(
 )
 
 
-def dataset(
-    name: str,
-    *,
-    title: str,
-    licence: str,
-    about: str,
-    options: tuple[str, ...] = (),
-    needs_folder: bool = True,
-    paper: Mapping[str, float] | None = None,
-    mpp: float | None = None,
-    tcga: str = "unknown",
-    present: str = DatasetEntry.present,
-) -> Callable[[Loader], Loader]:
+def dataset(name: str, *, title: str, licence: str, about: str, **more: object) -> Callable[[Loader], Loader]:
     """Register the decorated loader as a data set; `DatasetEntry` has the arguments.
 
     Examples
@@ -91,8 +79,7 @@ def dataset(
     """
 
     def register(load: Loader) -> Loader:
-        entry = DatasetEntry(name, title, load, licence, about, options, needs_folder, paper or {}, mpp, tcga, present)
-        DATASETS.add(name, entry, load.__module__)
+        DATASETS.add(name, DatasetEntry(name, title, load, licence, about, **more), load.__module__)
         return load
 
     return register

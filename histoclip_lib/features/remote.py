@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from histoclip_lib.clip.encoder import CLIP, load_clip
+from histoclip_lib.clip.registry import LOCAL
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.executors import n_cores, require_software, run_tasks, software
@@ -29,7 +30,6 @@ from histoclip_lib.features.store import ARRAYS, Damaged, indices_of, locked, n_
 
 IDENTITY = ".cache-id"  # a file by which a worker knows that its cache folder is the client's
 DECODERS = 8  # threads that decode beside a GPU
-LOCAL_DIR = "local-dir:"
 # Parameters that load_clip takes, in its order.
 ENCODER_NAMES = ("backbone", "pretrained", "device", "precision", "compiled", "tokens", "token_grid", "match_mpp")
 
@@ -76,15 +76,12 @@ class EncodedShard:
         How many patches were encoded now; 0 where the shard was there.
     damage : str
         What was wrong with the one that was there; empty if nothing was.
-    host : str
-        The machine.
     """
 
     number: int
     path: str
     encoded: int
     damage: str
-    host: str
 
 
 def encode_shards_on(
@@ -162,7 +159,7 @@ def encoding_job(values: dict[str, object], patches: PatchDataset, cache: Path) 
         If the backbone is a relative path, or the cache cannot be written.
     """
     backbone = str(values["backbone"])
-    if backbone.startswith(LOCAL_DIR) and not Path(backbone.removeprefix(LOCAL_DIR)).is_absolute():
+    if backbone.startswith(LOCAL) and not Path(backbone.removeprefix(LOCAL)).is_absolute():
         raise HistoCLIPError(f"backbone: {backbone} is relative; workers run in other folders. Write the whole path.")
     data, encoder = dataset_parameters(values), {name: values[name] for name in ENCODER_NAMES}
     if data["data_dir"]:
@@ -198,7 +195,7 @@ def encode_shard(job: EncodingJob, number: int) -> EncodedShard:
         If the worker's versions or its cache folder are not the client's, or whatever encoding finds wrong.
     """
     _require_client(job)
-    dataset, (clip, folder) = _load_dataset(job), _load_encoder(job)
+    dataset, clip, folder = _load(job)
     indices, path = indices_of(number, len(dataset)), folder / shard_key(dataset, number, clip.match_mpp)
     encoded, damage = 0, ""
     try:
@@ -208,7 +205,7 @@ def encode_shard(job: EncodingJob, number: int) -> EncodedShard:
     if not there:
         batches = _read_batches(clip, dataset, indices, job.encode_batch_size)
         encoded = encode_and_write(clip, dataset, number, path, batches, job.views, len(indices))
-    return EncodedShard(number, str(path), encoded, damage, socket.gethostname())
+    return EncodedShard(number, str(path), encoded, damage)
 
 
 def _read_batches(clip: CLIP, dataset: PatchDataset, indices: range, batch_size: int) -> Iterator[torch.Tensor]:
@@ -263,16 +260,11 @@ def _prepare(first: EncodedShard, n_patches: int) -> None:
 _LOADING = threading.Lock()  # the threads of one worker load nothing twice
 
 
-def _load_dataset(job: EncodingJob) -> PatchDataset:
+def _load(job: EncodingJob) -> tuple[PatchDataset, CLIP, Path]:
+    """Return the patches, the encoder and the folder of the features."""
     with _LOADING:
         os.environ["HISTOCLIP_CACHE"] = job.cache  # painted patches and counted nuclei are shared too
-        return _dataset_of(job.listing, job.data)
-
-
-def _load_encoder(job: EncodingJob) -> tuple[CLIP, Path]:
-    with _LOADING:
-        os.environ["HISTOCLIP_CACHE"] = job.cache
-        return _encoder_of(job.cache, job.views, job.encoder)
+        return _dataset_of(job.listing, job.data), *_encoder_of(job.cache, job.views, job.encoder)
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.prompting.strategies import STRATEGIES, StrategyContext
-from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
+from histoclip_lib.prompting.vocabulary import Encode, TextEncoder, Vocabulary
 
 AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS = "as reported", "single template", "synonyms"
 KINDS = (AS_REPORTED, SINGLE_TEMPLATE, SYNONYMS)
@@ -43,24 +43,21 @@ class TooManyPromptsError(HistoCLIPError):
     """A variant needs more new prompts than it may encode."""
 
 
-class LimitedEncoder(TextEncoder):
-    """Encodes like another encoder and into its store, but only so many new prompts."""
+def limited_encoder(encode: TextEncoder, limit: int) -> Encode:
+    """Return a function that encodes as another one and into its store, but raises TooManyPromptsError.
 
-    def __init__(self, encode: TextEncoder, limit: int) -> None:
-        self.clip, self.encoded, self.left = encode.clip, encode.encoded, limit
+    That is where the calls so far need more new prompts than the limit.
+    """
+    left = limit
 
-    def __call__(self, prompts: list[str]) -> np.ndarray:
-        """Return the embeddings of prompts, as `TextEncoder` does.
-
-        Raises
-        ------
-        TooManyPromptsError
-            If the calls so far need more new prompts than the limit.
-        """
-        self.left -= len(set(prompts) - self.encoded.keys())
-        if self.left < 0:
+    def encode_new(prompts: list[str]) -> np.ndarray:
+        nonlocal left
+        left -= len(set(prompts) - encode.encoded.keys())
+        if left < 0:
             raise TooManyPromptsError("a choice of words needs too many new prompts")
-        return super().__call__(prompts)
+        return encode(prompts)
+
+    return encode_new
 
 
 def score_variants(
@@ -96,7 +93,7 @@ def score_variants(
     lines, left_out = [], Counter()
     for kind, prompt, words in _wordings(vocabulary, draws, seed):
         for strategy in STRATEGIES.load().values():
-            limited = encode if kind == AS_REPORTED else LimitedEncoder(encode, MAX_NEW_PROMPTS)
+            limited = encode if kind == AS_REPORTED else limited_encoder(encode, MAX_NEW_PROMPTS)
             try:
                 predictions = strategy.score(images, limited, words, context)
             except TooManyPromptsError:
@@ -174,11 +171,9 @@ def extremes_table(variants: Variants) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def _range(values: pd.Series, between: str) -> str:
-    if not values.notna().any():
-        return "—"
+def _range(values: pd.Series) -> str:
     low, high = (f"{value:.3f}" for value in (values.min(), values.max()))
-    return low if low == high else f"{low}{between}{high}"
+    return low if low == high else f"{low} to {high}"
 
 
 def ensembling_note(variants: Variants) -> str:
@@ -213,7 +208,7 @@ def spread_note(variants: Variants) -> str:
         for metric in METRICS:
             reported = own.loc[own["kind"] == AS_REPORTED, metric].item()
             ranges = [
-                f"{_range(part, ' to ')} over {len(part)} {what}"
+                f"{_range(part)} over {len(part)} {what}"
                 for kind, what in ((SINGLE_TEMPLATE, "single templates"), (SYNONYMS, "choices of synonyms"))
                 if len(part := own.loc[own["kind"] == kind, metric].dropna())
             ]

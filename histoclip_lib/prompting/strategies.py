@@ -48,9 +48,8 @@ class StrategyContext:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A registered strategy: its name, its label, and `score(images, encode, vocabulary, context) -> Predictions`."""
+    """A registered strategy: its label, and `score(images, encode, vocabulary, context) -> Predictions`."""
 
-    name: str
     label: str
     score: Callable[[np.ndarray, Encode, Vocabulary, StrategyContext], Predictions]
 
@@ -82,7 +81,7 @@ def strategy(name: str, label: str, in_table_one: bool = False, paper: str = "")
     """
 
     def register(score: Callable) -> Callable:
-        STRATEGIES.add(name, Strategy(name, label, score))
+        STRATEGIES.add(name, Strategy(label, score))
         register_method(name, f"Zero-shot: {label}", "zero-shot", label, in_table_one, paper)
         return score
 

@@ -12,6 +12,7 @@ import numpy as np
 from histoclip_lib.common.arrays import unit
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import resolve
+from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -50,20 +51,20 @@ class Vocabulary:
 
     def about(self, classes: list[str]) -> str:
         """Return the words as lists in Markdown; `classes` are the N class columns."""
-        words = [f"- {_code(column)} is called {_code(name)}" for column, name in zip(classes, self.names, strict=True)]
-        templates = [f"- {_code(template)}" for template in self.templates]
-        single = [f"- {_code(self.photo_of)}, with the class or classes", f"- {_code(self.negative_prompt)}, for none"]
+        words = [
+            f"- {as_typed(column)} is called {as_typed(name)}" for column, name in zip(classes, self.names, strict=True)
+        ]
+        templates = [f"- {as_typed(template)}" for template in self.templates]
+        single = [
+            f"- {as_typed(self.photo_of)}, with the class or classes",
+            f"- {as_typed(self.negative_prompt)}, for none",
+        ]
         parts = {
             "Classes:": words,
             f"The {len(templates)} templates:": templates,
             "The prompts of One-vs-Rest, Power-set and Top-k:": single,
         }
         return "\n\n".join("\n".join([title, "", *lines]) for title, lines in parts.items())
-
-
-def _code(text: str) -> str:
-    """Return text as inline code in Markdown, whatever it contains."""
-    return f"`` {' '.join(text.split()).replace('``', '` `')} ``"
 
 
 def prompt_sets() -> list[str]:
@@ -141,8 +142,7 @@ def load_vocabulary(dataset: str, classes: list[str], prompts_file: str = "", pr
     templates = sentences["templates"]
     if not templates:
         raise HistoCLIPError(f"{path}: templates is empty. List at least one, or leave the key out.")
-    check_templates(templates, str(path))
-    check_templates([sentences["photo_of"]], str(path))
+    check_templates([*templates, sentences["photo_of"]], str(path))
     negative = sentences["negative_prompt"]
     if not negative.strip():
         raise HistoCLIPError(f"{path}: negative_prompt is empty. Write a text, or leave the key out.")

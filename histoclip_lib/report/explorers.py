@@ -596,12 +596,12 @@ class _Prompts:
 
     def score(self, words: Vocabulary) -> dict[str, Predictions | None]:
         """Score every strategy, by label; None where it needs too many new prompts or has too many classes."""
-        from histoclip_lib.prompting.sensitivity import MAX_NEW_PROMPTS, LimitedEncoder
+        from histoclip_lib.prompting.sensitivity import MAX_NEW_PROMPTS, limited_encoder
         from histoclip_lib.prompting.strategies import STRATEGIES
 
         scored: dict[str, Predictions | None] = {}
         for strategy in STRATEGIES.load().values():
-            limited = LimitedEncoder(self.encode, MAX_NEW_PROMPTS)
+            limited = limited_encoder(self.encode, MAX_NEW_PROMPTS)
             try:
                 scored[strategy.label] = strategy.score(self.images, limited, words, self.context)
             except HistoCLIPError:

@@ -67,12 +67,11 @@ def test_script_writes_the_projection_and_says_how_well_it_carries_over(anchors,
     assert "0.250" in capsys.readouterr().out
 
 
-def test_fit_is_a_ridge_regression_on_centred_vectors():
+def test_fit_is_a_ridge_regression_on_centred_vectors(monkeypatch):
+    monkeypatch.setattr(lite0_minilm, "RIDGE_LAMBDA", 3.0)
     random = np.random.default_rng(0)
     weights, embeddings = random.normal(2, 1, (40, 7)), random.normal(-1, 1, (40, 5))
-    projection, text_mean = lite0_minilm.fit_projection(
-        torch.from_numpy(weights), torch.from_numpy(embeddings), ridge_lambda=3.0
-    )
+    projection, text_mean = lite0_minilm.fit_projection(torch.from_numpy(weights), torch.from_numpy(embeddings))
     np.testing.assert_allclose(projection, Ridge(alpha=3.0).fit(weights, embeddings).coef_, atol=1e-6)
     np.testing.assert_allclose(text_mean, embeddings.mean(axis=0), atol=1e-6)
 

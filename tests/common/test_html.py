@@ -83,11 +83,11 @@ def test_children_and_texts_keep_their_order():
 
 def test_an_image_has_no_end_tag_and_is_the_picture():
     image = np.full((8, 12, 3), (200, 10, 90), dtype=np.uint8)
-    written = displays.html(displays.picture(image, "x", width=30))
+    written = displays.html(displays.picture(image, "x"))
     assert "</img>" not in written
     soup = soup_of(written)
     [shown] = images_of(soup)
-    assert shown.size == (12, 8) and soup.img["width"] == "30"
+    assert shown.size == (12, 8) and soup.img["width"] == "12"
     assert np.abs(np.asarray(shown).astype(int) - image).max() < 8
 
 
@@ -97,12 +97,13 @@ def test_a_bar_is_filled_so_far(fraction, filled):
     assert float(front["width"]) == filled
 
 
-def test_a_histogram_has_the_heights_of_the_counts():
-    bars = soup_of(displays.html(displays.histogram([0, 0, 0, 1, 2, 2, np.nan, np.inf], "x", bins=3))).find_all("rect")
+def test_a_histogram_has_the_heights_of_the_counts(monkeypatch):
+    monkeypatch.setattr(displays, "BINS", 3)
+    bars = soup_of(displays.html(displays.histogram([0, 0, 0, 1, 2, 2, np.nan, np.inf], "x"))).find_all("rect")
     assert [float(bar["height"]) for bar in bars[:-1]] == [24, 8, 16]
-    constant = soup_of(displays.html(displays.histogram(np.full(5, 0.3), "x", bins=3))).find_all("rect")
+    constant = soup_of(displays.html(displays.histogram(np.full(5, 0.3), "x"))).find_all("rect")
     assert sorted(float(bar["height"]) for bar in constant[:-1]) == [0, 0, 24]
-    assert len(soup_of(displays.html(displays.histogram(np.array([np.nan]), "x", bins=3))).find_all("rect")) == 4
+    assert len(soup_of(displays.html(displays.histogram(np.array([np.nan]), "x"))).find_all("rect")) == 4
 
 
 def test_a_thumbnail_keeps_its_shape():

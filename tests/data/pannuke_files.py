@@ -29,4 +29,4 @@ def write_fold(root: Path, fold: int = 1, n: int = 3, **replaced: np.ndarray) ->
 
 
 def load_small(root: Path, **options):
-    return load_pannuke(root, cache_dir=root / "cache", progress=False, **options)
+    return load_pannuke(root, cache_dir=root / "cache", **options)

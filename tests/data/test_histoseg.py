@@ -192,7 +192,7 @@ def test_every_layout_loads(tmp_path, kind, nested, val, train):
     assert training.parts is None
     assert training.mask(0) is None
 
-    everything = LOADERS[kind](tmp_path, split="given", progress=False)
+    everything = LOADERS[kind](tmp_path, split="given")
     assert everything.parts.tolist() == ["train", "train", "val", "test"]
     assert everything.labels.tolist() == [*expected, [1, 0, 0, 1], [1, 0, 0, 1]]
     assert everything.has_masks
@@ -209,8 +209,8 @@ def test_every_layout_loads(tmp_path, kind, nested, val, train):
 def test_classes_and_groups(tmp_path):
     build(tmp_path / "b", "bcss")
     build(tmp_path / "l", "luad")
-    bcss = load_bcss_wsss(tmp_path / "b", split="given", progress=False)
-    luad = load_luad_histoseg(tmp_path / "l", split="given", progress=False)
+    bcss = load_bcss_wsss(tmp_path / "b", split="given")
+    luad = load_luad_histoseg(tmp_path / "l", split="given")
     assert bcss.classes == ["tumor", "stroma", "lymphocyte", "necrosis"]
     assert luad.classes == ["tumor_epithelial", "necrosis", "lymphocyte", "tumor_associated_stroma"]
     assert bcss.groups.tolist() == ["TCGA-A1-A0SK", "TCGA-A1-A0SK", "TCGA-D8-A27F", "TCGA-A1-A0SK"]
@@ -220,8 +220,8 @@ def test_classes_and_groups(tmp_path):
 
 def test_mask_coverage_is_used(tmp_path):
     build(tmp_path, "bcss")
-    assert load_bcss_wsss(tmp_path, "given", mask_coverage=0, progress=False).labels[2].tolist() == [1, 0, 1, 1]
-    assert load_bcss_wsss(tmp_path, "given", mask_coverage=0.5, progress=False).labels[2].tolist() == [1, 0, 0, 0]
+    assert load_bcss_wsss(tmp_path, "given", mask_coverage=0).labels[2].tolist() == [1, 0, 1, 1]
+    assert load_bcss_wsss(tmp_path, "given", mask_coverage=0.5).labels[2].tolist() == [1, 0, 0, 0]
     with pytest.raises(HistoCLIPError, match="mask_coverage: 5"):
         load_bcss_wsss(tmp_path, "given", mask_coverage=5)
 
@@ -254,7 +254,7 @@ def test_all_images_without_mask_are_listed(tmp_path):
     for x in (1, 2):
         write_image(tmp_path / f"test/img/1004470-{x}-1.png")
     with pytest.raises(HistoCLIPError, match="2 images have no mask") as caught:
-        load_luad_histoseg(tmp_path, split="given", progress=False)
+        load_luad_histoseg(tmp_path, split="given")
     assert "1004470-1-1.png" in str(caught.value)
     assert "1004470-2-1.png" in str(caught.value)
 
@@ -266,7 +266,7 @@ def test_unusable_masks_are_listed(tmp_path):
     write_image(tmp_path / "val/img" / second)
     (tmp_path / "val/mask" / second).write_bytes(b"no image")
     with pytest.raises(HistoCLIPError, match="2 masks cannot be used") as caught:
-        load_bcss_wsss(tmp_path, split="given", progress=False)
+        load_bcss_wsss(tmp_path, split="given")
     assert "[5, 6, 7]" in str(caught.value)
     assert second in str(caught.value)
 
@@ -312,7 +312,7 @@ def test_two_masks_of_one_image_are_listed(tmp_path):
     mask = tmp_path / "val/mask" / OTHER_NAMES["luad"]["val"]
     mask.with_suffix(".bmp").write_bytes(mask.read_bytes())
     with pytest.raises(HistoCLIPError, match=r"Keep one of each:\n  - 387709-10900-67592\."):
-        load_luad_histoseg(tmp_path, split="given", progress=False)
+        load_luad_histoseg(tmp_path, split="given")
 
 
 def test_missing_folders_say_where_to_get_the_data(tmp_path):

@@ -29,7 +29,7 @@ def test_ids_are_compared_as_stored(tmp_path, dtype):
     masks[2, ..., 5] = 1  # background is no class
     write_fold(tmp_path, masks=masks, images=np.full((3, 32, 32, 3), 255, dtype=dtype))
     dataset = load_small(tmp_path)
-    assert count_nuclei(tmp_path / "fold1/masks.npy", progress=False)[0, 0] == 2
+    assert count_nuclei(tmp_path / "fold1/masks.npy")[0, 0] == 2
     assert dataset.labels.tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
     assert dataset.image(0).dtype == np.uint8
     assert dataset.image(0).min() == 255
@@ -83,12 +83,12 @@ def test_array_digests_follow_the_file(tmp_path):
 def test_default_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "kept"))
     write_fold(tmp_path / "data")
-    load_pannuke(tmp_path / "data", progress=False)
+    load_pannuke(tmp_path / "data")
     assert len(list((tmp_path / "kept").rglob("counts-*.csv"))) == 1
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "file"))
     with pytest.raises(HistoCLIPError, match="HISTOCLIP_CACHE"):
-        load_pannuke(tmp_path / "data", progress=False)
+        load_pannuke(tmp_path / "data")
 
 
 MEASURE = """
@@ -101,7 +101,7 @@ def peak_mib():  # of this process alone; ru_maxrss would start from the parent'
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 before = peak_mib()
-counts = count_nuclei(Path(sys.argv[1]), progress=False)
+counts = count_nuclei(Path(sys.argv[1]))
 print(peak_mib() - before, counts.sum())
 """
 

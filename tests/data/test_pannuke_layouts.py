@@ -129,7 +129,7 @@ def expect_real(dataset, folds):
 def test_every_array_layout_loads(real, tmp_path, layout):
     folder, folds = real
     place(folder, tmp_path / "data", layout)
-    dataset = load_pannuke(tmp_path / "data", follow_links=True, cache_dir=tmp_path / "cache", progress=False)
+    dataset = load_pannuke(tmp_path / "data", follow_links=True, cache_dir=tmp_path / "cache")
     assert len(set(expect_real(dataset, folds))) == len(dataset)
     assert dataset.parts.tolist() == ["train"] * N_TRAIN + ["test"] * 2
     assert dataset.files[-1] == "fold3/00001"
@@ -138,11 +138,11 @@ def test_every_array_layout_loads(real, tmp_path, layout):
 def test_some_folds_have_no_official_parts(real, tmp_path):
     folder, folds = real
     place(folder, tmp_path, "official", folds=(2, 3))
-    dataset = load_pannuke(tmp_path, follow_links=True, cache_dir=tmp_path / "cache", progress=False)
+    dataset = load_pannuke(tmp_path, follow_links=True, cache_dir=tmp_path / "cache")
     expect_real(dataset, {fold: folds[fold] for fold in (2, 3)})
     assert dataset.parts is None
     counts = np.concatenate([folds[2][1], folds[3][1]])
-    linked = {"follow_links": True, "progress": False}
+    linked = {"follow_links": True}
     many = load_pannuke(tmp_path, min_nuclei=18, **linked, cache_dir=tmp_path / "cache")
     assert many.labels.tolist() == (counts >= 18).astype(int).tolist()
 
@@ -195,7 +195,7 @@ def test_sources_are_pickled_without_their_arrays(real, tmp_path, form):
         place(folder, tmp_path, "official", folds=(2, 3))
     else:
         write_parquets(tmp_path, {fold: folds[fold] for fold in (2, 3)}, folder, "fold{fold}.parquet")
-    source = load_pannuke(tmp_path, follow_links=True, cache_dir=tmp_path / "cache", progress=False).source
+    source = load_pannuke(tmp_path, follow_links=True, cache_dir=tmp_path / "cache").source
     source.image(0), source.mask(0)  # what these open must not be pickled
     pickled = pickle.dumps(source)
     assert len(pickled) < 5000
@@ -253,7 +253,7 @@ def test_a_fold_that_is_a_copy_of_another_is_refused_by_content(real, tmp_path, 
         place(folder, tmp_path / "data", "flat", folds=(1, 2))
         (tmp_path / "data/fold3").symlink_to("fold2")
     with pytest.raises(HistoCLIPError, match="folds 2 and 3 hold the same images, as after a wrong download"):
-        load_pannuke(tmp_path / "data", follow_links=True, cache_dir=tmp_path / "cache", progress=False)
+        load_pannuke(tmp_path / "data", follow_links=True, cache_dir=tmp_path / "cache")
 
 
 def test_a_copy_of_the_masks_alone_is_refused(tmp_path):

@@ -230,7 +230,7 @@ def test_arrays(place, name, data):
     for other, good in ARRAYS.items():
         put(place / f"arrays/fold1/{other}.npy", content if other == name else good)
     root = place / "arrays"
-    dataset = try_case("PanNuke arrays", lambda: load_pannuke(root, cache_dir=place / "cache", progress=False))
+    dataset = try_case("PanNuke arrays", lambda: load_pannuke(root, cache_dir=place / "cache"))
     if dataset is not None:
         for index in range(min(len(dataset), 3)):
             try_case("PanNuke arrays, a patch", lambda index=index: (dataset.image(index), dataset.mask(index)))
@@ -240,9 +240,9 @@ def test_arrays(place, name, data):
 @fuzz
 def test_tables_of_counts(place, content):
     masks = put(place / "counted/masks.npy", ARRAYS["masks"])
-    try_case("PanNuke counts", lambda: cached_counts(masks, place / "kept", progress=False))
+    try_case("PanNuke counts", lambda: cached_counts(masks, place / "kept"))
     put(place / f"kept/pannuke/counts-{file_key(masks)}.csv", content)
-    counts = try_case("PanNuke counts", lambda: cached_counts(masks, place / "kept", progress=False))
+    counts = try_case("PanNuke counts", lambda: cached_counts(masks, place / "kept"))
     assert counts.shape == (2, len(CLASSES))
     assert (counts >= 0).all()
 
@@ -376,7 +376,7 @@ def test_the_files_that_are_damaged_here_are_sound(place, schema, table_folder):
     assert read == len(IMAGES) - 4  # those with two frames
     for name, content in ARRAYS.items():
         assert len(open_array(put(place / f"sound/fold1/{name}.npy", content))) == 2
-    assert load_pannuke(place / "sound", cache_dir=place / "cache", progress=False).labels.sum() == 10
+    assert load_pannuke(place / "sound", cache_dir=place / "cache").labels.sum() == 10
     assert len(read_fold([put(place / "fold1.parquet", PARQUET)])[2]) == 3
     assert load_cmm(put(place / "head", HEAD), CLASS_NAMES, "vit").options["heads"] == 2
     assert read_metrics(put(place / "run/metrics.json", json.dumps(METRICS).encode())).name == "demo"

@@ -159,7 +159,7 @@ def test_variants_with_too_many_new_prompts_are_left_out_and_counted(monkeypatch
 def test_the_limit_counts_each_new_prompt_once_over_the_calls_of_a_variant():
     encode = TextEncoder(PromptVectors())
     encode(["old"])
-    limited = prompt_sensitivity.LimitedEncoder(encode, 2)
+    limited = prompt_sensitivity.limited_encoder(encode, 2)
     assert limited(["old", "a", "a"]).shape == (3, WIDTH)
     assert limited(["a", "b"]).shape == (2, WIDTH)
     with pytest.raises(prompt_sensitivity.TooManyPromptsError):

@@ -9,16 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from histoclip_lib.common.csv_tables import MAX_BYTES, REGULAR, SAMPLE
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
 from histoclip_lib.data.splits import part_of
 
-MAX_BYTES = 2**27
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".xlsx")
 SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar", " ": "blank"}
-SAMPLE = 1000  # rows by which the separator is chosen
-REGULAR = 0.95  # share of them that must have as many cells as the first
 MOSTLY = 0.9  # share of cells that makes a column one of file names
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)

@@ -13,16 +13,19 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable
 from histoclip_lib.common.files import replacing, write_text
+from histoclip_lib.data.folder import MAX_CLASSES, RESERVED_COLUMNS
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
+from histoclip_lib.data.importers.split_files import read_split
 from histoclip_lib.data.regions import Field, Region, class_map
 from histoclip_lib.data.splits import groups_by_pattern, part_of
 
 COMMON_OPTIONS = ("out", "classes", "ignore", "group_pattern", "split")
 EXAMPLES = 3  # of what is left out, in a plan
-LIMIT = 254  # classes, as in the folder format
 
 
 @dataclass(frozen=True)
@@ -280,8 +283,6 @@ class ImportPlan:
         HistoCLIPError
             If `out` holds a `labels.csv` already, or cannot be written.
         """
-        from tqdm import tqdm
-
         if (out / "labels.csv").exists():
             raise HistoCLIPError(f"{out / 'labels.csv'} exists. Choose another folder with --out, or remove it.")
         for patch in tqdm(self.patches, desc="writing", unit="patch", disable=not progress):
@@ -327,10 +328,12 @@ def make_plan(title: str, source: Path, found: Found, options: ImportOptions) ->
     """
     renamed = choose_classes(found.classes, options)
     classes = list(dict.fromkeys(renamed.values()))
-    reserved = [name for name in classes if name.casefold() in ("file", "group", "split", "mask", "mpp")]
-    if reserved or not 0 < len(classes) <= LIMIT:
+    reserved = [name for name in classes if name.casefold() in RESERVED_COLUMNS]
+    if reserved or not 0 < len(classes) <= MAX_CLASSES:
         many = f"{len(classes)} classes" if classes else "no class"
-        problem = f"{', '.join(reserved)} cannot be the name of a class" if reserved else f"{many} of at most {LIMIT}"
+        problem = f"{many} of at most {MAX_CLASSES}"
+        if reserved:
+            problem = f"{', '.join(reserved)} cannot be the name of a class"
         raise HistoCLIPError(
             f"{source}: {problem}. Choose with --classes NAME,NAME=NEW or --ignore. Found:\n"
             + bullet_list(found.classes)
@@ -461,8 +464,6 @@ def _looked_up(name: str, index: Index) -> tuple[Path | None, str]:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             return image.size
@@ -491,8 +492,6 @@ def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item,
 
 def _with_parts(patches: list[PlannedPatch], found: Found, options: ImportOptions) -> list[PlannedPatch]:
     if options.split is not None:
-        from histoclip_lib.data.importers.split_files import read_split
-
         parts = read_split(options.split)
         found.notes.append(f"split: {len(parts):,} names in {options.split}")
         rest = "train" if "train" not in parts.values() else ""
@@ -540,8 +539,6 @@ def _write_image(item: Item, target: Path, copy: bool) -> None:
 
 
 def _write_png(pixels: np.ndarray, target: Path) -> None:
-    from PIL import Image
-
     with replacing(target, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from histoclip_lib.common.csv_tables import MAX_BYTES
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.importers.cells import FALSE, TRUE, read_cells
 from histoclip_lib.data.splits import PARTS
 
-MAX_BYTES = 2**27
 FORMS = (
     "It is one of: a table with columns train, val and test, of names or of TRUE and FALSE beside a name; JSON with a "
     "list of names for each part; a list of names in a file whose own name says the part."

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
 from histoclip_lib.data.importers.cells import CLASS, FALSE, TRUE, Cells, is_number, plain, read_cells
@@ -142,7 +143,7 @@ def _columns(source: Path, cells: Cells, options: ImportOptions) -> Found:
     if not cells.has_header:
         classes = _given_names(names, options)
     found.classes = list(classes.values())
-    is_count = any(_fold(value) not in TRUE | FALSE | {""} for name in names for value in cells.columns[name])
+    is_count = any(value.casefold() not in TRUE | FALSE | {""} for name in names for value in cells.columns[name])
     what = f"counts, present from {options.min_count} on" if is_count else "0 and 1"
     shorter = f"; the beginning {COUNT_PREFIX.match(names[0])[0]!r} of their names goes" if prefixed else ""
     found.notes.append(f"classes: {len(names)} columns of {what}{shorter}")
@@ -179,7 +180,7 @@ def _class_columns(cells: Cells, roles: _Roles, options: ImportOptions) -> tuple
     for name, values in cells.columns.items():
         if name in used:
             continue
-        filled = [value for value in map(_fold, values) if value and not _is_unknown(value, options)]
+        filled = [value for value in map(str.casefold, values) if value and not _is_unknown(value, options)]
         numbers = [float(value) for value in filled if is_number(value)]
         if part_of(name) and name not in asked:
             reasons[name] = "the name of a part: a split is given with --split FILE"
@@ -189,21 +190,13 @@ def _class_columns(cells: Cells, roles: _Roles, options: ImportOptions) -> tuple
             reasons[name] = "text"
         elif any(not number.is_integer() for number in numbers):
             reasons[name] = "numbers that are not counts"
-        elif name not in asked and numbers and len(numbers) > 2 and _counts_up(numbers):
+        elif name not in asked and len(numbers) > 2 and set(np.diff(numbers)) == {1}:
             reasons[name] = "a running number"
         elif name not in asked and numbers and min(numbers) > 0 and max(numbers) > 1:
             reasons[name] = "a number that is never 0"
         else:
             chosen.append(name)
     return chosen, reasons
-
-
-def _counts_up(numbers: list[float]) -> bool:
-    return all(after - before == 1 for before, after in pairwise(numbers))
-
-
-def _fold(value: str) -> str:
-    return value.casefold()
 
 
 def _is_unknown(value: str, options: ImportOptions) -> bool:
@@ -220,7 +213,7 @@ def _is_negative(value: str, options: ImportOptions) -> bool:
 
 def _count(value: str, options: ImportOptions) -> float | None:
     """Return a count; yes is as many as make a label."""
-    value = _fold(value)
+    value = value.casefold()
     if not value or _is_unknown(value, options):
         return None
     if is_number(value):

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
-from histoclip_lib.common.files import replacing
+from histoclip_lib.common.files import cannot_write, replacing
 from histoclip_lib.data.images import MAX_PIXELS
 
 CLASSES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
@@ -127,7 +127,7 @@ def check_fold(files: FoldArrays) -> list[str]:
     return problems
 
 
-def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
+def count_nuclei(masks_path: Path) -> np.ndarray:
     """Count the nuclei of each class in each patch: the distinct instance ids, other than 0, in its channel.
 
     Peak memory is that of a few `CHUNK`s, whatever the size of the file: the file is mapped again for each chunk, since
@@ -137,8 +137,6 @@ def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     ----------
     masks_path : Path
         Array of shape (B, H, W, 6), any integer or float dtype. Ids go beyond 255 and are compared as stored.
-    progress : bool
-        Whether to draw a bar.
 
     Returns
     -------
@@ -153,7 +151,7 @@ def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     offenders = []
     counts = np.zeros((n_patches, len(CLASSES)), dtype=np.int64)
     label = f"counting nuclei in {masks_path.parent.name}/{masks_path.name} (once)"
-    with tqdm(total=n_patches, desc=label, unit="patch", disable=not progress) as bar:
+    with tqdm(total=n_patches, desc=label, unit="patch") as bar:
         for start in range(0, n_patches, CHUNK):
             chunk = np.array(open_array(masks_path)[start : start + CHUNK])
             for index, patch in enumerate(chunk, start=start):
@@ -172,7 +170,7 @@ def count_nuclei(masks_path: Path, progress: bool = True) -> np.ndarray:
     return counts
 
 
-def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> np.ndarray:
+def cached_counts(masks_path: Path, cache_dir: Path) -> np.ndarray:
     """Return `count_nuclei`, kept in a table below `cache_dir` until the masks file changes.
 
     The table is named by the file's path, size and time of change, and moved into place when complete, so that neither
@@ -184,11 +182,8 @@ def cached_counts(masks_path: Path, cache_dir: Path, progress: bool = True) -> n
     try:
         table_path.parent.mkdir(parents=True, exist_ok=True)  # before the long count, not after it
     except OSError as error:
-        raise HistoCLIPError(
-            f"The cache folder {table_path.parent} cannot be created ({error}). Set the environment variable "
-            "HISTOCLIP_CACHE to a folder that can be written."
-        ) from error
-    counts = count_nuclei(masks_path, progress)
+        raise cannot_write(table_path.parent, error) from error
+    counts = count_nuclei(masks_path)
     with replacing(table_path) as temporary:
         np.savetxt(temporary, counts, fmt="%d", delimiter=",", header=",".join(CLASSES), comments="")
     return counts

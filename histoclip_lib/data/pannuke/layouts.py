@@ -52,7 +52,6 @@ def load_pannuke(
     min_nuclei: int = 1,
     follow_links: bool = False,
     cache_dir: str | Path | None = None,
-    progress: bool = True,
 ) -> PatchDataset:
     """Load PanNuke, 256x256 pixels at 0.25 micrometres a pixel: the folds found, in order.
 
@@ -67,8 +66,6 @@ def load_pannuke(
     cache_dir : str or Path, optional
         Where the nucleus counts are kept, since counting reads all the masks (8.4 GB a fold); by default
         `histoclip_lib.common.cache.cache_dir()`.
-    progress : bool
-        Whether to draw a bar while nuclei are counted.
 
     Returns
     -------
@@ -94,7 +91,7 @@ def load_pannuke(
     if not follow_links:
         refuse_links(Path(data_dir), (*arrays, *parquets))
     if arrays:
-        folds, counts, tissue, source = _load_arrays(Path(data_dir), arrays, follow_links, cache_dir, progress)
+        folds, counts, tissue, source = _load_arrays(Path(data_dir), arrays, follow_links, cache_dir)
     elif parquets:
         folds, counts, tissue, source = _load_parquets(Path(data_dir), parquets)
     else:
@@ -164,9 +161,7 @@ def _fold_names(data_dir: Path, path: Path) -> list[str]:
     return FOLD_NAME.findall(path.relative_to(data_dir).as_posix())
 
 
-def _load_arrays(
-    data_dir: Path, paths: list[Path], follow_links: bool, cache_dir: str | Path | None, progress: bool
-) -> Folds:
+def _load_arrays(data_dir: Path, paths: list[Path], follow_links: bool, cache_dir: str | Path | None) -> Folds:
     by_fold = _by_fold(data_dir, paths)
     several = [str(path) for found in by_fold.values() if len(found) > 1 for path in found]
     if several:
@@ -189,7 +184,7 @@ def _load_arrays(
     _refuse_copies(sizes, source)  # both before the long count
     _check_sizes(sizes)
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    counts = {fold: cached_counts(found.masks, root, progress) for fold, found in files.items()}
+    counts = {fold: cached_counts(found.masks, root) for fold, found in files.items()}
     return list(files), counts, tissue, source
 
 
