@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "conch"
 WEIGHTS, TOKENIZER = "pytorch_model.bin", "conch_byte_level_bpe_uncased.json"
-UNUSED = ("visual.attn_pool_caption.", "visual.ln_caption.", "text_decoder.", "logit_scale")  # of the captioner
+UNUSED = ("visual.attn_pool_caption.", "visual.ln_caption.", "text_decoder.")  # of the captioner
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ NAME = "keep"
 IMAGE, PATCH, WIDTH = 224, 16, 768
 TOWER = {"init_values": 1e-5}  # of timm's vit_large_patch16_224
 PROMPT = 256  # tokens
-UNUSED = ("logit_scale", "text.embeddings.position_ids")  # the second is a constant that old files hold
+UNUSED = "text.embeddings.position_ids"  # a constant that old files hold
 RENAMED = {"visual_head.": "head.", "visual.": "trunk."}  # of the image tower
 
 
@@ -70,13 +70,14 @@ def load(backbone: str, pretrained: str) -> tuple:
 
     config, weights, tokenizer = encoder_files(ENCODERS[NAME], pretrained)
     text_config, joint = _read_config(config)
-    state = {name: value for name, value in read_weights(weights).items() if name not in UNUSED}
+    state = {name: value for name, value in read_weights(weights).items() if name != UNUSED}
     text = {name.removeprefix("text."): state.pop(name) for name in list(state) if name.startswith("text.")}
     bert = transformers_model(BertModel, BertConfig(**text_config), text, weights)
-    visual = image_tower(joint)
-    fill(visual, {_renamed(name): value for name, value in state.items()}, weights)
+    towers = Towers(image_tower(joint), BertText(bert))
+    towers.logit_scale.data = state.pop("logit_scale", towers.logit_scale.data)
+    fill(towers.visual, {_renamed(name): value for name, value in state.items()}, weights)
     tokenize = fixed_length(_tokenizer(tokenizer), PROMPT, "[PAD]")
-    return Towers(visual, BertText(bert)), tokenize, PreprocessCfg(size=IMAGE, **IMAGENET)
+    return towers, tokenize, PreprocessCfg(size=IMAGE, **IMAGENET)
 
 
 def _read_config(path: Path) -> tuple[dict, int]:

@@ -26,7 +26,7 @@ NAME = "musk"
 MEAN = STD = (0.5, 0.5, 0.5)
 PADDING = 1
 FIRST_POSITION = 2  # fairseq's custom: the first two rows of a table of positions are never used
-UNUSED = {"beit3.vision_embed.mask_token", "logit_scale"}
+UNUSED = {"beit3.vision_embed.mask_token"}
 NAMES = {  # of a layer, in timm and in torchscale, whose X is the branch
     "norm1": "self_attn_layer_norm.X",
     "attn.norm": "self_attn.inner_attn_ln.X",
@@ -111,6 +111,7 @@ def towers_of(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.
         "text.embedding.weight": left.pop("beit3.text_embed.weight"),
         "text.positions.weight": left.pop("beit3.encoder.embed_positions.B.weight")[FIRST_POSITION:],
         "text.head.weight": left.pop("language_head.weight"),
+        "logit_scale": left.pop("logit_scale"),
     }
     for kind in ("weight", "bias"):
         found[f"visual.trunk.patch_embed.proj.{kind}"] = left.pop(f"beit3.vision_embed.proj.{kind}")

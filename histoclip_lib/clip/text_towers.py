@@ -20,11 +20,18 @@ class Towers(nn.Module):
         As `histoclip_lib.clip.towers.image_features` takes it.
     text : nn.Module or None
         From token ids (P, context length) to embeddings (P, d); None for a model of images alone.
+
+    Attributes
+    ----------
+    logit_scale : nn.Parameter of shape ()
+        Logarithm of the factor on cosines before a softmax; only with `text`.
     """
 
     def __init__(self, visual: nn.Module, text: nn.Module | None = None) -> None:
         super().__init__()
         self.visual, self.text = visual, text
+        if text is not None:
+            self.logit_scale = nn.Parameter(torch.zeros(()))
 
     def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """From token ids (P, context length) to embeddings (P, d), not normalised."""

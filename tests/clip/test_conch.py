@@ -14,6 +14,7 @@ from histoclip_lib.clip import conch
 from histoclip_lib.clip.encoder import load_clip
 from histoclip_lib.clip.registry import ENCODERS
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.prompting.vocabulary import TextEncoder
 
 WIDTH, JOINT, HEADS, LAYERS, VOCABULARY = 32, 24, 2, 2, 300
 POOLER_HEADS = 4
@@ -203,3 +204,7 @@ def test_missing_tokenizer_is_said_with_the_place_where_it_is(folder, weights, t
         load_clip("conch", str(tmp_path), device="cpu")
     shutil.copy(folder / "conch_byte_level_bpe_uncased.json", tmp_path)
     assert load_clip("conch", str(tmp_path / "pytorch_model.bin"), device="cpu").preprocess_cfg.size == 448
+
+
+def test_the_temperature_of_the_file_is_that_of_the_text_encoder(clip, weights):
+    assert TextEncoder(clip).temperature == pytest.approx(1 / weights["logit_scale"].exp().item())

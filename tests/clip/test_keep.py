@@ -14,6 +14,7 @@ from histoclip_lib.clip import keep
 from histoclip_lib.clip.encoder import load_clip
 from histoclip_lib.clip.registry import ENCODERS
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.prompting.vocabulary import TextEncoder
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 JOINT = 24
@@ -142,3 +143,7 @@ def test_another_configuration_is_refused(folder, small, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(HistoCLIPError, match="this is not KEEP's configuration"):
         load_clip("keep", str(tmp_path), device="cpu")
+
+
+def test_the_temperature_of_the_file_is_that_of_the_text_encoder(clip, published):
+    assert TextEncoder(clip).temperature == pytest.approx(1 / published.logit_scale.exp().item())

@@ -12,6 +12,7 @@ from histoclip_lib.clip import musk
 from histoclip_lib.clip.encoder import load_clip
 from histoclip_lib.clip.registry import ENCODERS
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.prompting.vocabulary import TextEncoder
 
 pytest.importorskip("google.protobuf", reason="protobuf reads the tokenizer")
 
@@ -169,3 +170,7 @@ def test_a_garbled_tokenizer_is_refused(folder, tmp_path):
     (tmp_path / "tokenizer.spm").write_bytes(b"\xff" * 50)
     with pytest.raises(HistoCLIPError, match="this is not the tokenizer of MUSK"):
         musk.read_tokenizer(tmp_path / "tokenizer.spm")
+
+
+def test_the_temperature_of_the_file_is_that_of_the_text_encoder(clip, weights):
+    assert TextEncoder(clip).temperature == pytest.approx(1 / weights["logit_scale"].exp().item())
