@@ -22,7 +22,7 @@ from histoclip_lib.common.predictions import (
 )
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.metrics import cut_counts, point_metrics
-from histoclip_lib.evaluation.uncertainty import bootstrap_interval, widened
+from histoclip_lib.evaluation.uncertainty import bootstrap_interval
 
 BINS = 15  # as Guo et al. 2017
 TEMPERATURES = (0.2, 20.0)  # without bounds, a few separable patches would ask for no temperature at all
@@ -392,7 +392,7 @@ def ensemble_note(
     said = []
     for name in MEMBERS:
         gaps = losses[ENSEMBLE] - losses[name]
-        low, high = widened(bootstrap_interval(gaps, units, resamples, seed), float(gaps.mean()), folds)
+        low, high = bootstrap_interval(gaps, units, resamples, seed, folds)
         order = "lower than" if high < 0 else "higher than" if low > 0 else "not significantly different from"
         said.append(f"{order} that of *{label_of(name)}* ({gaps.mean():+.3f}, {low:+.3f} to {high:+.3f})")
     return (

@@ -30,7 +30,6 @@ from histoclip_lib.evaluation.uncertainty import (
     resampled_metrics,
     smallest_p,
     whole_and_drawn,
-    widened,
 )
 
 OURS, PROBE = "histoclip_patch", "linear_probe"
@@ -344,7 +343,7 @@ def _gap(values: list[dict[str, np.ndarray]], metric: str, folds: int, column: i
     first, second = (None if np.isnan(points[0]) else float(points[0]) for points in (one, other))
     if first is None or second is None:
         return Gap(first, second, None, None)
-    interval = widened(percentile_interval((other - one)[1:]), second - first, folds)
+    interval = percentile_interval((other - one)[1:], second - first, folds)
     return Gap(first, second, second - first, None if np.isnan(interval[0]) else interval)
 
 

@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
+from histoclip_lib.evaluation.uncertainty import Difference, Draws, draw_units, percentile_interval, resampled_means
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -127,32 +127,24 @@ def agreement_by_class(
 
     Each mean over patches has the 95 % interval of a bootstrap over `units` (n,).
     """
-    lines = {}
+    lines, draws = {}, draw_units(units, resamples, seed)
     for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
-        gaps = _means_with_intervals(values, units, resamples, seed, folds)
-        lines[MAP_LABELS[name]] = [value_text(gap) for gap in gaps]
+        lines[MAP_LABELS[name]] = [value_text(gap) for gap in _by_class(values, draws, folds)]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=classes)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
     return table
 
 
-def _means_with_intervals(
-    values: np.ndarray, units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> list[Difference]:
+def _by_class(values: np.ndarray, draws: Draws, folds: int) -> list[Difference]:
     """Return the mean over the patches of values (n, N), NaN left out, of each class, with its bootstrap interval."""
-    means = _drawn_means(values, units, resamples, seed)
-    return [
-        Difference(float(m), *widened(percentile_interval(d), float(m), folds))
-        for m, d in zip(class_means(values), means.T, strict=True)
-    ]
+    means = zip(class_means(values).tolist(), resampled_means(values, draws).T, strict=True)
+    return [Difference(mean, *percentile_interval(drawn, mean, folds)) for mean, drawn in means]
 
 
-def _drawn_means(values: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return the mean over the patches of values (n, N), NaN left out, of each class in each bootstrap sample."""
-    draws = draw_units(units, resamples, seed)
-    sums, counted = (unit_sums(part, draws.unit) for part in (np.nan_to_num(values), ~np.isnan(values)))
-    with np.errstate(invalid="ignore"):
-        return (draws.counts @ sums) / (draws.counts @ counted)
+def _over_classes(values: np.ndarray, draws: Draws, folds: int) -> Difference:
+    """Return the mean over the classes of these means, with its bootstrap interval."""
+    mean = float(nan_mean(class_means(values)))
+    return Difference(mean, *percentile_interval(nan_mean(resampled_means(values, draws)), mean, folds))
 
 
 def deletion_table(
@@ -177,13 +169,11 @@ def deletion_table(
     units, resamples, seed, folds
         Of the bootstrap, as for `agreement_table`.
     """
-    lines = {}
+    lines, draws = {}, draw_units(units, resamples, seed)
     for name, values in falls.items():
         values = np.where(labels == 1, values, np.nan)
-        drawn, mean = nan_mean(_drawn_means(values, units, resamples, seed)), float(nan_mean(class_means(values)))
-        line = {"all classes": value_text(Difference(mean, *widened(percentile_interval(drawn), mean, folds)))}
-        own = _means_with_intervals(values, units, resamples, seed, folds)
-        lines[MAP_LABELS[name]] = line | {c: value_text(gap) for c, gap in zip(classes, own, strict=True)}
+        gaps = [_over_classes(values, draws, folds), *_by_class(values, draws, folds)]
+        lines[MAP_LABELS[name]] = {c: value_text(gap) for c, gap in zip(["all classes", *classes], gaps, strict=True)}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
@@ -214,8 +204,7 @@ def trained_minus(
     """
     values = getattr(scores, measure)
     gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
-    means, value = nan_mean(_drawn_means(gaps, units, resamples, seed)), float(nan_mean(class_means(gaps)))
-    return Difference(value, *widened(percentile_interval(means), value, folds))
+    return _over_classes(gaps, draw_units(units, resamples, seed), folds)
 
 
 def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> str:

@@ -9,7 +9,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
 
 LEVELS = 1000  # thresholds that are tried, evenly from 0 to 1
 DRAWS = 500  # random divisions of the units on which the promise is tried
@@ -137,9 +137,9 @@ def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object, folds:
     if not there.any():
         return Difference(np.nan, np.nan, np.nan)
     shares, counts = sums[there, 0] / sums[there, 1], draws.counts[:, there]
+    value = float(shares.mean())
     with np.errstate(invalid="ignore"):
-        interval = percentile_interval(counts @ shares / counts.sum(axis=1))
-    return Difference(float(shares.mean()), *widened(interval, float(shares.mean()), folds))
+        return Difference(value, *percentile_interval(counts @ shares / counts.sum(axis=1), value, folds))
 
 
 def risk_note(alpha: float, n_units: int) -> str:

@@ -13,7 +13,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
+from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
 from histoclip_lib.models.attention import MAP_LABELS, square_crop
 
 ONE_CLASS = "one_class"
@@ -209,8 +209,8 @@ def segmentation_table(
         drawn = (draws.counts @ sums).reshape(-1, *found.confusion.shape[2:])
         line = {}
         for key, label in MEASURES.items():
-            value, interval = float(pooled[key]), percentile_interval(measures(drawn)[key])
-            line[label] = value_text(Difference(value, *widened(interval, value, folds)))
+            value = float(pooled[key])
+            line[label] = value_text(Difference(value, *percentile_interval(measures(drawn)[key], value, folds)))
         line |= {f"IoU, {c}": number_text(value) for c, value in zip(classes, pooled["iou"], strict=True)}
         hits, called, true = found.binary[number].sum(axis=0).T
         alone = hits / np.maximum(called + true - hits, 1)
