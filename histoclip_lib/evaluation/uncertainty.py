@@ -310,6 +310,21 @@ def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int, folds: int = 1) -
     return (1 + n_extreme) / (1 + len(flips))
 
 
+def pairwise_gaps(values: np.ndarray, units: np.ndarray, seed: int, folds: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean paired difference of every two columns of values (B, K), and its p after Holm's correction.
+
+    Both have shape (K, K), that of the row minus that of the column, and NaN on the diagonal. Other arguments as for
+    `mean_gap_p`.
+    """
+    differences, p = np.full((2, values.shape[1], values.shape[1]), np.nan)
+    first, second = np.triu_indices(values.shape[1], 1)
+    if len(first):
+        gaps = values[:, first] - values[:, second]
+        differences[first, second], differences[second, first] = gaps.mean(axis=0), -gaps.mean(axis=0)
+        p[first, second] = p[second, first] = holm(mean_gap_p(gaps, units, seed, folds))
+    return differences, p
+
+
 def smallest_p(units: np.ndarray, folds: int = 1) -> float:
     """Return the p below which a permutation test cannot fall for want of units; 0 where that is less than 0.001.
 
