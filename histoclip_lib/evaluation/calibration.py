@@ -48,9 +48,9 @@ class Calibration:
         """Return probabilities (B, N) at the fitted temperature; their order within a class stays."""
         return apply_temperature(probabilities, self.temperature)
 
-    def cut(self, objective: str = "accuracy") -> np.ndarray:
-        """Return the thresholds (N,) as probabilities before calibration: they decide alike."""
-        thresholds = self.thresholds[objective]
+    def cut(self) -> np.ndarray:
+        """Return the thresholds (N,) for accuracy as probabilities before calibration: they decide alike."""
+        thresholds = self.thresholds["accuracy"]
         inner = expit(logit(np.clip(thresholds, 0, 1)) * self.temperature)
         return np.where(thresholds > 1, thresholds, inner)
 
@@ -284,15 +284,15 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     return (binned.counts * gaps).sum(axis=1) / binned.counts.sum(axis=1)
 
 
-def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: int = 0) -> np.ndarray:
+def chance_calibration_error(probabilities: np.ndarray) -> np.ndarray:
     """Return the error (N,) that these probabilities (B, N) would show on average if they were perfectly calibrated.
 
     Labels are drawn from the probabilities CHANCE_DRAWS times (Bröcker and Smith, Increasing the reliability of
     reliability diagrams, Weather and Forecasting 22, 2007).
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     draws = (generator.random(probabilities.shape) < probabilities for _ in range(CHANCE_DRAWS))
-    return np.mean([expected_calibration_error(labels, probabilities, bins) for labels in draws], axis=0)
+    return np.mean([expected_calibration_error(labels, probabilities) for labels in draws], axis=0)
 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import Difference, Draws, draw_units, percentile_interval, unit_sums
 
 LEVELS = 1000  # thresholds that are tried, evenly from 0 to 1
 DRAWS = 500  # random divisions of the units on which the promise is tried
@@ -66,14 +66,14 @@ def risk_thresholds(shares: np.ndarray, alpha: float) -> np.ndarray:
     return np.maximum((bound <= alpha + 1e-12).sum(axis=1) - 1, 0) / LEVELS
 
 
-def promise_kept(shares: np.ndarray, alpha: float, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def promise_kept(shares: np.ndarray, alpha: float, seed: int = 0) -> np.ndarray:
     """Return the mean share that is missed, of each class (N,), in a fifth of the units by thresholds of the others.
 
-    The units are divided at random `draws` times. NaN for a class that no fifth has.
+    The units are divided at random DRAWS times. NaN for a class that no fifth has.
     """
     generator = np.random.default_rng(seed)
-    missed = np.empty((draws, shares.shape[1]))
-    for number in range(draws):
+    missed = np.empty((DRAWS, shares.shape[1]))
+    for number in range(DRAWS):
         order = generator.permutation(len(shares))
         fit, held_out = shares[order[: len(order) * 4 // 5]], shares[order[len(order) * 4 // 5 :]]
         at = np.round(risk_thresholds(fit, alpha) * LEVELS).astype(int)
@@ -130,7 +130,7 @@ def risk_table(
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object, folds: int) -> Difference:
+def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: Draws, folds: int) -> Difference:
     """Return the mean over units of the share of their counted patches that are wrong, with its bootstrap interval."""
     sums = unit_sums(np.stack([wrong & counted, counted], axis=1), draws.unit)
     there = sums[:, 1] > 0
