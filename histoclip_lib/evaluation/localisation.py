@@ -12,7 +12,7 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference, Draws, draw_units, percentile_interval, resampled_means
-from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, square_crop
+from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, bilinear_weights, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
 FINE = 56  # cells on a side of the grid on which maps are scored
@@ -47,9 +47,9 @@ class MapScores:
     ap: np.ndarray
     area: np.ndarray
 
-    def gain(self, name: str = TRAINED) -> np.ndarray:
-        """Return average precision minus area, shape (n, N): how far a set of maps is above chance."""
-        return self.ap[self.maps.index(name)] - self.area
+    def gain(self) -> np.ndarray:
+        """Return average precision minus area, shape (n, N): how far trained attention is above chance."""
+        return self.ap[self.maps.index(TRAINED)] - self.area
 
 
 def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, index: np.ndarray) -> MapScores:
@@ -93,9 +93,7 @@ def _enlarged(maps: np.ndarray) -> np.ndarray:
 
     Rounded, since equal cells differ in their last digit after the interpolation and would not be ties.
     """
-    side = maps.shape[-1]
-    centres = (np.arange(FINE) + 0.5) * side / FINE - 0.5  # of the fine cells, in cells of the map
-    weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)  # (FINE, g)
+    weights = bilinear_weights(maps.shape[-1], np.arange(FINE), FINE)
     fine = (weights @ maps.astype(float) @ weights.T).reshape(len(maps), -1)
     return (fine / fine.max(axis=1, keepdims=True)).round(6)
 

@@ -14,7 +14,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import number_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums
-from histoclip_lib.models.attention import MAP_LABELS, square_crop
+from histoclip_lib.models.attention import MAP_LABELS, bilinear_weights, square_crop
 
 ONE_CLASS = "one_class"
 LABELS = MAP_LABELS | {ONE_CLASS: "One class everywhere"}
@@ -157,10 +157,8 @@ def _enlarged(
 
     They are refined where `patches` are given.
     """
-    side = maps.shape[-1]
     places = np.arange(size) if patches else np.arange(step // 2, size, step)
-    centres = (places + 0.5) * side / size - 0.5  # of the pixels, in cells of the map
-    weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1).astype(np.float32)
+    weights = bilinear_weights(maps.shape[-1], places, size).astype(np.float32)
     fine = weights @ maps.astype(np.float32) @ weights.T
     if patches:
         fine = _guided(fine, square_crop(patches.image(patch)))[:, step // 2 :: step, step // 2 :: step]

@@ -147,6 +147,15 @@ def central_part(maps: np.ndarray, fraction: np.ndarray) -> np.ndarray:
     return result / result.sum(axis=(2, 3), keepdims=True)
 
 
+def bilinear_weights(side: int, places: np.ndarray, size: int) -> np.ndarray:
+    """Return the weights (P, g) of the g = `side` cells of a map at some `places` (P,) of `size` pixels on its side.
+
+    They interpolate between the centres of the cells: `weights @ attention @ weights.T` enlarges a map.
+    """
+    centres = (places + 0.5) * side / size - 0.5  # of the pixels, in cells of the map
+    return np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)
+
+
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
     from skimage.transform import resize

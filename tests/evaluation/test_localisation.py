@@ -248,7 +248,6 @@ def test_without_a_scored_patch_there_is_no_verdict():
 def test_gain_is_average_precision_above_chance():
     scores = made_scores()
     np.testing.assert_array_equal(scores.gain(), scores.ap[0] - scores.area)
-    np.testing.assert_array_equal(scores.gain("untrained"), scores.ap[1] - scores.area)
 
 
 def test_best_and_worst_come_from_both_ends_and_do_not_overlap():
