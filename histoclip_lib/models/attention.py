@@ -158,9 +158,8 @@ def bilinear_weights(side: int, places: np.ndarray, size: int) -> np.ndarray:
 
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
-    from skimage.transform import resize
-
-    return resize(attention, (size, size), order=1, mode="edge", anti_aliasing=False)
+    weights = bilinear_weights(len(attention), np.arange(size), size)
+    return weights @ attention @ weights.T
 
 
 def maps_to_compare(
