@@ -435,10 +435,7 @@ def _result(plan: _Plan, n_predicted: int, n_ood: int, failure: str | None, seco
     return SlideResult(
         slide=slide.path.name,
         path=str(slide.path),
-        width=slide.width,
-        height=slide.height,
-        mpp=slide.mpp,
-        mpp_source=slide.mpp_source,
+        **{name: getattr(slide, name) for name in ("width", "height", "mpp", "mpp_source")},
         bounds=list(slide.bounds),
         field_um=field_um,
         classes=list(model.classes),

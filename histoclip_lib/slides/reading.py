@@ -153,12 +153,8 @@ class Slide:
         level, _ = self._finer(min(width0 / width, height0 / height))
         across, down = self.pixels.sizes[level][0] / self.width, self.pixels.sizes[level][1] / self.height
         left, top, right, bottom = x * across, y * down, (x + width0) * across, (y + height0) * down
-        x0, y0, x1, y1 = (
-            math.floor(left + 1e-6),
-            math.floor(top + 1e-6),
-            math.ceil(right - 1e-6),
-            math.ceil(bottom - 1e-6),
-        )
+        x0, y0 = (math.floor(edge + 1e-6) for edge in (left, top))
+        x1, y1 = (math.ceil(edge - 1e-6) for edge in (right, bottom))
         found = self._padded(level, x0, y0, x1 - x0, y1 - y0)
         if found.shape[:2] == (height, width) and max(abs(left - x0), abs(top - y0)) < ROUNDING:
             return found
@@ -536,9 +532,9 @@ def _scale(path: Path, properties: Mapping[str, str], given: float | None) -> tu
     if given is not None:
         if not (math.isfinite(given) and given > 0):
             raise HistoCLIPError(f"{path}: mpp {given} was given; expected a number above 0, such as 0.5.")
-        at_odds = own[0] and max(own[0], given) / min(own[0], given) > MOST_ASPECT if own[0] and own[0] > 0 else False
-        note = f"The mpp given, {given:g}, overrides that of the slide, {own[0]:g}." if at_odds else ""
-        return float(given), "given", (note,) if note else ()
+        if own[0] and own[0] > 0 and max(own[0], given) / min(own[0], given) > MOST_ASPECT:
+            return float(given), "given", (f"The mpp given, {given:g}, overrides that of the slide, {own[0]:g}.",)
+        return float(given), "given", ()
     power = _number(properties.get("openslide.objective-power"))
     if own[0] is None or own[1] is None:
         hint = f" Its objective power is {power:g}, with which {MPP_TIMES_POWER / power:g} is usual." if power else ""
