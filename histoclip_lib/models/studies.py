@@ -23,7 +23,7 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.splits import grouped_folds, split_dataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.models.baselines import BASELINES, fit_baseline
-from histoclip_lib.models.mlp import mlp_like
+from histoclip_lib.models.cmm import mlp_like
 from histoclip_lib.models.training import (
     TrainingOptions,
     feature_names,

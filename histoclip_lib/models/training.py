@@ -27,11 +27,11 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
 from histoclip_lib.models.cmm import CMM, load_cmm, read_metadata, require_shapes, save_cmm, shapes_of, write_tensors
-from histoclip_lib.models.mlp import MLP
 
 if TYPE_CHECKING:
     from histoclip_lib.clip.encoder import CLIP
     from histoclip_lib.features.store import ImageFeatures
+    from histoclip_lib.models.cmm import MLP
 
 EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
@@ -236,10 +236,8 @@ class TrainingStep:
 
     def _gradient(self, tokens: torch.Tensor, truth: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        if known is not None:
-            known = known / known.mean().clamp_min(
-                torch.finfo(known.dtype).tiny
-            )  # so that the loss is a mean over these
+        if known is not None:  # so that the loss is a mean over these
+            known = known / known.mean().clamp_min(torch.finfo(known.dtype).tiny)
         total = 0
         weights = [None] * self.parts if known is None else known.chunk(self.parts)
         for part, labels, weight in zip(tokens.chunk(self.parts), truth.chunk(self.parts), weights, strict=True):
@@ -491,8 +489,10 @@ def train_heads(
         workers = (os.cpu_count() or 1) if len(folds) > 1 and clip.device.type == "cpu" else 1
     everything = np.unique(np.concatenate([val for _, val in folds]))
     nothing = everything[:0]
-    parts = [(0, *folds[0]), *((k, train, nothing) for k, (train, _) in enumerate(folds[1:], 1))]  # one with a curve
-    parts = [(None, *folds[0])] if len(folds) == 1 else [*parts, (None, everything, nothing)]
+    numbers = [None] if len(folds) == 1 else [*range(len(folds))]
+    parts = [(numbers[0], *folds[0])]  # the one with a curve
+    if len(folds) > 1:
+        parts += [*((k, train, nothing) for k, (train, _) in enumerate(folds[1:], 1)), (None, everything, nothing)]
     (folder / "folds").mkdir(exist_ok=True)
     compute = (clip.backbone, clip.device, clip.amp_dtype, clip.compiled)
     shared = (class_embeddings, head_options, features, patches.labels, patches.classes, options, compute, 3 * workers)
@@ -504,9 +504,7 @@ def train_heads(
     bar = tqdm(done, total=len(tasks), desc="heads", disable=workers == 1)
     histories = dict(zip(trainings, bar, strict=True))
 
-    first = None if len(folds) == 1 else 0
-    history = pd.concat([histories[head_path(folder, kind, first)].assign(head=kind) for kind in KINDS])
-    numbers = [first] if len(folds) == 1 else range(len(folds))
+    history = pd.concat([histories[head_path(folder, kind, numbers[0])].assign(head=kind) for kind in KINDS])
     heads = {
         kind: [load_cmm(head_path(folder, kind, k), patches.classes, clip.backbone).to(clip.device) for k in numbers]
         for kind in KINDS
