@@ -377,17 +377,11 @@ def fit_linear_probe(features: ImageFeatures, patches: PatchDataset, train: np.n
             if min(losses, key=losses.get) == edge(losses):
                 try_out(strength)
     best = min(losses, key=losses.get)
-    return _fit_regressions(views, labels, best, dict(sorted(losses.items())), tried[best])
+    fitted = _fit_regressions(views, labels, best)
+    return replace(fitted, losses=dict(sorted(losses.items())), out_of_fold=tried[best])
 
 
-def _fit_regressions(
-    views: np.ndarray,
-    labels: np.ndarray,
-    strength: float,
-    losses: dict[float, float] | None = None,
-    out_of_fold: np.ndarray | None = None,
-    boost: float = 1.0,
-) -> LinearProbe:
+def _fit_regressions(views: np.ndarray, labels: np.ndarray, strength: float, boost: float = 1.0) -> LinearProbe:
     """Fit one regression for each class; the last feature is multiplied by `boost` once it is standardised."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -405,7 +399,7 @@ def _fit_regressions(
             model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples[own], labels[own, k])
         weights[:, k], intercepts[k] = model.coef_[0], model.intercept_[0]
     mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
-    return LinearProbe(mean, scale, weights, intercepts, strength, losses or {}, out_of_fold)
+    return LinearProbe(mean, scale, weights, intercepts, strength, {}, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -675,10 +669,10 @@ def fit_blended_probe(
 
 def _fit_blended(embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, strength: float) -> BlendedProbe:
     text = TextScores.of(classes, embeddings)
-    probes = []
-    for k, views in enumerate(_with_text(embeddings, text)):
-        probe = _fit_regressions(views, labels[:, [k]], strength, boost=TEXT_SCALE)
-        probes.append(probe)
+    probes = [
+        _fit_regressions(views, labels[:, [k]], strength, boost=TEXT_SCALE)
+        for k, views in enumerate(_with_text(embeddings, text))
+    ]
     return BlendedProbe(probes, text, strength, {})
 
 
