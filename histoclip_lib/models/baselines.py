@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from scipy.special import expit, logit
 
 from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
 from histoclip_lib.common.registry import Registry, register_method
@@ -230,7 +230,7 @@ def fit_baselines(
 
     names = [name for name in BASELINES.load() if class_embeddings is not None or name not in WITH_TEXT]
     patches = replace(patches, source=None)  # labels and groups are all that is needed of them
-    workers = (os.cpu_count() or 1) if workers is None and len(folds) > 1 else workers or 1
+    workers = n_cores() if workers is None and len(folds) > 1 else workers or 1
     given = (features, patches, seed, class_embeddings)
     done = joblib.Parallel(n_jobs=workers)(
         joblib.delayed(_held_out)(name, *fold, *given) for fold in folds for name in names

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import FeatureReader
@@ -486,7 +486,7 @@ def train_heads(
         Of both in the first fold, with a column `head`.
     """
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(folds) > 1 and clip.device.type == "cpu" else 1
+        workers = n_cores() if len(folds) > 1 and clip.device.type == "cpu" else 1
     everything = np.unique(np.concatenate([val for _, val in folds]))
     nothing = everything[:0]
     numbers = [None] if len(folds) == 1 else [*range(len(folds))]
