@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, Draws, draw_units, percentile_interval, resampled_means
+from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, resampled_means
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, bilinear_weights, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -118,42 +118,32 @@ def class_means(values: np.ndarray) -> np.ndarray:
     return nan_mean(values, axis=-2)
 
 
-def agreement_by_class(
-    scores: MapScores, classes: list[str], measure: str, units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> pd.DataFrame:
+def agreement_by_class(scores: MapScores, classes: list[str], measure: str, draws: Draws) -> pd.DataFrame:
     """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count.
 
-    Each mean over patches has the 95 % interval of a bootstrap over `units` (n,).
+    Each mean over patches has the 95 % interval of bootstrap samples of the n patches, see `uncertainty.draw_units`.
     """
-    lines, draws = {}, draw_units(units, resamples, seed)
+    lines = {}
     for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
-        lines[MAP_LABELS[name]] = [value_text(gap) for gap in _by_class(values, draws, folds)]
+        lines[MAP_LABELS[name]] = [value_text(gap) for gap in _by_class(values, draws)]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=classes)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
     return table
 
 
-def _by_class(values: np.ndarray, draws: Draws, folds: int) -> list[Difference]:
+def _by_class(values: np.ndarray, draws: Draws) -> list[Difference]:
     """Return the mean over the patches of values (n, N), NaN left out, of each class, with its bootstrap interval."""
     means = zip(class_means(values).tolist(), resampled_means(values, draws).T, strict=True)
-    return [Difference(mean, *percentile_interval(drawn, mean, folds)) for mean, drawn in means]
+    return [Difference(mean, *percentile_interval(drawn, mean, draws.folds)) for mean, drawn in means]
 
 
-def _over_classes(values: np.ndarray, draws: Draws, folds: int) -> Difference:
+def _over_classes(values: np.ndarray, draws: Draws) -> Difference:
     """Return the mean over the classes of these means, with its bootstrap interval."""
     mean = float(nan_mean(class_means(values)))
-    return Difference(mean, *percentile_interval(nan_mean(resampled_means(values, draws)), mean, folds))
+    return Difference(mean, *percentile_interval(nan_mean(resampled_means(values, draws)), mean, draws.folds))
 
 
-def deletion_table(
-    falls: dict[str, np.ndarray],
-    labels: np.ndarray,
-    classes: list[str],
-    units: np.ndarray,
-    resamples: int,
-    seed: int,
-    folds: int = 1,
-) -> pd.DataFrame:
+def deletion_table(falls: dict[str, np.ndarray], labels: np.ndarray, classes: list[str], draws: Draws) -> pd.DataFrame:
     """Return the deletion test of each set of maps as text, over the patches in which a class is present.
 
     Parameters
@@ -164,37 +154,35 @@ def deletion_table(
         0 or 1.
     classes : list of str
         N names.
-    units, resamples, seed, folds
-        Of the bootstrap, as for `agreement_table`.
+    draws : Draws
+        Bootstrap samples of these patches.
     """
-    lines, draws = {}, draw_units(units, resamples, seed)
+    lines = {}
     for name, values in falls.items():
         values = np.where(labels == 1, values, np.nan)
-        gaps = [_over_classes(values, draws, folds), *_by_class(values, draws, folds)]
+        gaps = [_over_classes(values, draws), *_by_class(values, draws)]
         lines[MAP_LABELS[name]] = {c: value_text(gap) for c, gap in zip(["all classes", *classes], gaps, strict=True)}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> pd.DataFrame:
+def agreement_table(scores: MapScores, draws: Draws) -> pd.DataFrame:
     """Return the MEASURES of each set of maps, and how far trained attention is above it, as text.
 
-    Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `units` (n,) is
-    what the bootstrap draws, see `uncertainty.bootstrap_units`.
+    Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `draws` are
+    bootstrap samples of the n patches, see `uncertainty.draw_units`.
     """
     lines = {}
     for number, name in enumerate(scores.maps):
         line = {}
         for measure, label in MEASURES.items():
             line[label, "mean"] = number_text(nan_mean(class_means(getattr(scores, measure)[number])))
-            gap = trained_minus(scores, name, measure, units, resamples, seed, folds)
+            gap = trained_minus(scores, name, measure, draws)
             line[label, "trained minus this"] = "" if name == TRAINED else signed_text(gap)
         lines[MAP_LABELS[name]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def trained_minus(
-    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> Difference:
+def trained_minus(scores: MapScores, name: str, measure: str, draws: Draws) -> Difference:
     """Return by how much trained attention is above another set of maps in one of the MEASURES.
 
     The value is the mean over the classes of the mean over patches, paired; the interval comes from resampling whole
@@ -202,10 +190,10 @@ def trained_minus(
     """
     values = getattr(scores, measure)
     gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
-    return _over_classes(gaps, draw_units(units, resamples, seed), folds)
+    return _over_classes(gaps, draws)
 
 
-def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> str:
+def attention_verdict(scores: MapScores, draws: Draws) -> str:
     """Say in Markdown whether trained attention agrees with the masks better than each reference.
 
     `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
@@ -217,7 +205,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     probe = ""
     if PROBE in scores.maps:
         reached = nan_mean(class_means(scores.ap[scores.maps.index(PROBE)]))
-        gap = trained_minus(scores, PROBE, "ap", units, resamples, seed, folds)
+        gap = trained_minus(scores, PROBE, "ap", draws)
         probe = f", which {finding(gap)} that of the linear probe applied to single tokens ({reached:.3f})"
     lines = [
         f"Per-pixel average precision of the trained head's attention is {ap:.3f}{probe}; chance is {area:.3f}, the "
@@ -227,7 +215,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     for name in scores.maps:
         if name == TRAINED:
             continue
-        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed, folds) for measure in MEASURES}
+        gaps = {measure: trained_minus(scores, name, measure, draws) for measure in MEASURES}
         ap, pointing, mass = (signed_text(gaps[measure]) for measure in ("ap", "pointing", "mass"))
         lines.append(
             f"- It **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}*: AP differs by {ap}, the pointing game by "

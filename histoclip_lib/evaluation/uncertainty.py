@@ -14,7 +14,7 @@ of data sets without the correction and in at most 1 % with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binom, rankdata
@@ -35,11 +35,12 @@ BLOCK_CELLS = 2**18  # resamples times patches worked on at once; a few MB stay 
 class Draws:
     """Bootstrap samples of units: `unit` (B,) numbers the unit of each patch, `counts` (R, U) how often each is drawn.
 
-    `counts` is of type int32.
+    `counts` is of type int32; `folds` are those of the cross-validation that predictions come from, see `evaluate`.
     """
 
     unit: np.ndarray
     counts: np.ndarray
+    folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Comparison:
     map: Difference
 
 
-def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
+def draw_units(units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> Draws:
     """Draw as many units as there are, with replacement, `resamples` times.
 
     The draws depend on the units and the seed alone. All methods of a table therefore share them, and can be compared
@@ -75,6 +76,8 @@ def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
         The unit of each patch: its group, or its own number.
     resamples, seed : int
         Number of bootstrap samples, and the seed they are drawn with.
+    folds : int
+        For `Draws`; what is drawn does not depend on it.
 
     References
     ----------
@@ -82,13 +85,13 @@ def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
     """
     names, unit = np.unique(units, return_inverse=True)
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return Draws(unit, counts.astype(np.int32))
+    return Draws(unit, counts.astype(np.int32), folds)
 
 
 def whole_and_drawn(draws: Draws) -> Draws:
     """Return bootstrap samples with the patches themselves, each once, before them."""
     whole = np.ones((1, draws.counts.shape[1]), dtype=draws.counts.dtype)
-    return Draws(draws.unit, np.concatenate([whole, draws.counts]))
+    return replace(draws, counts=np.concatenate([whole, draws.counts]))
 
 
 def bootstrap_interval(
