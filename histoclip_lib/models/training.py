@@ -381,7 +381,9 @@ def train_head(
         mean_loss = float(np.average(losses, weights=[len(index) for index, _ in batches]))
         record = {"epoch": epoch + 1, "learning_rate": options.rate(epoch + 1), "loss": mean_loss}
         if len(val) and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs):
-            record |= _validation(head, reader, labels, val)
+            probabilities = predict_probabilities(head, reader, val)
+            record["val_loss"] = cross_entropy(labels[val], probabilities)
+            record["val_mAcc"] = mean_accuracy(labels[val], from_probabilities(probabilities).decisions)
             bar.set_postfix(loss=f"{mean_loss:.3f}", val_mAcc=f"{record['val_mAcc']:.4f}")
         history.append(record)
         bar.update()
@@ -606,14 +608,6 @@ def predict(head: CMM, features: ImageFeatures, kind: str, index: np.ndarray, de
     (3, 4)
     """
     return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), index))
-
-
-def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
-    probabilities = predict_probabilities(head, reader, val)
-    return {
-        "val_loss": cross_entropy(labels[val], probabilities),
-        "val_mAcc": mean_accuracy(labels[val], from_probabilities(probabilities).decisions),
-    }
 
 
 def _optimizer(head: CMM | MLP, options: TrainingOptions, n_train: int) -> torch.optim.AdamW:

@@ -272,19 +272,16 @@ def _open_pixels(path: Path) -> Pixels:
             raise HistoCLIPError(
                 f"{path}: cannot be opened ({error or type(error).__name__}). It may be truncated: copy it again."
             ) from error
+    with file.open("rb") as stream:
+        beginning = shown(stream.read(16))
     raise HistoCLIPError(
         f"{path}: is not a slide or an image. OpenSlide does not recognise it; {'; '.join(reasons)}. "
-        f"It begins with {_beginning(file)}. Copy it again, or leave it out."
+        f"It begins with {beginning}. Copy it again, or leave it out."
     )
 
 
 class _NotThisKind(Exception):
     """A file that another reader may know."""
-
-
-def _beginning(file: Path) -> str:
-    with file.open("rb") as stream:
-        return shown(stream.read(16))
 
 
 def _dicom_file(folder: Path) -> Path:
@@ -364,7 +361,8 @@ class _TiffPixels:
             self.sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
             self.properties = self._own_words()
             self._lock, self._whole = threading.Lock(), {}
-            self._tile = lru_cache(max(16, CACHE_BYTES // _tile_bytes(self._pages)))(self._decode)
+            sizes = [page.tilewidth * page.tilelength * 3 for page in self._pages if page.is_tiled]
+            self._tile = lru_cache(max(16, CACHE_BYTES // max(sizes, default=CACHE_BYTES)))(self._decode)
             if self._pages[0].dtype.itemsize == 2:
                 self._refuse_few_bits()
         except BaseException:
@@ -444,10 +442,6 @@ class _TiffPixels:
             **{f"openslide.mpp-{axis.lower()}": repr(value) for axis, (_, value) in said.items()},
             "histoclip.mpp-source": said["X"][0] if "X" in said else "",
         }
-
-
-def _tile_bytes(pages: list) -> int:
-    return max([page.tilewidth * page.tilelength * 3 for page in pages if page.is_tiled], default=CACHE_BYTES)
 
 
 def _rgb_page(level: object) -> object:
