@@ -24,7 +24,6 @@ from histoclip_lib.evaluation.uncertainty import (
     draw_units,
     percentile_interval,
     resampled_metrics,
-    widened,
 )
 
 PER_GROUP, N_CLASSES, WIDTH, FOLDS, RESAMPLES = 15, 3, 150, 5, 500
@@ -93,7 +92,7 @@ def trial(groups: int, seed: int, further: tuple) -> list[dict]:
             ),
         ):
             plain = percentile_interval(values)
-            wide = widened(plain, point, FOLDS)
+            wide = percentile_interval(values, point, FOLDS)
             lines.append(
                 {
                     "quantity": name,

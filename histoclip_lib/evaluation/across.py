@@ -9,19 +9,17 @@ import pandas as pd
 from scipy import stats
 
 from histoclip_lib.evaluation.artifacts import ValidationPredictions
-from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
+from histoclip_lib.evaluation.comparisons import BETTER, OURS, WORSE, finding
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, p_clause, signed_text
 from histoclip_lib.evaluation.uncertainty import (
+    LEVEL,
     Difference,
     draw_units,
     percentile_interval,
     resampled_metrics,
     whole_and_drawn,
 )
-
-LEVEL = 0.95
-OURS = "histoclip_patch"
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,11 @@ def save_split(path: Path, patches: PatchDataset, folds: list[tuple[np.ndarray, 
     if len(folds) > 1:
         part[fold != ""] = "cv"
     groups = patches.groups if patches.groups is not None else ""
-    _write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part, "fold": fold}))
+    write_csv(path, pd.DataFrame({"file": patches.files, "group": groups, "split": part, "fold": fold}))
 
 
-def save_history(path: Path, history: pd.DataFrame) -> None:
-    """Write the training history as CSV."""
-    _write_csv(path, history)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, such as the training history."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False)
 

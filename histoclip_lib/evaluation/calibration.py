@@ -22,7 +22,7 @@ from histoclip_lib.common.predictions import (
 )
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.metrics import cut_counts, point_metrics
-from histoclip_lib.evaluation.uncertainty import bootstrap_interval, widened
+from histoclip_lib.evaluation.uncertainty import bootstrap_interval
 
 BINS = 15  # as Guo et al. 2017
 TEMPERATURES = (0.2, 20.0)  # without bounds, a few separable patches would ask for no temperature at all
@@ -48,9 +48,9 @@ class Calibration:
         """Return probabilities (B, N) at the fitted temperature; their order within a class stays."""
         return apply_temperature(probabilities, self.temperature)
 
-    def cut(self, objective: str = "accuracy") -> np.ndarray:
-        """Return the thresholds (N,) as probabilities before calibration: they decide alike."""
-        thresholds = self.thresholds[objective]
+    def cut(self) -> np.ndarray:
+        """Return the thresholds (N,) for accuracy as probabilities before calibration: they decide alike."""
+        thresholds = self.thresholds["accuracy"]
         inner = expit(logit(np.clip(thresholds, 0, 1)) * self.temperature)
         return np.where(thresholds > 1, thresholds, inner)
 
@@ -284,15 +284,15 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     return (binned.counts * gaps).sum(axis=1) / binned.counts.sum(axis=1)
 
 
-def chance_calibration_error(probabilities: np.ndarray, bins: int = BINS, seed: int = 0) -> np.ndarray:
+def chance_calibration_error(probabilities: np.ndarray) -> np.ndarray:
     """Return the error (N,) that these probabilities (B, N) would show on average if they were perfectly calibrated.
 
     Labels are drawn from the probabilities CHANCE_DRAWS times (Bröcker and Smith, Increasing the reliability of
     reliability diagrams, Weather and Forecasting 22, 2007).
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     draws = (generator.random(probabilities.shape) < probabilities for _ in range(CHANCE_DRAWS))
-    return np.mean([expected_calibration_error(labels, probabilities, bins) for labels in draws], axis=0)
+    return np.mean([expected_calibration_error(labels, probabilities) for labels in draws], axis=0)
 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -392,7 +392,7 @@ def ensemble_note(
     said = []
     for name in MEMBERS:
         gaps = losses[ENSEMBLE] - losses[name]
-        low, high = widened(bootstrap_interval(gaps, units, resamples, seed), float(gaps.mean()), folds)
+        low, high = bootstrap_interval(gaps, units, resamples, seed, folds)
         order = "lower than" if high < 0 else "higher than" if low > 0 else "not significantly different from"
         said.append(f"{order} that of *{label_of(name)}* ({gaps.mean():+.3f}, {low:+.3f} to {high:+.3f})")
     return (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.artifacts import RunMetrics, ValidationPredictions
+from histoclip_lib.evaluation.encoders import align_runs
 from histoclip_lib.evaluation.methods import in_table_order, label_of, short_label, strategy_names
 from histoclip_lib.evaluation.text import p_text, signed_text
 from histoclip_lib.evaluation.uncertainty import (
@@ -25,12 +25,11 @@ from histoclip_lib.evaluation.uncertainty import (
     compare,
     draw_units,
     holm,
-    mean_gap_p,
+    pairwise_gaps,
     percentile_interval,
     resampled_metrics,
     smallest_p,
     whole_and_drawn,
-    widened,
 )
 
 OURS, PROBE = "histoclip_patch", "linear_probe"
@@ -79,8 +78,7 @@ def against_every_method(
         for name in in_table_order(methods)
         if name != OURS
     }
-    columns = (corrected([getattr(own, key) for own in found.values()]) for key in METRICS.values())
-    return {name: Comparison(*gaps) for name, *gaps in zip(found, *columns, strict=True)}
+    return all_corrected(found)
 
 
 def accuracy_against(found: ValidationPredictions, seed: int, folds: int = 1) -> dict[str, Difference]:
@@ -97,6 +95,12 @@ def corrected(gaps: Sequence[Difference]) -> list[Difference]:
     """Return differences with p corrected by Holm's method for their number."""
     adjusted = holm(np.array([gap.p for gap in gaps]))
     return [replace(gap, p=float(p)) for gap, p in zip(gaps, adjusted, strict=True)]
+
+
+def all_corrected(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
+    """Return comparisons with p corrected for their number, in each metric by itself."""
+    columns = (corrected([getattr(own, key) for own in comparisons.values()]) for key in METRICS.values())
+    return {name: Comparison(*gaps) for name, *gaps in zip(comparisons, *columns, strict=True)}
 
 
 def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
@@ -152,15 +156,10 @@ def all_pairs(
     """
     names = in_table_order(methods)
     correct = [accuracy_shares(agreement(patches.labels[val], methods[name].decisions)) for name in names]
-    differences, p = np.full((2, len(names), len(names)), np.nan)
-    pairs = list(combinations(range(len(names)), 2))
-    if pairs:
-        first, second = np.array(pairs).T
-        gaps = np.stack([correct[i] - correct[j] for i, j in pairs], axis=1)
-        differences[first, second], differences[second, first] = gaps.mean(axis=0), -gaps.mean(axis=0)
-        p[first, second] = p[second, first] = holm(mean_gap_p(gaps, bootstrap_units(patches, val), seed, folds))
     labels = [label_of(name) for name in names]
-    return pd.DataFrame(differences, labels, labels), pd.DataFrame(p, labels, labels)
+    found = pairwise_gaps(np.stack(correct, axis=1), bootstrap_units(patches, val), seed, folds)
+    differences, p = (pd.DataFrame(values, labels, labels) for values in found)
+    return differences, p
 
 
 # The finding of a run
@@ -300,15 +299,12 @@ def align(first: ValidationPredictions, second: ValidationPredictions) -> Common
         raise HistoCLIPError("The runs have different classes.")
     if OURS not in first.methods or OURS not in second.methods:
         raise HistoCLIPError(f"A run has no predictions of {OURS}. Run it again with --force.")
-    _, mine, theirs = np.intersect1d(first.files, second.files, assume_unique=True, return_indices=True)
-    columns = np.array([second.classes.index(name) for name in first.classes])
-    one, other = first.take(mine), second.take(theirs, columns)
-    alike = ((one.labels == other.labels) | (np.isnan(one.labels) & np.isnan(other.labels))).all(axis=1)
-    if not alike.any():
+    aligned = align_runs({"first": first, "second": second})
+    if aligned is None:
         return None
-    places = np.flatnonzero(alike)
-    only_first, only_second = len(first.files) - len(mine), len(second.files) - len(theirs)
-    return Common(one.take(places), other.take(places), only_first, only_second, int((~alike).sum()))
+    shared = len(np.intersect1d(first.files, second.files))
+    only_first, only_second = len(first.files) - shared, len(second.files) - shared
+    return Common(*aligned.runs.values(), only_first, only_second, shared - len(aligned.first.files))
 
 
 def compare_runs(common: Common, seed: int = 0, folds: int = 1) -> RunGaps:
@@ -344,7 +340,7 @@ def _gap(values: list[dict[str, np.ndarray]], metric: str, folds: int, column: i
     first, second = (None if np.isnan(points[0]) else float(points[0]) for points in (one, other))
     if first is None or second is None:
         return Gap(first, second, None, None)
-    interval = widened(percentile_interval((other - one)[1:]), second - first, folds)
+    interval = percentile_interval((other - one)[1:], second - first, folds)
     return Gap(first, second, second - first, None if np.isnan(interval[0]) else interval)
 
 

@@ -11,7 +11,9 @@ import pandas as pd
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import ValidationPredictions
-from histoclip_lib.evaluation.uncertainty import bootstrap_interval, holm, mean_gap_p
+from histoclip_lib.evaluation.uncertainty import bootstrap_interval, pairwise_gaps
+
+SEED = 0  # of the bootstrap and of the permutations, which all encoders share
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +52,8 @@ def align_runs(runs: dict[str, ValidationPredictions]) -> Aligned | None:
         name: run.take(np.searchsorted(run.files, files), np.array([run.classes.index(c) for c in first.classes]))
         for name, run in kept.items()
     }
-    alike = np.all(
-        [
-            ((run.labels == other.labels) | (np.isnan(run.labels) & np.isnan(other.labels))).all(axis=1)
-            for run, other in zip(taken.values(), list(taken.values())[:1] * len(taken), strict=True)
-        ],
-        axis=0,
-    )
-    places = np.flatnonzero(alike)
+    labels = np.stack([run.labels for run in taken.values()])
+    places = np.flatnonzero(((labels == labels[0]) | (np.isnan(labels) & np.isnan(labels[0]))).all(axis=(0, 2)))
     return Aligned({name: run.take(places) for name, run in taken.items()}) if len(places) else None
 
 
@@ -85,7 +81,7 @@ class Ranking:
     p: pd.DataFrame
 
 
-def rank(aligned: Aligned, method: str, resamples: int = 1000, seed: int = 0) -> Ranking:
+def rank(aligned: Aligned, method: str) -> Ranking:
     """Rank encoders by mAcc of a method, and test every pair on the same patches.
 
     Parameters
@@ -94,8 +90,6 @@ def rank(aligned: Aligned, method: str, resamples: int = 1000, seed: int = 0) ->
         At least one encoder has the method.
     method : str
         Such as `linear_probe`.
-    resamples, seed : int
-        Of the bootstrap, and of the permutations; all encoders share the draws.
     """
     run = aligned.first
     known = ~np.isnan(run.labels)
@@ -106,16 +100,9 @@ def rank(aligned: Aligned, method: str, resamples: int = 1000, seed: int = 0) ->
     }
     names = sorted(correct, key=lambda name: -correct[name].mean())
     values = np.stack([correct[name] for name in names])  # (K, B)
-    differences, p = np.full((2, len(names), len(names)), np.nan)
-    if pairs := list(combinations(range(len(names)), 2)):
-        first, second = np.array(pairs).T
-        gaps = (values[first] - values[second]).T  # (B, pairs)
-        differences[first, second], differences[second, first] = gaps.mean(axis=0), -gaps.mean(axis=0)
-        p[first, second] = p[second, first] = holm(mean_gap_p(gaps, run.units, seed))
-    intervals = np.array([bootstrap_interval(own, run.units, resamples, seed) for own in values])
-    return Ranking(
-        names, values.mean(axis=1), intervals, pd.DataFrame(differences, names, names), pd.DataFrame(p, names, names)
-    )
+    tables = (pd.DataFrame(found, names, names) for found in pairwise_gaps(values.T, run.units, SEED))
+    intervals = np.array([bootstrap_interval(own, run.units, seed=SEED) for own in values])
+    return Ranking(names, values.mean(axis=1), intervals, *tables)
 
 
 def agreement(aligned: Aligned, method: str) -> pd.DataFrame:

@@ -31,9 +31,15 @@ from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
 from histoclip_lib.evaluation.methods import in_table_order, label_of
-from histoclip_lib.evaluation.metrics import point_metrics
 from histoclip_lib.evaluation.text import signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, resampled_metrics, stretch
+from histoclip_lib.evaluation.uncertainty import (
+    Difference,
+    draw_units,
+    percentile_interval,
+    resampled_metrics,
+    stretch,
+    whole_and_drawn,
+)
 from histoclip_lib.features.store import Shards
 
 SAME_PIXELS = 0.9  # correlation from which on two patches count as copies
@@ -313,30 +319,21 @@ def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000,
         Of the bootstrap; the second part is drawn with seed + 1.
     """
     parts = (random, grouped)
-    draws = [draw_units(part.units, resamples, seed + k) for k, part in enumerate(parts)]
-    columns = [str(k) for k in range(random.labels.shape[1])]
+    draws = [whole_and_drawn(draw_units(part.units, resamples, seed + k)) for k, part in enumerate(parts)]
     gaps = []
     for method in in_table_order(random.methods.keys() & grouped.methods.keys()):
-        points = [point_metrics(part.labels, part.methods[method], columns) for part in parts]
-        resampled = [
+        found = [
             resampled_metrics(part.labels, part.methods[method], drawn)
             for part, drawn in zip(parts, draws, strict=True)
         ]
         for metric in METRICS:
-            one, other = (np.nan if found[metric] is None else found[metric] for found in points)
-            first, second = (
-                value + stretch(part.folds) * (found[metric] - value)
-                for part, value, found in zip(parts, (one, other), resampled, strict=True)
+            one, other = (
+                own[metric][0] + stretch(part.folds) * (own[metric] - own[metric][0])
+                for part, own in zip(parts, found, strict=True)
             )
-            gaps.append(
-                SplitGap(
-                    method,
-                    metric,
-                    Difference(one, *percentile_interval(first)),
-                    Difference(other, *percentile_interval(second)),
-                    Difference(one - other, *percentile_interval(first - second)),
-                )
-            )
+            columns = (one, other, one - other)
+            shown = (Difference(float(drawn[0]), *percentile_interval(drawn[1:])) for drawn in columns)
+            gaps.append(SplitGap(method, metric, *shown))
     return gaps
 
 

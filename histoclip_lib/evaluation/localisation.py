@@ -11,8 +11,8 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
-from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, square_crop
+from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, resampled_means
+from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, bilinear_weights, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
 FINE = 56  # cells on a side of the grid on which maps are scored
@@ -47,9 +47,9 @@ class MapScores:
     ap: np.ndarray
     area: np.ndarray
 
-    def gain(self, name: str = TRAINED) -> np.ndarray:
-        """Return average precision minus area, shape (n, N): how far a set of maps is above chance."""
-        return self.ap[self.maps.index(name)] - self.area
+    def gain(self) -> np.ndarray:
+        """Return average precision minus area, shape (n, N): how far trained attention is above chance."""
+        return self.ap[self.maps.index(TRAINED)] - self.area
 
 
 def score_maps(maps: dict[str, np.ndarray], patches: PatchDataset, index: np.ndarray) -> MapScores:
@@ -93,9 +93,7 @@ def _enlarged(maps: np.ndarray) -> np.ndarray:
 
     Rounded, since equal cells differ in their last digit after the interpolation and would not be ties.
     """
-    side = maps.shape[-1]
-    centres = (np.arange(FINE) + 0.5) * side / FINE - 0.5  # of the fine cells, in cells of the map
-    weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)  # (FINE, g)
+    weights = bilinear_weights(maps.shape[-1], np.arange(FINE), FINE)
     fine = (weights @ maps.astype(float) @ weights.T).reshape(len(maps), -1)
     return (fine / fine.max(axis=1, keepdims=True)).round(6)
 
@@ -120,50 +118,32 @@ def class_means(values: np.ndarray) -> np.ndarray:
     return nan_mean(values, axis=-2)
 
 
-def agreement_by_class(
-    scores: MapScores, classes: list[str], measure: str, units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> pd.DataFrame:
+def agreement_by_class(scores: MapScores, classes: list[str], measure: str, draws: Draws) -> pd.DataFrame:
     """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count.
 
-    Each mean over patches has the 95 % interval of a bootstrap over `units` (n,).
+    Each mean over patches has the 95 % interval of bootstrap samples of the n patches, see `uncertainty.draw_units`.
     """
     lines = {}
     for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
-        gaps = _means_with_intervals(values, units, resamples, seed, folds)
-        lines[MAP_LABELS[name]] = [value_text(gap) for gap in gaps]
+        lines[MAP_LABELS[name]] = [value_text(gap) for gap in _by_class(values, draws)]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=classes)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
     return table
 
 
-def _means_with_intervals(
-    values: np.ndarray, units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> list[Difference]:
+def _by_class(values: np.ndarray, draws: Draws) -> list[Difference]:
     """Return the mean over the patches of values (n, N), NaN left out, of each class, with its bootstrap interval."""
-    means = _drawn_means(values, units, resamples, seed)
-    return [
-        Difference(float(m), *widened(percentile_interval(d), float(m), folds))
-        for m, d in zip(class_means(values), means.T, strict=True)
-    ]
+    means = zip(class_means(values).tolist(), resampled_means(values, draws).T, strict=True)
+    return [Difference(mean, *percentile_interval(drawn, mean, draws.folds)) for mean, drawn in means]
 
 
-def _drawn_means(values: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return the mean over the patches of values (n, N), NaN left out, of each class in each bootstrap sample."""
-    draws = draw_units(units, resamples, seed)
-    sums, counted = (unit_sums(part, draws.unit) for part in (np.nan_to_num(values), ~np.isnan(values)))
-    with np.errstate(invalid="ignore"):
-        return (draws.counts @ sums) / (draws.counts @ counted)
+def _over_classes(values: np.ndarray, draws: Draws) -> Difference:
+    """Return the mean over the classes of these means, with its bootstrap interval."""
+    mean = float(nan_mean(class_means(values)))
+    return Difference(mean, *percentile_interval(nan_mean(resampled_means(values, draws)), mean, draws.folds))
 
 
-def deletion_table(
-    falls: dict[str, np.ndarray],
-    labels: np.ndarray,
-    classes: list[str],
-    units: np.ndarray,
-    resamples: int,
-    seed: int,
-    folds: int = 1,
-) -> pd.DataFrame:
+def deletion_table(falls: dict[str, np.ndarray], labels: np.ndarray, classes: list[str], draws: Draws) -> pd.DataFrame:
     """Return the deletion test of each set of maps as text, over the patches in which a class is present.
 
     Parameters
@@ -174,39 +154,35 @@ def deletion_table(
         0 or 1.
     classes : list of str
         N names.
-    units, resamples, seed, folds
-        Of the bootstrap, as for `agreement_table`.
+    draws : Draws
+        Bootstrap samples of these patches.
     """
     lines = {}
     for name, values in falls.items():
         values = np.where(labels == 1, values, np.nan)
-        drawn, mean = nan_mean(_drawn_means(values, units, resamples, seed)), float(nan_mean(class_means(values)))
-        line = {"all classes": value_text(Difference(mean, *widened(percentile_interval(drawn), mean, folds)))}
-        own = _means_with_intervals(values, units, resamples, seed, folds)
-        lines[MAP_LABELS[name]] = line | {c: value_text(gap) for c, gap in zip(classes, own, strict=True)}
+        gaps = [_over_classes(values, draws), *_by_class(values, draws)]
+        lines[MAP_LABELS[name]] = {c: value_text(gap) for c, gap in zip(["all classes", *classes], gaps, strict=True)}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def agreement_table(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> pd.DataFrame:
+def agreement_table(scores: MapScores, draws: Draws) -> pd.DataFrame:
     """Return the MEASURES of each set of maps, and how far trained attention is above it, as text.
 
-    Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `units` (n,) is
-    what the bootstrap draws, see `uncertainty.bootstrap_units`.
+    Under each measure its mean over the classes of the mean over patches, and `trained_minus` this set. `draws` are
+    bootstrap samples of the n patches, see `uncertainty.draw_units`.
     """
     lines = {}
     for number, name in enumerate(scores.maps):
         line = {}
         for measure, label in MEASURES.items():
             line[label, "mean"] = number_text(nan_mean(class_means(getattr(scores, measure)[number])))
-            gap = trained_minus(scores, name, measure, units, resamples, seed, folds)
+            gap = trained_minus(scores, name, measure, draws)
             line[label, "trained minus this"] = "" if name == TRAINED else signed_text(gap)
         lines[MAP_LABELS[name]] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def trained_minus(
-    scores: MapScores, name: str, measure: str, units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> Difference:
+def trained_minus(scores: MapScores, name: str, measure: str, draws: Draws) -> Difference:
     """Return by how much trained attention is above another set of maps in one of the MEASURES.
 
     The value is the mean over the classes of the mean over patches, paired; the interval comes from resampling whole
@@ -214,11 +190,10 @@ def trained_minus(
     """
     values = getattr(scores, measure)
     gaps = values[scores.maps.index(TRAINED)] - values[scores.maps.index(name)]
-    means, value = nan_mean(_drawn_means(gaps, units, resamples, seed)), float(nan_mean(class_means(gaps)))
-    return Difference(value, *widened(percentile_interval(means), value, folds))
+    return _over_classes(gaps, draws)
 
 
-def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> str:
+def attention_verdict(scores: MapScores, draws: Draws) -> str:
     """Say in Markdown whether trained attention agrees with the masks better than each reference.
 
     `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
@@ -230,7 +205,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     probe = ""
     if PROBE in scores.maps:
         reached = nan_mean(class_means(scores.ap[scores.maps.index(PROBE)]))
-        gap = trained_minus(scores, PROBE, "ap", units, resamples, seed, folds)
+        gap = trained_minus(scores, PROBE, "ap", draws)
         probe = f", which {finding(gap)} that of the linear probe applied to single tokens ({reached:.3f})"
     lines = [
         f"Per-pixel average precision of the trained head's attention is {ap:.3f}{probe}; chance is {area:.3f}, the "
@@ -240,7 +215,7 @@ def attention_verdict(scores: MapScores, units: np.ndarray, resamples: int, seed
     for name in scores.maps:
         if name == TRAINED:
             continue
-        gaps = {measure: trained_minus(scores, name, measure, units, resamples, seed, folds) for measure in MEASURES}
+        gaps = {measure: trained_minus(scores, name, measure, draws) for measure in MEASURES}
         ap, pointing, mass = (signed_text(gaps[measure]) for measure in ("ap", "pointing", "mass"))
         lines.append(
             f"- In AP, the trained head **{finding(gaps['ap'])}** *{MAP_LABELS[name].lower()}* ({ap}). The pointing "

@@ -9,7 +9,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
+from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, unit_sums
 
 LEVELS = 1000  # thresholds that are tried, evenly from 0 to 1
 DRAWS = 500  # random divisions of the units on which the promise is tried
@@ -66,14 +66,14 @@ def risk_thresholds(shares: np.ndarray, alpha: float) -> np.ndarray:
     return np.maximum((bound <= alpha + 1e-12).sum(axis=1) - 1, 0) / LEVELS
 
 
-def promise_kept(shares: np.ndarray, alpha: float, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def promise_kept(shares: np.ndarray, alpha: float, seed: int = 0) -> np.ndarray:
     """Return the mean share that is missed, of each class (N,), in a fifth of the units by thresholds of the others.
 
-    The units are divided at random `draws` times. NaN for a class that no fifth has.
+    The units are divided at random DRAWS times. NaN for a class that no fifth has.
     """
     generator = np.random.default_rng(seed)
-    missed = np.empty((draws, shares.shape[1]))
-    for number in range(draws):
+    missed = np.empty((DRAWS, shares.shape[1]))
+    for number in range(DRAWS):
         order = generator.permutation(len(shares))
         fit, held_out = shares[order[: len(order) * 4 // 5]], shares[order[len(order) * 4 // 5 :]]
         at = np.round(risk_thresholds(fit, alpha) * LEVELS).astype(int)
@@ -87,11 +87,9 @@ def risk_table(
     labels: np.ndarray,
     methods: dict[str, Predictions],
     classes: list[str],
-    units: np.ndarray,
+    draws: Draws,
     alpha: float,
-    resamples: int,
     seed: int,
-    folds: int = 1,
 ) -> pd.DataFrame:
     """Return the thresholds, what they miss and what they cost, as text: a line for each method and class.
 
@@ -107,15 +105,15 @@ def risk_table(
         For the validation set; those in `out_of_fold` are shown.
     classes : list of str
         N names.
-    units : ndarray of shape (B,)
-        Of the validation set.
-    alpha, resamples, seed, folds
-        The share that may be missed; of the bootstrap, and of the divisions.
+    draws : Draws
+        Bootstrap samples of the validation set.
+    alpha, seed
+        The share that may be missed; of the divisions.
 
     In a cross-validation both parts are all patches with their out-of-fold probabilities: only the last column is then
     on patches that the thresholds were not fitted on.
     """
-    lines, draws, (train_labels, train_units) = {}, draw_units(units, resamples, seed), fitted_on
+    lines, (train_labels, train_units) = {}, fitted_on
     for name, probabilities in out_of_fold.items():
         shares = missed_shares(train_labels, probabilities, train_units)
         cuts, tried = risk_thresholds(shares, alpha), promise_kept(shares, alpha, seed=seed)
@@ -124,22 +122,23 @@ def risk_table(
             line = {"threshold": number_text(cuts[k]), "groups": int((~np.isnan(shares[:, k, 0])).sum())}
             for rule, cut in (("", cuts[k]), (" at 0.5", THRESHOLD)):
                 called = scores[:, k] >= cut
-                line[f"FNR{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws, folds))
-                line[f"FPR{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws, folds))
+                line[f"FNR{rule}"] = value_text(_mean_of_units(~called, labels[:, k] == 1, draws))
+                line[f"FPR{rule}"] = value_text(_mean_of_units(called, labels[:, k] == 0, draws))
             lines[label_of(name), class_name] = line | {"FNR in held-out fifths": number_text(tried[k])}
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: object, folds: int) -> Difference:
+def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: Draws) -> Difference:
     """Return the mean over units of the share of their counted patches that are wrong, with its bootstrap interval."""
     sums = unit_sums(np.stack([wrong & counted, counted], axis=1), draws.unit)
     there = sums[:, 1] > 0
     if not there.any():
         return Difference(np.nan, np.nan, np.nan)
     shares, counts = sums[there, 0] / sums[there, 1], draws.counts[:, there]
+    value = float(shares.mean())
     with np.errstate(invalid="ignore"):
-        interval = percentile_interval(counts @ shares / counts.sum(axis=1))
-    return Difference(float(shares.mean()), *np.clip(widened(interval, float(shares.mean()), folds), 0, 1))
+        interval = percentile_interval(counts @ shares / counts.sum(axis=1), value, draws.folds)
+    return Difference(value, *np.clip(interval, 0, 1))
 
 
 def risk_note(alpha: float, n_units: int) -> str:

@@ -13,8 +13,8 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, draw_units, percentile_interval, unit_sums, widened
-from histoclip_lib.models.attention import MAP_LABELS, square_crop
+from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, unit_sums
+from histoclip_lib.models.attention import MAP_LABELS, bilinear_weights, square_crop
 
 ONE_CLASS = "one_class"
 LABELS = MAP_LABELS | {ONE_CLASS: "One class everywhere"}
@@ -157,10 +157,8 @@ def _enlarged(
 
     They are refined where `patches` are given.
     """
-    side = maps.shape[-1]
     places = np.arange(size) if patches else np.arange(step // 2, size, step)
-    centres = (places + 0.5) * side / size - 0.5  # of the pixels, in cells of the map
-    weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1).astype(np.float32)
+    weights = bilinear_weights(maps.shape[-1], places, size).astype(np.float32)
     fine = weights @ maps.astype(np.float32) @ weights.T
     if patches:
         fine = _guided(fine, square_crop(patches.image(patch)))[:, step // 2 :: step, step // 2 :: step]
@@ -194,23 +192,21 @@ def measures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     return {"iou": iou, "miou": nan_mean(iou), "fwiou": weighted, "dice": nan_mean(dice)}
 
 
-def segmentation_table(
-    found: Segmentation, classes: list[str], units: np.ndarray, resamples: int, seed: int, folds: int = 1
-) -> pd.DataFrame:
+def segmentation_table(found: Segmentation, classes: list[str], draws: Draws) -> pd.DataFrame:
     """Return each set of maps as a segmentation, as text.
 
     MEASURES where every pixel gets one class, mIoU with its interval, then the IoU of each class, and `alone` of each
-    class by itself over all pixels. Pixels of all patches are pooled; the bootstrap draws `units` (n,).
+    class by itself over all pixels. Pixels of all patches are pooled; `draws` are bootstrap samples of the n patches.
     """
-    draws, lines = draw_units(units, resamples, seed), {}
+    lines = {}
     for number, name in enumerate(found.maps):
         pooled = measures(found.confusion[number].sum(axis=0))
-        sums = unit_sums(found.confusion[number].reshape(len(units), -1), draws.unit)
+        sums = unit_sums(found.confusion[number].reshape(len(draws.unit), -1), draws.unit)
         drawn = (draws.counts @ sums).reshape(-1, *found.confusion.shape[2:])
         line = {}
         for key, label in MEASURES.items():
-            value, interval = float(pooled[key]), percentile_interval(measures(drawn)[key])
-            line[label] = value_text(Difference(value, *widened(interval, value, folds)))
+            value = float(pooled[key])
+            line[label] = value_text(Difference(value, *percentile_interval(measures(drawn)[key], value, draws.folds)))
         line |= {f"IoU, {c}": number_text(value) for c, value in zip(classes, pooled["iou"], strict=True)}
         hits, called, true = found.binary[number].sum(axis=0).T
         alone = hits / np.maximum(called + true - hits, 1)

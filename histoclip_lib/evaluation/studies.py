@@ -10,7 +10,7 @@ import pandas as pd
 
 from histoclip_lib.common.predictions import Predictions, cross_entropy, join_folds
 from histoclip_lib.data.base import PatchDataset
-from histoclip_lib.evaluation.comparisons import corrected
+from histoclip_lib.evaluation.comparisons import all_corrected
 from histoclip_lib.evaluation.leakage import SplitScores
 from histoclip_lib.evaluation.metrics import point_metrics
 from histoclip_lib.evaluation.text import number_text, p_text, signed_text
@@ -207,13 +207,12 @@ def design_metrics(
         name: evaluate(labels, predictions, patches.classes, units, resamples, seed, folds)
         for name, predictions in {AS_REPORTED: ours, **others}.items()
     }
-    compared = [compare(labels, own, ours, units, resamples, seed, folds) for own in others.values()]
-    columns = (corrected([getattr(own, key) for own in compared]) for key in ("macc", "map"))
-    gaps, lines = dict(zip(others, zip(*columns, strict=True), strict=True)), {}
+    compared = {name: compare(labels, own, ours, units, resamples, seed, folds) for name, own in others.items()}
+    gaps, lines = all_corrected(compared), {}
     for name, values in scored.items():
         line = {metric: number_text(values[metric]) for metric in ("mAcc", "mAP")}
         if name != AS_REPORTED:
-            for metric, gap in (("mAcc", gaps[name][0]), ("mAP", gaps[name][1])):
+            for metric, gap in (("mAcc", gaps[name].macc), ("mAP", gaps[name].map)):
                 line |= {f"{metric}, change": signed_text(gap), f"p, {metric}": p_text(gap.p)}
         shown = ours if name == AS_REPORTED else others[name]
         lines[name] = line | {"cross-entropy": number_text(cross_entropy(labels, shown.scores))}
@@ -231,11 +230,7 @@ def size_frame(
     sizes = of_purpose(finished, "size")
     models = [(study.method, study.n_train, study.predictions) for study in sizes]
     models += [(method, n_train, methods[method]) for method in dict.fromkeys(study.method for study in sizes)]
-    lines = []
-    for method, size, predictions in models:
-        points = _points(patches, val, predictions)
-        lines.append((method, size, points["mAcc"], points["mAP"]))
-    return pd.DataFrame(lines, columns=["method", "n_train", "mAcc", "mAP"])
+    return _frame("n_train", models, patches, val)
 
 
 def hidden_frame(
@@ -248,8 +243,11 @@ def hidden_frame(
     studies = of_purpose(finished, "hidden")
     models = [(method, 0.0, methods[method]) for method in dict.fromkeys(study.method for study in studies)]
     models += [(study.method, float(study.name.split("%")[0]) / 100, study.predictions) for study in studies]
-    lines = []
-    for method, share, predictions in models:
-        points = _points(patches, val, predictions)
-        lines.append((method, share, points["mAcc"], points["mAP"]))
-    return pd.DataFrame(lines, columns=["method", "hidden", "mAcc", "mAP"])
+    return _frame("hidden", models, patches, val)
+
+
+def _frame(column: str, models: list[tuple], patches: PatchDataset, val: np.ndarray) -> pd.DataFrame:
+    """Return mAcc and mAP of models, given as the method, the value of a column, and the predictions."""
+    points = [(method, value, _points(patches, val, predictions)) for method, value, predictions in models]
+    lines = [(method, value, own["mAcc"], own["mAP"]) for method, value, own in points]
+    return pd.DataFrame(lines, columns=["method", column, "mAcc", "mAP"])

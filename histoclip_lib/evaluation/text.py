@@ -21,25 +21,21 @@ def state_text(label: float) -> str:
     return "not known" if np.isnan(label) else "present" if label else "absent"
 
 
-def range_text(interval: Sequence[float] | None, digits: int = 3) -> str:
+def range_text(interval: Sequence[float] | None) -> str:
     """Return both ends of an interval; an empty string without one."""
-    return "" if interval is None else f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}"
+    return "" if interval is None else f"{interval[0]:.3f} – {interval[1]:.3f}"
 
 
-def value_text(gap: Difference, digits: int = 3) -> str:
-    """Return a value and its interval, as `0.412 (0.377 to 0.448)`."""
-    return _with_interval(gap, f".{digits}f", ".3f")
-
-
-def signed_text(gap: Difference, digits: int = 3) -> str:
-    """Return a difference with its sign and its interval, as `+0.012 (-0.004 to +0.027)`."""
-    return _with_interval(gap, f"+.{digits}f", "+.3f")
-
-
-def _with_interval(gap: Difference, value: str, ends: str) -> str:
+def value_text(gap: Difference, sign: str = "") -> str:
+    """Return a value and its interval, as `0.412 (0.377 to 0.448)`; `sign` `+` puts one before every number."""
     if np.isnan([gap.value, gap.low, gap.high]).any():
         return UNDEFINED
-    return f"{gap.value:{value}} ({gap.low:{ends}} to {gap.high:{ends}})"
+    return f"{gap.value:{sign}.3f} ({gap.low:{sign}.3f} to {gap.high:{sign}.3f})"
+
+
+def signed_text(gap: Difference) -> str:
+    """Return a difference with its sign and its interval, as `+0.012 (-0.004 to +0.027)`."""
+    return value_text(gap, "+")
 
 
 def p_text(p: float) -> str:

@@ -14,7 +14,7 @@ of data sets without the correction and in at most 1 % with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binom, rankdata
@@ -35,11 +35,12 @@ BLOCK_CELLS = 2**18  # resamples times patches worked on at once; a few MB stay 
 class Draws:
     """Bootstrap samples of units: `unit` (B,) numbers the unit of each patch, `counts` (R, U) how often each is drawn.
 
-    `counts` is of type int32.
+    `counts` is of type int32; `folds` are those of the cross-validation that predictions come from, see `evaluate`.
     """
 
     unit: np.ndarray
     counts: np.ndarray
+    folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Comparison:
     map: Difference
 
 
-def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
+def draw_units(units: np.ndarray, resamples: int, seed: int, folds: int = 1) -> Draws:
     """Draw as many units as there are, with replacement, `resamples` times.
 
     The draws depend on the units and the seed alone. All methods of a table therefore share them, and can be compared
@@ -75,6 +76,8 @@ def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
         The unit of each patch: its group, or its own number.
     resamples, seed : int
         Number of bootstrap samples, and the seed they are drawn with.
+    folds : int
+        For `Draws`; what is drawn does not depend on it.
 
     References
     ----------
@@ -82,23 +85,25 @@ def draw_units(units: np.ndarray, resamples: int, seed: int) -> Draws:
     """
     names, unit = np.unique(units, return_inverse=True)
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return Draws(unit, counts.astype(np.int32))
+    return Draws(unit, counts.astype(np.int32), folds)
 
 
 def whole_and_drawn(draws: Draws) -> Draws:
     """Return bootstrap samples with the patches themselves, each once, before them."""
     whole = np.ones((1, draws.counts.shape[1]), dtype=draws.counts.dtype)
-    return Draws(draws.unit, np.concatenate([whole, draws.counts]))
+    return replace(draws, counts=np.concatenate([whole, draws.counts]))
 
 
 def bootstrap_interval(
-    values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
+    values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0, folds: int = 1
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of `values` (B,), by resampling whole units.
 
-    Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See `draw_units`.
+    Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See `draw_units`;
+    `folds` as for `percentile_interval`.
     """
-    return percentile_interval(_resampled_means(values[:, None], draw_units(units, resamples, seed))[:, 0])
+    drawn = resampled_means(values[:, None], draw_units(units, resamples, seed))
+    return percentile_interval(drawn, float(nan_mean(values)), folds)
 
 
 def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws) -> dict[str, np.ndarray]:
@@ -123,7 +128,7 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
     """
     known = ~np.isnan(labels)
     truth, decisions = labels == 1, predictions.decisions.astype(bool) & known
-    accuracy = _resampled_means(agreement(labels, predictions.decisions), draws)
+    accuracy = resampled_means(agreement(labels, predictions.decisions), draws)
     exact = np.where(known.any(axis=1), all_right(labels, predictions.decisions), np.nan)
     # F1 = 2 TP / (2 TP + FP + FN); the denominator is the number of positives plus the number predicted
     hits = draws.counts @ unit_sums(truth & decisions, draws.unit)
@@ -135,7 +140,7 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
         "macro_f1": (2 * hits / np.maximum(total, 1)).mean(axis=1),
         "micro_f1": 2 * hits.sum(axis=1) / np.maximum(total.sum(axis=1), 1),
         "auroc": nan_mean(areas),
-        "exact_match": _resampled_means(exact[:, None], draws)[:, 0],
+        "exact_match": resampled_means(exact[:, None], draws)[:, 0],
         "accuracy": accuracy,
         "ap": ap,
     }
@@ -209,15 +214,14 @@ def proper_scores(
     draws, found = draw_units(units, resamples, seed), {}
     for name, values in losses.items():
         by_patch = nan_mean(values)
-        drawn, found[name] = _resampled_means(by_patch[:, None], draws), float(np.nanmean(by_patch))
-        low, high = widened(percentile_interval(drawn), found[name], folds)
-        found[f"{name}_ci"] = None if np.isnan(low) else [max(low, 0.0), high]
+        drawn, found[name] = resampled_means(by_patch[:, None], draws), float(np.nanmean(by_patch))
+        found[f"{name}_ci"] = _as_json(drawn, found[name], folds, most=np.inf)
     return found
 
 
-def _as_json(values: np.ndarray, point: float | None, folds: int) -> list[float] | None:
-    low, high = widened(percentile_interval(values), point, folds)
-    return None if np.isnan(low) else [max(low, 0.0), min(high, 1.0)]
+def _as_json(values: np.ndarray, point: float | None, folds: int, most: float = 1.0) -> list[float] | None:
+    low, high = percentile_interval(values, point, folds)
+    return None if np.isnan(low) else [max(low, 0.0), min(high, most)]
 
 
 def compare(
@@ -264,7 +268,7 @@ def compare(
     labels, scores = labels[:, present], [method.scores[:, present] for method in (first, second)]
     one, other = (nan_mean(_resampled_ranking(labels, values, draws)[0]) for values in scores)
     value, p = _precision_gap(labels, *scores, draws.unit, resamples, seed, stretch(folds))
-    return Comparison(macc, Difference(value, *widened(percentile_interval(one - other), value, folds), p))
+    return Comparison(macc, Difference(value, *percentile_interval(one - other, value, folds), p))
 
 
 def accuracy_gap(
@@ -278,10 +282,9 @@ def accuracy_gap(
 ) -> Difference:
     """Return the half of `compare` that is on mAcc, with the same arguments; it takes far less time."""
     gaps = agreement(labels, first.decisions) - agreement(labels, second.decisions)
-    interval = percentile_interval(nan_mean(_resampled_means(gaps, draw_units(units, resamples, seed))))
-    shares = accuracy_shares(gaps)
+    drawn, shares = nan_mean(resampled_means(gaps, draw_units(units, resamples, seed))), accuracy_shares(gaps)
     value, p = float(shares.mean()), float(mean_gap_p(shares[:, None], units, seed, folds)[0])
-    return Difference(value, *widened(interval, value, folds), p)
+    return Difference(value, *percentile_interval(drawn, value, folds), p)
 
 
 def accuracy_shares(cells: np.ndarray) -> np.ndarray:
@@ -308,6 +311,21 @@ def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int, folds: int = 1) -
         permuted = stretch(folds) * np.abs((1.0 - 2.0 * flips[block]) @ sums)
         n_extreme += (permuted >= observed - 1e-9).sum(axis=0)  # equal sums may differ in their last digit
     return (1 + n_extreme) / (1 + len(flips))
+
+
+def pairwise_gaps(values: np.ndarray, units: np.ndarray, seed: int, folds: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean paired difference of every two columns of values (B, K), and its p after Holm's correction.
+
+    Both have shape (K, K), that of the row minus that of the column, and NaN on the diagonal. Other arguments as for
+    `mean_gap_p`.
+    """
+    differences, p = np.full((2, values.shape[1], values.shape[1]), np.nan)
+    first, second = np.triu_indices(values.shape[1], 1)
+    if len(first):
+        gaps = values[:, first] - values[:, second]
+        differences[first, second], differences[second, first] = gaps.mean(axis=0), -gaps.mean(axis=0)
+        p[first, second] = p[second, first] = holm(mean_gap_p(gaps, units, seed, folds))
+    return differences, p
 
 
 def smallest_p(units: np.ndarray, folds: int = 1) -> float:
@@ -391,7 +409,7 @@ def _resampled_ranking(labels: np.ndarray, scores: np.ndarray, draws: Draws) -> 
     return ap, areas
 
 
-def _resampled_means(values: np.ndarray, draws: Draws) -> np.ndarray:
+def resampled_means(values: np.ndarray, draws: Draws) -> np.ndarray:
     """Return the mean of the known, not NaN, in each column of values (B, K) in every bootstrap sample, (R, K)."""
     sums, known = (unit_sums(part, draws.unit) for part in (np.nan_to_num(values), ~np.isnan(values)))
     with np.errstate(invalid="ignore"):
@@ -408,26 +426,24 @@ def _blocks(n: int, width: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the defined values (R,); NaN if none is defined."""
+def percentile_interval(values: np.ndarray, point: float | None = None, folds: int = 1) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the defined values (R,) of bootstrap samples; NaN if none is defined.
+
+    With several folds it is stretched about the `point` estimate for their dependence, where there is one; the module
+    says by how much, and why.
+    """
     defined = values[~np.isnan(values)]
     if not len(defined):
         return np.nan, np.nan
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if folds > 1 and point is not None and not np.isnan(point):
+        low, high = (point + stretch(folds) * (end - point) for end in (low, high))
     return float(low), float(high)
 
 
 def stretch(folds: int) -> float:
     """Return by how much the folds of a cross-validation widen an interval; 1 for a single split."""
     return float(np.sqrt(1 + folds / (folds - 1))) if folds > 1 else 1.0
-
-
-def widened(interval: tuple[float, float], value: float | None, folds: int) -> tuple[float, float]:
-    """Stretch an interval about a value for the dependence of the folds; the module says by how much, and why."""
-    if folds == 1 or value is None or np.isnan(value):
-        return interval
-    low, high = (float(value + stretch(folds) * (end - value)) for end in interval)
-    return low, high
 
 
 MIN_GROUPS = 5

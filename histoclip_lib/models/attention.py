@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -147,11 +147,19 @@ def central_part(maps: np.ndarray, fraction: np.ndarray) -> np.ndarray:
     return result / result.sum(axis=(2, 3), keepdims=True)
 
 
+def bilinear_weights(side: int, places: np.ndarray, size: int) -> np.ndarray:
+    """Return the weights (P, g) of the g = `side` cells of a map at some `places` (P,) of `size` pixels on its side.
+
+    They interpolate between the centres of the cells: `weights @ attention @ weights.T` enlarges a map.
+    """
+    centres = (places + 0.5) * side / size - 0.5  # of the pixels, in cells of the map
+    return np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)
+
+
 def enlarge(attention: np.ndarray, size: int) -> np.ndarray:
     """Return a map (g, g) at size x size pixels, bilinear between the centres of the cells."""
-    from skimage.transform import resize
-
-    return resize(attention, (size, size), order=1, mode="edge", anti_aliasing=False)
+    weights = bilinear_weights(len(attention), np.arange(size), size)
+    return weights @ attention @ weights.T
 
 
 def maps_to_compare(
@@ -270,16 +278,21 @@ def corrected_tokens(clip: CLIP, patches: PatchDataset, index: np.ndarray, batch
 
     None where the encoder is not a ViT of open_clip; see `clip.towers.corrected_tokens`.
     """
-    import torch
-    from PIL import Image
-
     found = []
-    for start in range(0, len(index), batch_size):
-        batch = [clip.resize(Image.fromarray(patches.image(i))) for i in index[start : start + batch_size]]
-        if (tokens := clip.corrected_tokens(torch.stack(batch))) is None:
+    for images in _images(clip, patches, index, batch_size):
+        if (tokens := clip.corrected_tokens(images)) is None:
             return None
         found.append(tokens.cpu().numpy())
     return np.concatenate(found)
+
+
+def _images(clip: CLIP, patches: PatchDataset, index: np.ndarray, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield some patches in the encoder's size, (batch_size, 3, S, S)."""
+    import torch
+    from PIL import Image
+
+    for start in range(0, len(index), batch_size):
+        yield torch.stack([clip.resize(Image.fromarray(patches.image(i))) for i in index[start : start + batch_size]])
 
 
 def shifted_maps(
@@ -311,21 +324,20 @@ def shifted_maps(
         Each map sums to 1.
     """
     import torch
-    from PIL import Image
     from torch.nn import functional
 
     head.to(clip.device).eval()
-    maps = np.empty((len(index), len(patches.classes), 2 * side, 2 * side), np.float32)
-    for start in range(0, len(index), batch_size):
-        batch = slice(start, start + batch_size)
-        images = torch.stack([clip.resize(Image.fromarray(patches.image(i))) for i in index[batch]])
+    parts = []
+    for images in _images(clip, patches, index, batch_size):
+        maps = np.empty((len(images), len(patches.classes), 2 * side, 2 * side), np.float32)
         quarter = images.shape[-1] // side // 4
         padded = functional.pad(images.float(), [quarter] * 4, mode="reflect").to(torch.uint8)
         shifted = padded.unfold(2, images.shape[-1], 2 * quarter).unfold(3, images.shape[-1], 2 * quarter)
         for row, column in np.ndindex(2, 2):
             _, tokens = clip.encode_images(shifted[:, :, row, column].contiguous())
-            maps[batch, :, row::2, column::2] = evidence(head, tokens).unflatten(-1, (side, side)).cpu() / 4
-    return maps
+            maps[:, :, row::2, column::2] = evidence(head, tokens).unflatten(-1, (side, side)).cpu() / 4
+        parts.append(maps)
+    return np.concatenate(parts)
 
 
 def deletion_test(

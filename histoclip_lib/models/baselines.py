@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from scipy.special import expit, logit
 
 from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities
 from histoclip_lib.common.registry import Registry, register_method
@@ -230,7 +230,7 @@ def fit_baselines(
 
     names = [name for name in BASELINES.load() if class_embeddings is not None or name not in WITH_TEXT]
     patches = replace(patches, source=None)  # labels and groups are all that is needed of them
-    workers = (os.cpu_count() or 1) if workers is None and len(folds) > 1 else workers or 1
+    workers = n_cores() if workers is None and len(folds) > 1 else workers or 1
     given = (features, patches, seed, class_embeddings)
     done = joblib.Parallel(n_jobs=workers)(
         joblib.delayed(_held_out)(name, *fold, *given) for fold in folds for name in names
@@ -377,17 +377,11 @@ def fit_linear_probe(features: ImageFeatures, patches: PatchDataset, train: np.n
             if min(losses, key=losses.get) == edge(losses):
                 try_out(strength)
     best = min(losses, key=losses.get)
-    return _fit_regressions(views, labels, best, dict(sorted(losses.items())), tried[best])
+    fitted = _fit_regressions(views, labels, best)
+    return replace(fitted, losses=dict(sorted(losses.items())), out_of_fold=tried[best])
 
 
-def _fit_regressions(
-    views: np.ndarray,
-    labels: np.ndarray,
-    strength: float,
-    losses: dict[float, float] | None = None,
-    out_of_fold: np.ndarray | None = None,
-    boost: float = 1.0,
-) -> LinearProbe:
+def _fit_regressions(views: np.ndarray, labels: np.ndarray, strength: float, boost: float = 1.0) -> LinearProbe:
     """Fit one regression for each class; the last feature is multiplied by `boost` once it is standardised."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -405,7 +399,7 @@ def _fit_regressions(
             model = LogisticRegression(C=strength / n_views, max_iter=2000).fit(examples[own], labels[own, k])
         weights[:, k], intercepts[k] = model.coef_[0], model.intercept_[0]
     mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
-    return LinearProbe(mean, scale, weights, intercepts, strength, losses or {}, out_of_fold)
+    return LinearProbe(mean, scale, weights, intercepts, strength, {}, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -676,10 +670,10 @@ def fit_blended_probe(
 
 def _fit_blended(embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, strength: float) -> BlendedProbe:
     text = TextScores.of(classes, embeddings)
-    probes = []
-    for k, views in enumerate(_with_text(embeddings, text)):
-        probe = _fit_regressions(views, labels[:, [k]], strength, boost=TEXT_SCALE)
-        probes.append(probe)
+    probes = [
+        _fit_regressions(views, labels[:, [k]], strength, boost=TEXT_SCALE)
+        for k, views in enumerate(_with_text(embeddings, text))
+    ]
     return BlendedProbe(probes, text, strength, {})
 
 

@@ -280,24 +280,22 @@ class SavedModel:
         )
 
 
-def ood_scores(pooled: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def ood_scores(pooled: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return how unlike the training patches images are, shape (B,), float32.
 
-    The mean cosine distance of the pooled embedding to its nearest training patches (Sun et al., Out-of-distribution
-    detection with deep nearest neighbors, ICML 2022). Of the Mahalanobis distance, one and five neighbours, on plain
-    and on standardised features, five on plain ones were the only score that set glass, pen marks and blank tiles of
-    real slides apart from their tissue, whether the training patches were CoNSeP's or the demo's.
+    The mean cosine distance of the pooled embedding to its NEIGHBOURS nearest training patches (Sun et al.,
+    Out-of-distribution detection with deep nearest neighbors, ICML 2022). Of the Mahalanobis distance, one and five
+    neighbours, on plain and on standardised features, five on plain ones were the only score that set glass, pen marks
+    and blank tiles of real slides apart from their tissue, whether the training patches were CoNSeP's or the demo's.
 
     Parameters
     ----------
     pooled : ndarray of shape (B, d)
         Global embeddings.
     reference : ndarray of shape (R, d), float32
-        Those of training patches, unit rows.
-    neighbours : int
-        How many; fewer where R is smaller.
+        Those of training patches, unit rows; where there are fewer than NEIGHBOURS, all count.
     """
-    k = min(neighbours, len(reference))
+    k = min(NEIGHBOURS, len(reference))
     cosines = unit(pooled.astype(np.float32)) @ reference.T
     return 1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,13 +16,14 @@ import torch
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.predictions import Predictions, from_probabilities
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.splits import grouped_folds, split_dataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.models.baselines import BASELINES, fit_baseline
-from histoclip_lib.models.mlp import mlp_like
+from histoclip_lib.models.cmm import mlp_like
 from histoclip_lib.models.training import (
     TrainingOptions,
     feature_names,
@@ -253,7 +253,7 @@ def run_studies(
     missing.sort(key=lambda k: -len(plan[k].train) * plan[k].head.get("layers", 1))
     unsaved.mkdir(parents=True, exist_ok=True)
     if workers is None:
-        workers = (os.cpu_count() or 1) if clip.device.type == "cpu" else 1
+        workers = n_cores() if clip.device.type == "cpu" else 1
     shared_arguments = (class_embeddings, head_options, features, patches, options, clip.device, clip.amp_dtype)
     tasks = [joblib.delayed(_fit_and_keep)(files[k], plan[k], *shared_arguments, 3 * workers) for k in missing]
     results = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,16 +21,17 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.predictions import Predictions, cross_entropy, from_probabilities, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
 from histoclip_lib.models.cmm import CMM, load_cmm, read_metadata, require_shapes, save_cmm, shapes_of, write_tensors
-from histoclip_lib.models.mlp import MLP
 
 if TYPE_CHECKING:
     from histoclip_lib.clip.encoder import CLIP
     from histoclip_lib.features.store import ImageFeatures
+    from histoclip_lib.models.cmm import MLP
 
 EVALUATION_BATCH = 512
 EVALUATIONS = 40  # of the validation part, along the way
@@ -236,10 +236,8 @@ class TrainingStep:
 
     def _gradient(self, tokens: torch.Tensor, truth: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        if known is not None:
-            known = known / known.mean().clamp_min(
-                torch.finfo(known.dtype).tiny
-            )  # so that the loss is a mean over these
+        if known is not None:  # so that the loss is a mean over these
+            known = known / known.mean().clamp_min(torch.finfo(known.dtype).tiny)
         total = 0
         weights = [None] * self.parts if known is None else known.chunk(self.parts)
         for part, labels, weight in zip(tokens.chunk(self.parts), truth.chunk(self.parts), weights, strict=True):
@@ -383,7 +381,9 @@ def train_head(
         mean_loss = float(np.average(losses, weights=[len(index) for index, _ in batches]))
         record = {"epoch": epoch + 1, "learning_rate": options.rate(epoch + 1), "loss": mean_loss}
         if len(val) and ((epoch + 1) % evaluate_every == 0 or epoch + 1 == options.epochs):
-            record |= _validation(head, reader, labels, val)
+            probabilities = predict_probabilities(head, reader, val)
+            record["val_loss"] = cross_entropy(labels[val], probabilities)
+            record["val_mAcc"] = mean_accuracy(labels[val], from_probabilities(probabilities).decisions)
             bar.set_postfix(loss=f"{mean_loss:.3f}", val_mAcc=f"{record['val_mAcc']:.4f}")
         history.append(record)
         bar.update()
@@ -488,11 +488,13 @@ def train_heads(
         Of both in the first fold, with a column `head`.
     """
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(folds) > 1 and clip.device.type == "cpu" else 1
+        workers = n_cores() if len(folds) > 1 and clip.device.type == "cpu" else 1
     everything = np.unique(np.concatenate([val for _, val in folds]))
     nothing = everything[:0]
-    parts = [(0, *folds[0]), *((k, train, nothing) for k, (train, _) in enumerate(folds[1:], 1))]  # one with a curve
-    parts = [(None, *folds[0])] if len(folds) == 1 else [*parts, (None, everything, nothing)]
+    numbers = [None] if len(folds) == 1 else [*range(len(folds))]
+    parts = [(numbers[0], *folds[0])]  # the one with a curve
+    if len(folds) > 1:
+        parts += [*((k, train, nothing) for k, (train, _) in enumerate(folds[1:], 1)), (None, everything, nothing)]
     (folder / "folds").mkdir(exist_ok=True)
     compute = (clip.backbone, clip.device, clip.amp_dtype, clip.compiled)
     shared = (class_embeddings, head_options, features, patches.labels, patches.classes, options, compute, 3 * workers)
@@ -504,9 +506,7 @@ def train_heads(
     bar = tqdm(done, total=len(tasks), desc="heads", disable=workers == 1)
     histories = dict(zip(trainings, bar, strict=True))
 
-    first = None if len(folds) == 1 else 0
-    history = pd.concat([histories[head_path(folder, kind, first)].assign(head=kind) for kind in KINDS])
-    numbers = [first] if len(folds) == 1 else range(len(folds))
+    history = pd.concat([histories[head_path(folder, kind, numbers[0])].assign(head=kind) for kind in KINDS])
     heads = {
         kind: [load_cmm(head_path(folder, kind, k), patches.classes, clip.backbone).to(clip.device) for k in numbers]
         for kind in KINDS
@@ -608,14 +608,6 @@ def predict(head: CMM, features: ImageFeatures, kind: str, index: np.ndarray, de
     (3, 4)
     """
     return from_probabilities(predict_probabilities(head, FeatureReader(features.of_kind(kind), device), index))
-
-
-def _validation(head: CMM | MLP, reader: FeatureReader, labels: np.ndarray, val: np.ndarray) -> dict[str, float]:
-    probabilities = predict_probabilities(head, reader, val)
-    return {
-        "val_loss": cross_entropy(labels[val], probabilities),
-        "val_mAcc": mean_accuracy(labels[val], from_probabilities(probabilities).decisions),
-    }
 
 
 def _optimizer(head: CMM | MLP, options: TrainingOptions, n_train: int) -> torch.optim.AdamW:

@@ -12,7 +12,6 @@ from scipy.stats import rankdata, t
 
 from histoclip_lib.common.csv_tables import Table, read_table
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
-from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.folder import LABELS, MAX_NAME
 from histoclip_lib.evaluation.uncertainty import (
     LEVEL,
@@ -20,10 +19,9 @@ from histoclip_lib.evaluation.uncertainty import (
     bootstrap_interval,
     draw_units,
     percentile_interval,
-    resampled_metrics,
 )
 from histoclip_lib.slides.prediction import read_slide_result, read_tiles
-from histoclip_lib.slides.scoring import BLOCK_TILES, spatial_blocks
+from histoclip_lib.slides.scoring import BLOCK_TILES, resampled_auroc, spatial_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,8 +169,10 @@ def _slide_paths(path: Path, table: Table) -> list[Path]:
 
 
 def _numbers(path: Path, table: Table) -> np.ndarray:
+    import pandas as pd
+
     cells = table.columns.get("mpp", [""] * len(table.lines))
-    values = np.array([_number(cell) for cell in cells])
+    values = pd.to_numeric(pd.Series(cells), errors="coerce").to_numpy(np.float64)
     wrong = [bool(cell) and not (np.isfinite(value) and value > 0) for cell, value in zip(cells, values, strict=True)]
     _refuse(path, table, "mpp", "a number above 0, with a point, or nothing", wrong, cells)
     return values
@@ -192,13 +192,6 @@ def _refuse(path: Path, table: Table, column: str, expected: str, wrong: list[bo
     ]
     if offenders:
         raise HistoCLIPError(f"{path}, column {column}: expected {expected}, found:\n{bullet_list(offenders)}")
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return np.nan
 
 
 def class_burdens(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -348,7 +341,7 @@ def study_target(slides: pd.DataFrame, classes: list[str], seed: int = 0) -> Tar
         columns = {BURDENS: columns[BURDENS]}
     predicted = {model: _cross_validated(known[names], target, groups, seed) for model, names in columns.items()}
     draws = draw_units(groups, RESAMPLES, seed)
-    areas = {model: _areas(target, values, draws) for model, values in predicted.items()}
+    areas = {model: resampled_auroc(target, values, draws) for model, values in predicted.items()}
     lines = [
         (model, len(names), _auroc(target, predicted[model][None])[0], *percentile_interval(areas[model]))
         for model, names in columns.items()
@@ -417,12 +410,6 @@ def _is_numeric(column: pd.Series) -> bool:
     import pandas as pd
 
     return bool(pd.to_numeric(column.dropna(), errors="coerce").notna().all())
-
-
-def _areas(target: np.ndarray, scores: np.ndarray, draws: object) -> np.ndarray:
-    """Return the AUROC in every bootstrap sample, (R,)."""
-    predictions = Predictions(scores[:, None], scores[:, None] >= 0.5)
-    return resampled_metrics(target[:, None], predictions, draws)["auroc"]
 
 
 def _auroc(target: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.data.importers.plan import Found, ImportOptions, Item
@@ -88,11 +86,14 @@ class Cutter:
         """Return the patch at (x, y); `side` level-0 pixels where it is not the usual field."""
         side = side or self.side
         mpp = side * self.slide.mpp / self.options.patch if self.slide.mpp else None
-        read = self._reader(x, y, side)
-        return Item(f"{self.path.stem}_x{x}_y{y}", labels, group=self.path.stem, read=read, mpp=mpp, **more)
-
-    def _reader(self, x: int, y: int, side: int) -> Callable[[], np.ndarray]:
-        return lambda: self.slide.read_field(x, y, side, self.options.patch)
+        return Item(
+            f"{self.path.stem}_x{x}_y{y}",
+            labels,
+            group=self.path.stem,
+            read=lambda: self.slide.read_field(x, y, side, self.options.patch),
+            mpp=mpp,
+            **more,
+        )
 
 
 def sources(

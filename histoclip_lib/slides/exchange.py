@@ -174,11 +174,10 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
         If it is not GeoJSON, or a ring is not a list of corners.
     """
     path = Path(path)
+    text = read_utf8(path, MAX_BYTES)
     try:
-        content = json.loads(read_utf8(path, MAX_BYTES))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, HistoCLIPError):
-            raise
         raise HistoCLIPError(f"{path}: is not JSON ({error}).") from error
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list):

@@ -12,7 +12,7 @@ from histoclip_lib.data.importers.cells import SUFFIXES, Cells, is_number, plain
 from histoclip_lib.data.importers.plan import Found, ImportOptions
 from histoclip_lib.data.importers.registry import importer
 from histoclip_lib.data.importers.tables import NOT_CLASSIFIED, label_column
-from histoclip_lib.slides.cutting import CUT_OPTIONS, Cutter, sources
+from histoclip_lib.slides.cutting import CUT_OPTIONS, sources
 from histoclip_lib.slides.exchange import classes_of, read_wsinfer_csv
 
 # Names of columns, as `cells.plain` writes them; the first pair or box that a table has is used.
@@ -89,7 +89,12 @@ def read_coordinates_table(source: Path, options: ImportOptions) -> Found:
         points, names, how = _points(path, cells, options, found)
         found.notes.append(f"{path.name}: {len(points):,} points; {how}")
         found.classes += [name for name in dict.fromkeys(names.tolist()) if name not in found.classes]
-        _add_around(points, names, cutter, found) if options.around else _add_grid(points, names, cutter, found)
+        fields = (_fields_around if options.around else _fields_of_grid)(points, names, cutter.side)
+        for (x, y), counts in fields.items():
+            if cutter.is_inside(x, y):
+                found.items.append(cutter.item(x, y, dict(counts), complete=False))
+            else:
+                found.leave_out("fields beyond the edge of the image", f"{cutter.path.name}, {x}, {y}")
     found.classes.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0))
     where = "one around each point" if options.around else "the fields of a grid with a point"
     rule = f"a class is present where a patch holds {options.min_count} or more of its points"
@@ -139,25 +144,18 @@ def _points(path: Path, cells: Cells, options: ImportOptions, found: Found) -> t
     return boxes.mean(axis=1), np.array(names, dtype=object), how
 
 
-def _add_grid(points: np.ndarray, names: np.ndarray, cutter: Cutter, found: Found) -> None:
+def _fields_of_grid(points: np.ndarray, names: np.ndarray, side: int) -> dict[tuple[int, int], Counter[str]]:
+    """Return how many points of each class lie in each field of the grid that holds any, row by row."""
     fields: dict[tuple[int, int], Counter[str]] = {}
-    for (column, row), name in zip((points // cutter.side).astype(int).tolist(), names, strict=True):
-        fields.setdefault((row * cutter.side, column * cutter.side), Counter())[name] += 1
-    for (y, x), counts in sorted(fields.items()):
-        if cutter.is_inside(x, y):
-            found.items.append(cutter.item(x, y, dict(counts), complete=False))
-        else:
-            found.leave_out("fields beyond the edge of the image", f"{cutter.path.name}, {x}, {y}")
+    for (column, row), name in zip((points // side).astype(int).tolist(), names, strict=True):
+        fields.setdefault((row * side, column * side), Counter())[name] += 1
+    return {(x, y): counts for (y, x), counts in sorted(fields.items())}
 
 
-def _add_around(points: np.ndarray, names: np.ndarray, cutter: Cutter, found: Found) -> None:
+def _fields_around(points: np.ndarray, names: np.ndarray, side: int) -> dict[tuple[int, int], Counter[str]]:
+    """Return the same of the fields whose centres are points."""
     from scipy.spatial import cKDTree
 
-    corners = np.rint(points - cutter.side / 2).astype(int)
-    corners = np.unique(corners, axis=0)
-    within = cKDTree(points).query_ball_point(corners + cutter.side / 2, cutter.side / 2, p=np.inf)
-    for (x, y), near in zip(corners.tolist(), within, strict=True):
-        if cutter.is_inside(x, y):
-            found.items.append(cutter.item(x, y, dict(Counter(names[near].tolist())), complete=False))
-        else:
-            found.leave_out("fields beyond the edge of the image", f"{cutter.path.name}, {x}, {y}")
+    corners = np.unique(np.rint(points - side / 2).astype(int), axis=0)
+    within = cKDTree(points).query_ball_point(corners + side / 2, side / 2, p=np.inf)
+    return {(x, y): Counter(names[near].tolist()) for (x, y), near in zip(corners.tolist(), within, strict=True)}

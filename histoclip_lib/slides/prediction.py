@@ -342,7 +342,9 @@ def _predict_parts(
     held, failure = [], None
     for images, failure in plan.batches(done):
         if len(images):
-            held.append(_predict_batch(plan, images))
+            said = plan.model.predict_tensor(images, plan.views)
+            found = {"probabilities": said.probabilities, "ood": said.ood, "attention": said.attention}
+            held.append({name: np.asarray(values) for name, values in found.items() if values is not None})
             done += len(images)
             progress(done, total)
         if failure is None and (done == total or done % plan.part_size == 0):
@@ -358,12 +360,6 @@ def _part(parts: Path, number: int) -> Path:
 
 def _joined(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} if batches else {}
-
-
-def _predict_batch(plan: _Plan, images: torch.Tensor) -> dict[str, np.ndarray]:
-    said = plan.model.predict_tensor(images, plan.views)
-    found = {"probabilities": said.probabilities, "ood": said.ood, "attention": said.attention}
-    return {name: np.asarray(values) for name, values in found.items() if values is not None}
 
 
 def _assemble(plan: _Plan, parts: Path, rest: dict[str, np.ndarray], folder: Path) -> tuple[int, int]:
@@ -435,10 +431,7 @@ def _result(plan: _Plan, n_predicted: int, n_ood: int, failure: str | None, seco
     return SlideResult(
         slide=slide.path.name,
         path=str(slide.path),
-        width=slide.width,
-        height=slide.height,
-        mpp=slide.mpp,
-        mpp_source=slide.mpp_source,
+        **{name: getattr(slide, name) for name in ("width", "height", "mpp", "mpp_source")},
         bounds=list(slide.bounds),
         field_um=field_um,
         classes=list(model.classes),

@@ -153,12 +153,8 @@ class Slide:
         level, _ = self._finer(min(width0 / width, height0 / height))
         across, down = self.pixels.sizes[level][0] / self.width, self.pixels.sizes[level][1] / self.height
         left, top, right, bottom = x * across, y * down, (x + width0) * across, (y + height0) * down
-        x0, y0, x1, y1 = (
-            math.floor(left + 1e-6),
-            math.floor(top + 1e-6),
-            math.ceil(right - 1e-6),
-            math.ceil(bottom - 1e-6),
-        )
+        x0, y0 = (math.floor(edge + 1e-6) for edge in (left, top))
+        x1, y1 = (math.ceil(edge - 1e-6) for edge in (right, bottom))
         found = self._padded(level, x0, y0, x1 - x0, y1 - y0)
         if found.shape[:2] == (height, width) and max(abs(left - x0), abs(top - y0)) < ROUNDING:
             return found
@@ -276,19 +272,16 @@ def _open_pixels(path: Path) -> Pixels:
             raise HistoCLIPError(
                 f"{path}: cannot be opened ({error or type(error).__name__}). It may be truncated: copy it again."
             ) from error
+    with file.open("rb") as stream:
+        beginning = shown(stream.read(16))
     raise HistoCLIPError(
         f"{path}: is not a slide or an image. OpenSlide does not recognise it; {'; '.join(reasons)}. "
-        f"It begins with {_beginning(file)}. Copy it again, or leave it out."
+        f"It begins with {beginning}. Copy it again, or leave it out."
     )
 
 
 class _NotThisKind(Exception):
     """A file that another reader may know."""
-
-
-def _beginning(file: Path) -> str:
-    with file.open("rb") as stream:
-        return shown(stream.read(16))
 
 
 def _dicom_file(folder: Path) -> Path:
@@ -368,7 +361,8 @@ class _TiffPixels:
             self.sizes = [(page.imagewidth, page.imagelength) for page in self._pages]
             self.properties = self._own_words()
             self._lock, self._whole = threading.Lock(), {}
-            self._tile = lru_cache(max(16, CACHE_BYTES // _tile_bytes(self._pages)))(self._decode)
+            sizes = [page.tilewidth * page.tilelength * 3 for page in self._pages if page.is_tiled]
+            self._tile = lru_cache(max(16, CACHE_BYTES // max(sizes, default=CACHE_BYTES)))(self._decode)
             if self._pages[0].dtype.itemsize == 2:
                 self._refuse_few_bits()
         except BaseException:
@@ -448,10 +442,6 @@ class _TiffPixels:
             **{f"openslide.mpp-{axis.lower()}": repr(value) for axis, (_, value) in said.items()},
             "histoclip.mpp-source": said["X"][0] if "X" in said else "",
         }
-
-
-def _tile_bytes(pages: list) -> int:
-    return max([page.tilewidth * page.tilelength * 3 for page in pages if page.is_tiled], default=CACHE_BYTES)
 
 
 def _rgb_page(level: object) -> object:
@@ -536,9 +526,9 @@ def _scale(path: Path, properties: Mapping[str, str], given: float | None) -> tu
     if given is not None:
         if not (math.isfinite(given) and given > 0):
             raise HistoCLIPError(f"{path}: mpp {given} was given; expected a number above 0, such as 0.5.")
-        at_odds = own[0] and max(own[0], given) / min(own[0], given) > MOST_ASPECT if own[0] and own[0] > 0 else False
-        note = f"The mpp given, {given:g}, overrides that of the slide, {own[0]:g}." if at_odds else ""
-        return float(given), "given", (note,) if note else ()
+        if own[0] and own[0] > 0 and max(own[0], given) / min(own[0], given) > MOST_ASPECT:
+            return float(given), "given", (f"The mpp given, {given:g}, overrides that of the slide, {own[0]:g}.",)
+        return float(given), "given", ()
     power = _number(properties.get("openslide.objective-power"))
     if own[0] is None or own[1] is None:
         hint = f" Its objective power is {power:g}, with which {MPP_TIMES_POWER / power:g} is usual." if power else ""

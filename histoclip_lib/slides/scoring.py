@@ -149,10 +149,8 @@ def score_tiles(
         line = {"class": name, "n_tiles": len(own), "n_present": int(own.sum())}
         whole = Draws(np.arange(len(own)), np.ones((1, len(own)), np.int32))
         many = draw_units(blocks[known], resamples, seed) if len(own) else whole
-        for measure, of in (("auroc", _areas), ("dice", _dice)):
-            value, sampled = (
-                of(own, scores, decisions, draws) if len(own) else np.full(1, np.nan) for draws in (whole, many)
-            )
+        for measure, of, found in (("auroc", resampled_auroc, scores), ("dice", _dice, decisions)):
+            value, sampled = (of(own, found, draws) if len(own) else np.full(1, np.nan) for draws in (whole, many))
             enough = many.counts.shape[1] >= MIN_GROUPS
             low, high = percentile_interval(sampled) if enough else (np.nan, np.nan)
             line |= {measure: float(value[0]), f"{measure}_low": low, f"{measure}_high": high}
@@ -160,11 +158,12 @@ def score_tiles(
     return pd.DataFrame(lines)
 
 
-def _areas(truth: np.ndarray, scores: np.ndarray, _: np.ndarray, draws: Draws) -> np.ndarray:
+def resampled_auroc(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
+    """Return the AUROC (R,) of scores (n,) in every bootstrap sample; `truth` (n,) is 0 or 1."""
     return auroc(*cut_counts(truth, scores, draws.counts[:, draws.unit]))
 
 
-def _dice(truth: np.ndarray, _: np.ndarray, decisions: np.ndarray, draws: Draws) -> np.ndarray:
+def _dice(truth: np.ndarray, decisions: np.ndarray, draws: Draws) -> np.ndarray:
     counted = draws.counts @ unit_sums(np.stack([truth * decisions, truth + decisions], axis=1), draws.unit)
     with np.errstate(invalid="ignore"):
         return 2 * counted[:, 0] / counted[:, 1]

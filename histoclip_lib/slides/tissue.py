@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.images import as_rgb, has_many_bits
+from histoclip_lib.data.regions import as_ring
 
 if TYPE_CHECKING:
     from histoclip_lib.slides.reading import Slide
@@ -172,7 +172,7 @@ def _from_polygons(path: Path, slide: Slide) -> np.ndarray:
         one = Image.new("1", size)
         draw = ImageDraw.Draw(one)
         for number, ring in enumerate(rings):
-            corners = (_corners(ring, path) + offset) * factor - 0.5  # to the centres of pixels
+            corners = (as_ring(ring, str(path)) + offset) * factor - 0.5  # to the centres of pixels
             draw.polygon([tuple(corner) for corner in corners], fill=0 if number else 1)
         mask |= np.asarray(one)
     if not mask.any():
@@ -194,13 +194,3 @@ def _polygons(found: object, path: Path) -> list[list]:
         return [corners or []] if kind == "Polygon" else list(corners or [])
     inside = [found.get(key) for key in ("features", "geometries", "geometry")]
     return [rings for each in inside if each is not None for rings in _polygons(each, path)]
-
-
-def _corners(ring: object, path: Path) -> np.ndarray:
-    try:
-        corners = np.array([(float(x), float(y)) for x, y, *_ in ring])
-    except (TypeError, ValueError) as error:
-        raise HistoCLIPError(f"{path}: {shown(ring)} is not a ring of a polygon.") from error
-    if len(corners) < 3 or not math.isfinite(corners.sum()):
-        raise HistoCLIPError(f"{path}: {shown(ring)} is not a ring of three corners or more.")
-    return corners

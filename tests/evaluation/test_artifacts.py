@@ -20,9 +20,9 @@ from histoclip_lib.evaluation.artifacts import (
     load_predictions,
     read_metrics,
     read_predictions,
-    save_history,
     save_predictions,
     save_split,
+    write_csv,
     write_metrics,
 )
 from histoclip_lib.evaluation.methods import labels
@@ -83,7 +83,7 @@ def test_split_is_written_for_every_patch(tmp_path, groups):
 
 def test_history_comes_back_as_written(tmp_path):
     history = pd.DataFrame({"head": ["global"] * 2, "epoch": [1, 2], "loss": [0.9, 0.5], "val_mAcc": [0.5, np.nan]})
-    save_history(tmp_path / "history.csv", history)
+    write_csv(tmp_path / "history.csv", history)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history)
 
 

@@ -44,7 +44,7 @@ def test_runs_are_brought_to_common_patches_labels_and_class_order():
 
 def test_ranks_are_by_mean_accuracy_and_tests_are_those_of_two_methods():
     aligned = align_runs({"poor": make_run(1, 0.4), "good": make_run(2, 0.05), "fair": make_run(3, 0.1)})
-    ranking = rank(aligned, METHOD, 200)
+    ranking = rank(aligned, METHOD)
     assert ranking.names == ["good", "fair", "poor"]
     assert (np.diff(ranking.accuracy) <= 0).all()
     assert ((ranking.intervals[:, 0] <= ranking.accuracy) & (ranking.accuracy <= ranking.intervals[:, 1])).all()

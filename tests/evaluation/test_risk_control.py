@@ -6,6 +6,7 @@ from scipy.special import expit
 
 from histoclip_lib.common.predictions import from_probabilities
 from histoclip_lib.evaluation.risk_control import LEVELS, missed_shares, promise_kept, risk_table, risk_thresholds
+from histoclip_lib.evaluation.uncertainty import draw_units
 
 
 def simulated(n_units, seed, per_unit=6, n_classes=2):
@@ -58,8 +59,8 @@ def test_table_shows_what_is_missed_and_what_it_costs():
     labels, probabilities, units = simulated(20, 2)
     new_labels, new, new_units = simulated(10, 3)
     table = risk_table(
-        (labels, units), {"knn": probabilities}, new_labels, {"knn": from_probabilities(new)}, ["a", "b"], new_units,
-        0.1, 100, 0,
+        (labels, units), {"knn": probabilities}, new_labels, {"knn": from_probabilities(new)}, ["a", "b"],
+        draw_units(new_units, 100, 0), 0.1, 0,
     )  # fmt: skip
     line = table.loc[("k-nearest neighbours", "b")]
     cut = risk_thresholds(missed_shares(labels, probabilities, units), 0.1)[1]

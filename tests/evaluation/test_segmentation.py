@@ -10,6 +10,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation import segmentation
 from histoclip_lib.evaluation.segmentation import LEVELS, ONE_CLASS, measures, segment, segmentation_table
+from histoclip_lib.evaluation.uncertainty import draw_units
 
 
 class Masks:
@@ -55,7 +56,7 @@ def test_maps_that_are_the_masks_score_one_and_one_class_scores_its_share(quarte
     assert (hits == true).all()
     stroma = np.mean([(32 - 4 * edge) / 32 for edge in (5, 6, 7)])  # the most common class of the training patches
     assert scores["iou"][1] == pytest.approx([0, stroma])
-    table = segmentation_table(found, ["tumor", "stroma"], np.arange(3), 50, 0)
+    table = segmentation_table(found, ["tumor", "stroma"], draw_units(np.arange(3), 50, 0))
     assert table.loc["Trained head", "mIoU"] == "1.000 (1.000 to 1.000)"
     assert table.loc["One class everywhere", "IoU, stroma"] == f"{stroma:.3f}"
 

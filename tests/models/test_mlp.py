@@ -7,8 +7,7 @@ from torch.nn import functional
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.features.store import Shards
-from histoclip_lib.models.cmm import CMM
-from histoclip_lib.models.mlp import MLP, mlp_like
+from histoclip_lib.models.cmm import CMM, MLP, mlp_like
 from histoclip_lib.models.training import TrainingOptions, predict_probabilities, train_head
 
 

@@ -69,7 +69,7 @@ class Attention(Chapter):
             return Markdown(f"**This data set has no masks, so attention can be shown but not scored.** {grid}")
         from histoclip_lib.evaluation.localisation import attention_verdict
 
-        first, _, _ = attention_verdict(self.scores, self.units, *self.draws).partition("\n")
+        first, _, _ = attention_verdict(self.scores, self.samples).partition("\n")
         return Markdown(f"**{first}** {grid}")
 
     def explorer(self) -> Explorer:
@@ -136,7 +136,7 @@ class Attention(Chapter):
         ]
         falls = {name: np.concatenate([part[name] for part in parts])[run.out_of_folds] for name in parts[0]}
         return Table(
-            deletion_table(falls, self.truth, self.classes, self.units, *self.draws),
+            deletion_table(falls, self.truth, self.classes, self.samples),
             "Fall of the logit of a class after removing the tokens that a map ranks highest, minus the fall after "
             "removing as many random ones; patches in which the class is present. Higher is better.",
         )
@@ -163,7 +163,7 @@ class Attention(Chapter):
             parts.append(segment(fitting, train, maps, val, decisions, run.patches, bool(run["refine_maps"])))
         found = join_segmentations(parts, run.out_of_folds)
         return Table(
-            segmentation_table(found, self.classes, self.units, *self.draws),
+            segmentation_table(found, self.classes, self.samples),
             f"Maps as segmentation of {len(run.val):,} held-out patches"
             f"{', refined by a guided filter' if run['refine_maps'] else ''}; thresholds fitted on {len(train)} "
             f"training patches{' of each fold' if run.is_cross_validated else ''}. Higher is better.",
@@ -182,7 +182,7 @@ class Attention(Chapter):
 
         if self.scores is None:
             return Markdown("This data set has no masks.")
-        return Markdown(attention_verdict(self.scores, self.units, *self.draws))
+        return Markdown(attention_verdict(self.scores, self.samples))
 
     def agreement(self) -> Image | None:
         """Draw how maps agree with the masks."""
@@ -195,7 +195,7 @@ class Attention(Chapter):
         if self.scores is None:
             return None
         caption = f"Agreement with the masks of {len(self.run.val):,} patches, with 95 % intervals; higher is better."
-        return Table(agreement_table(self.scores, self.units, *self.draws), caption)
+        return Table(agreement_table(self.scores, self.samples), caption)
 
     def agreement_by_class(self) -> Table | None:
         """Return the per-pixel average precision of each set of maps and class."""
@@ -203,7 +203,7 @@ class Attention(Chapter):
 
         if self.scores is None:
             return None
-        table = agreement_by_class(self.scores, self.classes, "ap", self.units, *self.draws)
+        table = agreement_by_class(self.scores, self.classes, "ap", self.samples)
         return Table(table, "Per-pixel average precision by class, with 95 % intervals; higher is better.")
 
     def best_and_worst(self) -> None:

@@ -56,6 +56,11 @@ class Chapter:
         """What the bootstrap draws: the group of each held-out patch, or the patch itself, shape (B,)."""
         return uncertainty.bootstrap_units(self.run.patches, self.run.val)
 
+    @property
+    def samples(self) -> uncertainty.Draws:
+        """Bootstrap samples of the held-out patches."""
+        return uncertainty.draw_units(self.units, *self.draws)
+
 
 def zero_shot_of(run: Run) -> dict[str, Predictions]:
     """Return the zero-shot predictions for the validation patches; none of an encoder of images alone."""

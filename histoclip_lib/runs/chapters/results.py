@@ -265,7 +265,7 @@ class Results(Chapter):
             index = np.sort(run.train)
         fitted_on = run.patches.labels[index], uncertainty.bootstrap_units(run.patches, index)
         table = risk_table(
-            fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.units, alpha, *self.draws
+            fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.samples, alpha, int(run["seed"])
         )
         caption = (
             f"Thresholds that limit the mean false-negative rate (FNR) of each class to {alpha:.0%}, and their "

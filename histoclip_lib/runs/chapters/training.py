@@ -47,7 +47,7 @@ class Training(Chapter):
             run.class_matrix, run.head_options, run.features, run.patches, run.folds, training_options(run),
             run.compute, run.folder,
         )  # fmt: skip
-        artifacts.save_history(run.folder / "history.csv", history)
+        artifacts.write_csv(run.folder / "history.csv", history)
         found = dict(run.without_images)
         found |= zero_shot_of(run)
         found |= {name: own for name, own in run.baseline_predictions.items() if name in SIZED}
