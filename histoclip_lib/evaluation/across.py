@@ -18,6 +18,7 @@ from histoclip_lib.evaluation.uncertainty import (
     draw_units,
     percentile_interval,
     resampled_metrics,
+    stretch,
     whole_and_drawn,
 )
 
@@ -128,7 +129,12 @@ class Across:
 
 
 def gaps_across(
-    runs: dict[str, ValidationPredictions], method: str, metric: str, resamples: int = 500, seed: int = 0
+    runs: dict[str, ValidationPredictions],
+    method: str,
+    metric: str,
+    folds: dict[str, int],
+    resamples: int = 500,
+    seed: int = 0,
 ) -> Across:
     """Compare HistoCLIP with patch tokens with another method on several data sets.
 
@@ -140,16 +146,18 @@ def gaps_across(
         Such as `linear_probe`.
     metric : str
         `mAcc` or `mAP`.
+    folds : dict of str to int
+        Of the cross-validation of each run; 1 for a single split. They widen its interval and its variance.
     resamples, seed : int
         Of the bootstrap, whose standard deviation is the standard error on a data set.
     """
     gaps, variances = [], []
-    for run in runs.values():
+    for name, run in runs.items():
         draws = whole_and_drawn(draw_units(run.units, resamples, seed))
-        ours, other = (resampled_metrics(run.labels, run.methods[name], draws)[metric] for name in (OURS, method))
-        drawn = (ours - other)[1:]
-        gaps.append(Difference(float(ours[0] - other[0]), *percentile_interval(drawn)))
-        variances.append(np.nanvar(drawn))
+        ours, other = (resampled_metrics(run.labels, run.methods[m], draws)[metric] for m in (OURS, method))
+        value, drawn = float(ours[0] - other[0]), (ours - other)[1:]
+        gaps.append(Difference(value, *percentile_interval(drawn, value, folds[name])))
+        variances.append(np.nanvar(drawn) * stretch(folds[name]) ** 2)
     pooled = random_effects(np.array([gap.value for gap in gaps]), np.array(variances))
     return Across(list(runs), gaps, pooled)
 

@@ -113,6 +113,12 @@ def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
     return table
 
 
+def units_text(units: np.ndarray) -> str:
+    """Return how many groups, or patches where each is a unit, some units (B,) are."""
+    count = len(np.unique(units))
+    return f"{count} {'patches' if count == len(units) else 'groups'}"
+
+
 def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, folds: int = 1) -> str:
     """Say in Markdown how p is corrected, and where there are too few units for a small one.
 
@@ -128,7 +134,7 @@ def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, folds
     note = f"p is corrected by Holm's method for {len(comparisons)} comparisons in each metric."
     if (smallest := smallest_p(units, folds)) * len(comparisons) >= ALPHA:
         note += (
-            f" With {len(np.unique(units))} groups the smallest possible p is {p_text(smallest)} before correction, "
+            f" With {units_text(units)} the smallest possible p is {p_text(smallest)} before correction, "
             f"so no corrected p can be below {ALPHA}."
         )
     return note
@@ -201,7 +207,7 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
         sentence += f"; HistoCLIP {said} {labels[best]} ({short_label(best)}, {scores[best]:.3f})"
     units = predictions.units
     if smallest_p(units, metrics.folds) * len(gaps) >= ALPHA:
-        sentence += f". With {len(np.unique(units))} groups no difference can be significant after correction"
+        sentence += f". With {units_text(units)} no difference can be significant after correction"
     return f"{sentence}."
 
 

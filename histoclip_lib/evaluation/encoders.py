@@ -9,9 +9,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from histoclip_lib.common import arrays
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import ValidationPredictions
-from histoclip_lib.evaluation.uncertainty import bootstrap_interval, pairwise_gaps
+from histoclip_lib.evaluation.uncertainty import accuracy_shares, bootstrap_interval, pairwise_gaps
 
 SEED = 0  # of the bootstrap and of the permutations, which all encoders share
 
@@ -81,7 +82,7 @@ class Ranking:
     p: pd.DataFrame
 
 
-def rank(aligned: Aligned, method: str) -> Ranking:
+def rank(aligned: Aligned, method: str, folds: int = 1) -> Ranking:
     """Rank encoders by mAcc of a method, and test every pair on the same patches.
 
     Parameters
@@ -90,18 +91,17 @@ def rank(aligned: Aligned, method: str) -> Ranking:
         At least one encoder has the method.
     method : str
         Such as `linear_probe`.
+    folds : int
+        Of the cross-validation that the predictions come from; 1 for a single split.
     """
     run = aligned.first
-    known = ~np.isnan(run.labels)
-    weight = known.sum(axis=1)
     correct = {
-        name: np.where(known, own.decisions == run.labels, False).sum(axis=1) / np.maximum(weight, 1)
-        for name, own in aligned.of(method).items()
+        name: accuracy_shares(arrays.agreement(run.labels, own.decisions)) for name, own in aligned.of(method).items()
     }
     names = sorted(correct, key=lambda name: -correct[name].mean())
     values = np.stack([correct[name] for name in names])  # (K, B)
-    tables = (pd.DataFrame(found, names, names) for found in pairwise_gaps(values.T, run.units, SEED))
-    intervals = np.array([bootstrap_interval(own, run.units, seed=SEED) for own in values])
+    tables = (pd.DataFrame(found, names, names) for found in pairwise_gaps(values.T, run.units, SEED, folds))
+    intervals = np.array([bootstrap_interval(own, run.units, seed=SEED, folds=folds) for own in values])
     return Ranking(names, values.mean(axis=1), intervals, *tables)
 
 

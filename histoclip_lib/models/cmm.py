@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
 
@@ -446,9 +446,13 @@ def save_cmm(head: CMM, path: Path, classes: list[str], backbone: str, identity:
 
 
 def write_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and metadata as safetensors, whole or not at all."""
+    """Write tensors and metadata as safetensors, whole or not at all, and the same always as the same bytes."""
+    data = save({name: value.detach().cpu().contiguous() for name, value in state.items()}, metadata)
+    end = 8 + int.from_bytes(data[:8], "little")  # of the header, whose length stands before it
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()  # the library writes metadata in any order
+    header += b" " * (-len(header) % 8)
     with replacing(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary, metadata)
+        temporary.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
 def read_metadata(path: Path) -> dict[str, str]:

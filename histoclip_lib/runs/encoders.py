@@ -87,7 +87,9 @@ class EncoderGrid:
     @cached_property
     def ranking(self) -> Ranking | None:
         """The encoders by mAcc of HistoCLIP with patch tokens."""
-        return rank(self.aligned, OURS) if self.aligned is not None and self.aligned.of(OURS) else None
+        if self.aligned is None or not self.aligned.of(OURS):
+            return None
+        return rank(self.aligned, OURS, max(run.folds for run in self.metrics.values()))
 
     def finding(self) -> Markdown:
         """Say which encoder is the best under the head, and whether the next differs significantly."""

@@ -141,7 +141,8 @@ class AllRuns:
     @cached_property
     def _gaps(self) -> dict[str, across.Across]:
         runs = self._of_data_sets
-        return {metric: across.gaps_across(runs, comparisons.PROBE, metric) for metric in ("mAcc", "mAP")}
+        folds = {run.folder: run.folds for run in self.runs}
+        return {metric: across.gaps_across(runs, comparisons.PROBE, metric, folds) for metric in ("mAcc", "mAP")}
 
     def across(self) -> Markdown | None:
         """Say how head and probe compare over all data sets; None with fewer than two."""

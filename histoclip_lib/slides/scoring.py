@@ -10,6 +10,7 @@ from PIL import Image
 
 from histoclip_lib.common.csv_tables import read_table
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.data.images import FORMATS
 from histoclip_lib.evaluation.metrics import auroc, cut_counts
 from histoclip_lib.evaluation.uncertainty import MIN_GROUPS, Draws, draw_units, percentile_interval, unit_sums
 
@@ -50,7 +51,7 @@ def read_label_mask(path: str | Path, n_classes: int, size: tuple[int, int]) -> 
         If it cannot be read, has colours, values above N, or another shape than the slide.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             mode, mask = image.mode, np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise HistoCLIPError(f"{path} cannot be read as an image ({error}). Save it as PNG.") from error

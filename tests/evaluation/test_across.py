@@ -81,10 +81,13 @@ def test_the_note_and_the_table_say_what_is_pooled():
         scores = {m: labels + s * random.normal(size=labels.shape) for m, s in (("histoclip_patch", 0.4), (PROBE, 1.0))}
         found = {m: Predictions(values, values > 0.5) for m, values in scores.items()}
         runs[name] = ValidationPredictions(np.arange(80).astype(str), ["a", "b"], labels, None, found)
-    across = {metric: gaps_across(runs, PROBE, metric, 200) for metric in ("mAcc", "mAP")}
+    across = {metric: gaps_across(runs, PROBE, metric, dict.fromkeys(runs, 1), 200) for metric in ("mAcc", "mAP")}
     one = runs["two"]
     ours, probe = ((one.labels == one.methods[m].decisions).mean() for m in ("histoclip_patch", PROBE))
     assert across["mAcc"].gaps[1].value == pytest.approx(ours - probe)
+    folded = gaps_across(runs, PROBE, "mAcc", dict.fromkeys(runs, 5), 200)
+    single, wider = across["mAcc"].gaps[1], folded.gaps[1]
+    assert wider.high - wider.low == pytest.approx(1.5 * (single.high - single.low))  # sqrt(1 + 5 / 4)
     table = across_table(across)
     assert list(table.index) == ["one", "two", "three", "mean over 3 data sets"]
     assert table.loc["two", "mAcc"].startswith(f"{ours - probe:+.3f} (")

@@ -53,6 +53,8 @@ def test_ranks_are_by_mean_accuracy_and_tests_are_those_of_two_methods():
     assert ranking.differences.loc["good", "poor"] == pytest.approx(gap.value)
     assert gap.p <= ranking.p.loc["good", "poor"] <= 3 * gap.p  # Holm's correction of three
     assert ranking.p.loc["good", "poor"] < 0.05 < ranking.p.loc["good", "fair"]
+    folded = rank(aligned, METHOD, folds=5)
+    assert (np.diff(folded.intervals) > 1.4 * np.diff(ranking.intervals)).all()
 
 
 def test_agreement_is_cohen_s_kappa_over_all_labels():

@@ -431,3 +431,11 @@ def test_a_map_into_a_wider_space_keeps_the_angles_between_classes():
     embeddings = nn.functional.normalize(class_embeddings(), dim=-1)
     queries = CMM(embeddings, heads=4, queries="mapped", width=48).unit_queries
     torch.testing.assert_close(queries @ queries.T, embeddings @ embeddings.T, rtol=0, atol=1e-5)
+
+
+def test_the_same_head_is_always_the_same_file(tmp_path):
+    head = CMM(class_embeddings(), heads=4)
+    for k in range(8):  # the library orders metadata by chance
+        save_cmm(head, tmp_path / f"{k}", CLASSES, "vit", "identity", "[]")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert load_cmm(tmp_path / "0", CLASSES, "vit").options == head.options
