@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
 import re
@@ -218,6 +219,21 @@ def read_utf8(path: Path, limit: int, remedy: str = "Save it as UTF-8.") -> str:
             f"{path}, line {line}: the byte {content[error.start]:#04x} is not UTF-8; the file may be Latin-1 or "
             f"Windows-1252. {remedy}"
         ) from error
+
+
+def read_json(path: Path, limit: int, remedy: str = "") -> object:
+    """Return what a JSON file from a user holds.
+
+    Raises
+    ------
+    HistoCLIPError
+        As for `read_utf8`, or if it is not JSON; then the message ends with `remedy`.
+    """
+    text = read_utf8(path, limit)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HistoCLIPError(f"{path}: is not JSON ({error}).{f' {remedy}' * bool(remedy)}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

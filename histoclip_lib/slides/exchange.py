@@ -17,7 +17,7 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
-from histoclip_lib.common.files import read_utf8, replacing
+from histoclip_lib.common.files import read_json, replacing
 from histoclip_lib.data.regions import as_ring
 
 if TYPE_CHECKING:
@@ -174,11 +174,7 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
         If it is not GeoJSON, or a ring is not a list of corners.
     """
     path = Path(path)
-    text = read_utf8(path, MAX_BYTES)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise HistoCLIPError(f"{path}: is not JSON ({error}).") from error
+    content = read_json(path, MAX_BYTES)
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list):
         raise HistoCLIPError(f"{path} is not GeoJSON: `features` is not a list.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
-from histoclip_lib.common.files import read_utf8
+from histoclip_lib.common.files import read_json
 from histoclip_lib.data.images import as_rgb, has_many_bits
 from histoclip_lib.data.regions import as_ring
 
@@ -156,11 +155,7 @@ def _from_image(path: Path, slide: Slide) -> np.ndarray:
 
 
 def _from_polygons(path: Path, slide: Slide) -> np.ndarray:
-    text = read_utf8(path, MAX_JSON)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise HistoCLIPError(f"{path}: is not JSON ({error}). Export it from QuPath as GeoJSON.") from error
+    found = read_json(path, MAX_JSON, "Export it from QuPath as GeoJSON.")
     scale = min(1.0, MAX_SIDE / max(slide.width, slide.height), slide.mpp / MASK_MPP)
     size = (max(1, round(slide.width * scale)), max(1, round(slide.height * scale)))
     offset = np.asarray(slide.bounds)

@@ -19,6 +19,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import (
     ABANDONED,
     alone_in,
+    read_json,
     replacing,
     require_space,
     resolve,
@@ -435,3 +436,12 @@ def test_an_unnamed_lock_owner_is_another_process(tmp_path, hold):
     (tmp_path / ".lock-owner").unlink()
     with pytest.raises(HistoCLIPError, match="another process is at work here"), alone_in(tmp_path):
         pytest.fail("two at once")
+
+
+def test_json_that_is_not_utf8_or_not_json_has_one_reason(tmp_path):
+    (tmp_path / "a.json").write_bytes("{}".encode("utf-16"))
+    with pytest.raises(HistoCLIPError, match=r"^\S+a\.json is UTF-16, not UTF-8\. Save it as UTF-8\.$"):
+        read_json(tmp_path / "a.json", 100)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(HistoCLIPError, match=r"^\S+b\.json: is not JSON \(.*\)\. Export it again\.$"):
+        read_json(tmp_path / "b.json", 100, "Export it again.")

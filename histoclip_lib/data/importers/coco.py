@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from histoclip_lib.common.errors import HistoCLIPError, shown
-from histoclip_lib.common.files import read_utf8
+from histoclip_lib.common.files import read_json
 from histoclip_lib.data.importers.plan import Found, ImportOptions, Item
 from histoclip_lib.data.importers.registry import importer
 from histoclip_lib.data.regions import Field, Region, as_ring, from_run_lengths
@@ -22,10 +21,7 @@ def _is_coco(path: Path, options: ImportOptions) -> bool:
 
 
 def _content(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(read_utf8(path, MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise HistoCLIPError(f"{path}: is not JSON ({error}).") from error
+    content = read_json(path, MAX_BYTES)
     return content if isinstance(content, dict) else {}
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from histoclip_lib.common.csv_tables import MAX_BYTES
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
-from histoclip_lib.common.files import read_utf8
+from histoclip_lib.common.files import read_json, read_utf8
 from histoclip_lib.data.importers.cells import FALSE, TRUE, read_cells
 from histoclip_lib.data.splits import PARTS
 
@@ -41,10 +40,7 @@ def _part_in(text: str) -> str:
 
 
 def _of_json(path: Path) -> dict[str, list[str]]:
-    try:
-        content = json.loads(read_utf8(path, MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise HistoCLIPError(f"{path}: is not JSON ({error}).") from error
+    content = read_json(path, MAX_BYTES)
     names: dict[str, list[str]] = {}
     for key, members in content.items() if isinstance(content, dict) else ():
         if (part := _part_in(key)) and isinstance(members, list):
