@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import METRICS
 from histoclip_lib.evaluation.text import number_text, p_clause, range_text
-from histoclip_lib.evaluation.uncertainty import accuracy_shares, evaluate, unit_sums
+from histoclip_lib.evaluation.uncertainty import accuracy_shares, evaluate, holm, unit_sums
 
 UNKNOWN = "unknown"
 PERMUTATIONS = 9999
@@ -109,15 +109,22 @@ def largest_gap(
 
 
 def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:
-    """Say in Markdown between which subgroups the difference is largest, and whether it is more than chance."""
+    """Say in Markdown between which subgroups the difference is largest, and whether it is more than chance.
+
+    p is corrected by Holm's method for the columns.
+    """
+    tested = [column for column, gap in gaps.items() if gap is not None]
+    corrected = dict(zip(tested, holm(np.array([gaps[column].p for column in tested])), strict=True))
     lines = []
     for column, gap in gaps.items():
         if gap is None:
             lines.append(f"- {column}: fewer than two subgroups have {FEWEST_UNITS} groups, so none can be compared.")
             continue
-        said = "more than chance explains" if gap.p < 0.05 else "not significantly different"
+        said = "more than chance explains" if corrected[column] < 0.05 else "not significantly different"
         lines.append(
             f"- {column}: mAcc is {gap.value:.3f} higher for *{gap.best}* than for *{gap.worst}*, {said} "
-            f"({p_clause(gap.p)} for the largest difference)."
+            f"({p_clause(corrected[column])} for the largest difference)."
         )
+    if len(tested) > 1:
+        lines += ["", f"p is corrected by Holm's method for {len(tested)} columns."]
     return "\n".join(lines)

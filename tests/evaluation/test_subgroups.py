@@ -5,7 +5,7 @@ import pytest
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.metrics import point_metrics
-from histoclip_lib.evaluation.subgroups import gap_note, largest_gap, subgroup_table
+from histoclip_lib.evaluation.subgroups import SubgroupGap, gap_note, largest_gap, subgroup_table
 
 
 def made(seed, gap=0.0, n_units=24, per_unit=8):
@@ -55,3 +55,10 @@ def test_subgroups_of_one_unit_are_not_compared():
     sites = np.where(units == 0, "rare", "a")
     assert largest_gap(labels, decisions, sites, units, 0) is None
     assert "none can be compared" in gap_note({"site": None})
+
+
+def test_p_is_corrected_for_the_columns():
+    close = SubgroupGap("a", "b", 0.1, 0.03)
+    assert "more than chance" in gap_note({"site": close})
+    both = gap_note({"site": close, "sex": SubgroupGap("f", "m", 0.02, 0.9)})
+    assert "p = 0.06" in both and "more than chance" not in both and "for 2 columns" in both
