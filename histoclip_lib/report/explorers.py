@@ -195,7 +195,8 @@ def attention_explorer(
             f"attention_explorer: {len(chosen)} patches are chosen; a page holds 1 to {MOST_EXPLORED}. Choose as "
             "`choose_to_explore` does."
         )
-    static = next(figures.attention_figures(patches, index, maps, probabilities, chosen[:1]))
+    first = chosen[0]
+    static = figures.attention_overlay(patches, index[first], maps[first], probabilities[first])
     outlined = " Bright places should lie inside the line, the outline of the class." if patches.has_masks else ""
     caption = f"Attention over some of {len(index):,} patches; bright is much, ✗ marks a wrong decision.{outlined}"
     figures.described(static, static.alternative, caption)
@@ -203,8 +204,18 @@ def attention_explorer(
     return _Viewed(patches, index, probabilities, named).explorer("Attention over patches", chosen, static)
 
 
-def noted_patches(patches: PatchDataset, index: np.ndarray, notes: list[str], static: Figure) -> Explorer:
-    """Return a viewer of the patches `index` with a note on each; its figure is `static`."""
+def noted_patches(patches: PatchDataset, files: list[str], notes: list[str], what: str, caption: str) -> Explorer:
+    """Return a viewer of the patches of some files with a note on each; its figure, of them all, shows `what`.
+
+    Raises
+    ------
+    KeyError
+        If a file is not one of the data set.
+    """
+    position = {file: i for i, file in enumerate(patches.files)}
+    index = np.array([position[file] for file in files])
+    listed = "; ".join(f"{file}: {note}".replace("\n", ", ") for file, note in zip(files, notes, strict=True))
+    static = figures.patch_grid([patches.picture(i) for i in index], notes, f"{what}. {listed}.", caption)
     return _Viewed(patches, index, notes=notes).explorer("Patches", range(len(index)), static)
 
 

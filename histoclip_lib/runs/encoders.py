@@ -208,24 +208,16 @@ class EncoderGrid:
         if not found:
             return Markdown("No label is wrong with every encoder.")
         first = self.aligned.first
-        try:
-            patches = load_dataset_from(next(run.values for name, run in self.names.items() if name in self.metrics))
-            position = {file: index for index, file in enumerate(patches.files)}
-            index = np.array([position[first.files[place]] for place, _ in found])
-            images = [patches.picture(i) for i in index]
-        except (HistoCLIPError, OSError, ValueError, KeyError) as error:
-            return Markdown(f"The patches are not shown: {as_typed(shown(str(error), 200))}.")
-        titles = [_wrong_text(first.labels[place], wrong, first.classes) for place, wrong in found]
-        listed = "; ".join(
-            f"{first.files[place]}: {title}".replace("\n", ", ")
-            for (place, _), title in zip(found, titles, strict=True)
-        )
+        files = [first.files[place] for place, _ in found]
+        notes = [_wrong_text(first.labels[place], wrong, first.classes) for place, wrong in found]
         caption = (
             f"Patches with the most labels that HistoCLIP gets wrong with all {len(self.aligned.of(OURS))} encoders."
         )
-        alternative = f"Hard patches. {listed}."
-        static = figures.patch_grid(images, titles, [None] * len(images), first.classes, alternative, caption)
-        return noted_patches(patches, index, titles, static)
+        try:
+            patches = load_dataset_from(next(run.values for name, run in self.names.items() if name in self.metrics))
+            return noted_patches(patches, files, notes, "Hard patches", caption)
+        except (HistoCLIPError, OSError, ValueError, KeyError) as error:
+            return Markdown(f"The patches are not shown: {as_typed(shown(str(error), 200))}.")
 
     def runs(self) -> HTML:
         """Return every run of the grid with a link, and why it has no results where it has none."""

@@ -26,7 +26,7 @@ from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import label_of, methods
 from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, p_clause, state_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
-from histoclip_lib.report.figures import critical_differences, patch_grid, short
+from histoclip_lib.report.figures import critical_differences, short
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, overview_navigation
 from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE
@@ -321,25 +321,18 @@ class TwoRuns:
         if not self.found:
             return Markdown("The runs never disagree about which classes are correct.")
         values = {name: parameter_value(own) for name, own in run_parameters(self.folders[0]).items()}
+        files = [self.common.first.files[case.place] for case in self.found]
+        notes = [self._note(case) for case in self.found]
+        caption = f"The {len(self.found)} patches and classes on which the runs disagree most, with both probabilities."
         try:
             if "dataset" not in values:
                 raise HistoCLIPError("the executed notebooks, which name the data, are not there")
-            patches = load_dataset_from(values)
-            position = {file: index for index, file in enumerate(patches.files)}
-            index = np.array([position[self.common.first.files[case.place]] for case in self.found])
-            images = [patches.picture(i) for i in index]
+            return noted_patches(load_dataset_from(values), files, notes, "Patches on which the runs disagree", caption)
         except (HistoCLIPError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:  # Pillow raises many
             place = str(values.get("data_dir") or "")
             reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
             reason = reason.replace(place, "data_dir") if place else reason  # a page to share names no folder
             return Markdown(f"The patches are not shown: {as_typed(reason)}.")
-        titles = [self._title(case) for case in self.found]
-        files = [self.common.first.files[case.place] for case in self.found]
-        listed = "; ".join(f"{file}: {title}".replace("\n", ", ") for file, title in zip(files, titles, strict=True))
-        caption = f"The {len(self.found)} patches and classes on which the runs disagree most, with both probabilities."
-        alternative = f"Patches on which the runs disagree. {listed}."
-        static = patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
-        return noted_patches(patches, index, titles, static)
 
     def patch_table(self) -> Table | None:
         """Return the patches on which the runs disagree, with both probabilities; None without any."""
@@ -361,7 +354,7 @@ class TwoRuns:
     def _truth(self, case: comparisons.Disagreement) -> str:
         return state_text(self.common.first.labels[case.place, case.class_number])
 
-    def _title(self, case: comparisons.Disagreement) -> str:
+    def _note(self, case: comparisons.Disagreement) -> str:
         correct = "A" if case.first_is_right else "B"
         name = short(self.common.first.classes[case.class_number])
         return f"{correct} is correct: {name} is {self._truth(case)}\nA {case.first:.2f}, B {case.second:.2f}"

@@ -402,8 +402,7 @@ class PatchPredictions:
             f"threshold is {self.summary['ood_threshold']:.2f}."
         )
         images = [self.patches.picture(i) for i in chosen]
-        grid = figures.patch_grid(images, titles, [None] * len(images), self.patches.classes, alternative, caption)
-        return figures.as_image(grid)
+        return figures.as_image(figures.patch_grid(images, titles, alternative, caption))
 
     def skipped(self) -> Table | None:
         """Return the images that could not be read, and why."""

@@ -538,9 +538,8 @@ def test_attention_is_drawn_over_the_patch_and_the_alternative_says_where_it_is_
     maps = np.zeros((12, 4, 6, 6))
     maps[:, :, 5, 0] = 1
     chosen = figures.choose_for_attention(patches.labels, probabilities, 2)
-    overlays = list(figures.attention_figures(patches, np.arange(12), maps, probabilities, chosen))
-    for figure, position in zip(overlays, chosen, strict=True):
-        alternative = draw(figure)
+    for position in chosen:
+        alternative = draw(figures.attention_overlay(patches, position, maps[position], probabilities[position]))
         assert patches.files[position] in alternative
         assert f"probability {probabilities[position, 3]:.2f}, most attention at the bottom left" in alternative
 

@@ -160,6 +160,22 @@ def width_of(names: Iterable[str]) -> float:
     return 0.3 + 0.075 * max(signs)
 
 
+def panel_grid(
+    number: int, columns: int, width: float, height: float, more: float = 0.0, **options: object
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `number` panels, at most `columns` in a line, each of `width` by `height` inches.
+
+    `more` inches of height are for what stands above or below all panels; `options` as of `pyplot.subplots`.
+    """
+    columns = min(columns, number)
+    lines = -(-number // columns)
+    size = (width * columns, height * lines + more)
+    drawn, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, **options)
+    for axes in grid.flat[number:]:
+        axes.set_axis_off()
+    return drawn, list(grid.flat[:number])
+
+
 def heat_map(
     axes: Axes,
     values: np.ndarray,

@@ -80,10 +80,10 @@ class Attention(Chapter):
 
     def overlays(self) -> None:
         """Display all classes side by side for some patches, and write the thumbnail of the run."""
-        arguments = (self.run.patches, self.run.val, self.maps, self.probabilities, self.chosen)
-        figures.save_thumbnail(self.run.folder / "thumbnail.png", *arguments, self._gain)
-        for overlay in figures.attention_figures(*arguments):
-            figures.show(overlay)
+        run, path = self.run, self.run.folder / "thumbnail.png"
+        figures.save_thumbnail(path, run.patches, run.val, self.maps, self.probabilities, self.chosen, self._gain)
+        for k in self.chosen:
+            figures.show(figures.attention_overlay(run.patches, run.val[k], self.maps[k], self.probabilities[k]))
 
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
