@@ -22,11 +22,11 @@ from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics, read_pr
 from histoclip_lib.evaluation.comparisons import ALPHA, OURS, PROBE
 from histoclip_lib.evaluation.encoders import Aligned, Ranking, agreement, align_runs, hardest, rank
 from histoclip_lib.evaluation.methods import label_of, methods
-from histoclip_lib.evaluation.text import UNDEFINED, number_text, p_text, range_text
+from histoclip_lib.evaluation.text import UNDEFINED, p_text
 from histoclip_lib.report import figures
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.overview import linked_name
-from histoclip_lib.report.tables import Table
+from histoclip_lib.report.tables import Table, score_text
 from histoclip_lib.runs.grids import GridRun, read_grid
 from histoclip_lib.runs.pipeline import load_schema
 from histoclip_lib.runs.record import read_record
@@ -123,7 +123,12 @@ class EncoderGrid:
     def methods_table(self) -> Table | None:
         """Return mAcc of every method with every encoder, with its interval."""
         lines = {
-            label_of(method): {name: _score_text(run, method) for name, run in self.metrics.items()}
+            label_of(method): {
+                name: score_text(run.scores[method].value, run.scores[method].interval)
+                if method in run.scores
+                else UNDEFINED
+                for name, run in self.metrics.items()
+            }
             for method in methods()
             if any(method in run.scores for run in self.metrics.values())
         }
@@ -249,14 +254,6 @@ def _name(run: GridRun) -> str:
 
 def _others(run: GridRun) -> str:
     return ", ".join(f"{key} {value}" for key, value in run.varied.items() if key not in ("backbone", "pretrained"))
-
-
-def _score_text(run: RunMetrics, method: str) -> str:
-    if method not in run.scores:
-        return UNDEFINED
-    score = run.scores[method]
-    interval = range_text(score.interval)
-    return number_text(score.value) + (f" ({interval})" if interval else "")
 
 
 def _millions(count: int | None) -> str:

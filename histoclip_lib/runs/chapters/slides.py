@@ -12,12 +12,12 @@ import numpy as np
 from IPython.display import HTML, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.html import as_typed, element, html, table
+from histoclip_lib.common.html import as_typed, element, html
 from histoclip_lib.evaluation.text import number_text, p_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference
 from histoclip_lib.report import figures
 from histoclip_lib.report.figures.base import as_image
-from histoclip_lib.report.tables import Table, size_text
+from histoclip_lib.report.tables import Table, file_links
 from histoclip_lib.runs.run import Run
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class Slides:
                 lines[line["class"] if len(self.scored) == 1 else f"{line['class']}, {kind}"] = {
                     "tiles" if kind == "mask" else "points": f"{line['n_tiles']:,}",
                     "with the class": f"{line['n_present']:,}",
-                    **{title: _measured(line, name) for name, title in (("auroc", "AUROC"), ("dice", "Dice"))},
+                    "AUROC": _measured(line["auroc"], line["auroc_low"], line["auroc_high"]),
+                    "Dice": _measured(line["dice"], line["dice_low"], line["dice_high"]),
                 }
         caption = f"Agreement of the maps of {self.view.result.slide} with its labels, with 95 % intervals."
         return Table(pd.DataFrame.from_dict(lines, orient="index").fillna(""), caption)
@@ -172,9 +173,8 @@ class Slides:
         )
         shown = shown.map(lambda n: "" if np.isnan(n) else f"{int(n):,}")
         for name in self.classes:
-            columns = {f"share_{name}": "share", f"share_low_{name}": "share_low", f"share_high_{name}": "share_high"}
-            lines = self.slides[[*columns]].rename(columns=columns).to_dict("records")
-            shown[name] = [_measured(line, "share") for line in lines]
+            columns = [f"{kind}_{name}" for kind in ("share", "share_low", "share_high")]
+            shown[name] = [_measured(*line) for line in self.slides[columns].to_numpy()]
         return Table(shown.rename_axis(None), "Fraction of the tissue in positive tiles, with 95 % intervals.")
 
     def failed(self) -> Table | None:
@@ -188,13 +188,9 @@ class Slides:
         """Return the files of the slides, each as a link."""
         if self.view is None:
             return None
-        lines = [
-            (element("a", name, href=quote(f"{self.place}{name}")), size_text((self.root / name).stat().st_size), text)
-            for folder in ("", *self.slides.folder)
-            for file, text in FILES.items()
-            if (self.root / (name := f"{folder}/{file}".lstrip("/"))).is_file()
-        ]
-        return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the slides.")))
+        folders = ("", *self.slides.folder)
+        holds = {f"{folder}/{file}".lstrip("/"): text for folder in folders for file, text in FILES.items()}
+        return file_links(self.root, holds, "Files of the slides.", self.place)
 
     def pages(self) -> HTML | None:
         """Return a link to the page of each slide that has one."""
@@ -218,8 +214,7 @@ class Slides:
         for line in found.to_dict("records"):
             about = {"slides": f"{line['n_slides']:,}", "groups": f"{line['n_groups']:,}"}
             value = lines.setdefault((line["column"].removeprefix("meta_"), line["value"]), about)
-            gap = Difference(line["mean"], line["low"], line["high"])
-            value[line["class"]] = number_text(gap.value) if np.isnan(gap.low) else value_text(gap)
+            value[line["class"]] = _measured(line["mean"], line["low"], line["high"])
         return Table(
             pd.DataFrame.from_dict(lines, orient="index"),
             "Mean share of positive tissue by metadata, with 95 % intervals over groups.",
@@ -285,7 +280,6 @@ def paint(seed: int) -> Path:
     return paint_slide(cache_dir() / "synthetic" / slide_key(seed), seed=seed)
 
 
-def _measured(line: dict, name: str) -> str:
+def _measured(value: float, low: float, high: float) -> str:
     """Return a measure with its interval, and alone where that is not known."""
-    gap = Difference(line[name], line[f"{name}_low"], line[f"{name}_high"])
-    return number_text(gap.value) if np.isnan(gap.low) else value_text(gap)
+    return number_text(value) if np.isnan(low) else value_text(Difference(value, low, high))
