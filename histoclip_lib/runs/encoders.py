@@ -29,7 +29,7 @@ from histoclip_lib.report.overview import linked_name
 from histoclip_lib.report.tables import Table, score_text
 from histoclip_lib.runs.grids import GridRun, read_grid
 from histoclip_lib.runs.pipeline import load_schema
-from histoclip_lib.runs.record import read_record
+from histoclip_lib.runs.record import read_entry
 
 if TYPE_CHECKING:
     from IPython.display import Image
@@ -161,7 +161,7 @@ class EncoderGrid:
         """Return what each encoder costs here: parameters, images in a second, bytes of its features."""
         lines = {}
         for name, run in self.names.items():
-            cost = read_record(self.reports / run.name).get("cost") or {}
+            cost = read_entry(self.reports / run.name, "cost")
             lines[name] = {
                 "parameters, image tower": _millions(cost.get("image_parameters")),
                 "parameters, all": _millions(cost.get("parameters")),
@@ -192,7 +192,7 @@ class EncoderGrid:
         """Return the range of mAcc of each strategy over all wordings tried, by encoder."""
         lines: dict[str, dict[str, str]] = {}
         for name, run in self.names.items():
-            for strategy, (low, high) in (read_record(self.reports / run.name).get("wordings") or {}).items():
+            for strategy, (low, high) in read_entry(self.reports / run.name, "wordings").items():
                 lines.setdefault(name, {})[strategy] = f"{low:.3f} – {high:.3f} ({high - low:.3f})"
         if not lines:
             return Markdown("No encoder with a text tower has results.")

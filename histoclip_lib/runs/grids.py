@@ -20,13 +20,13 @@ from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import UNDEFINED, number_text, range_text
 from histoclip_lib.report.tables import spread
-from histoclip_lib.runs.parameters import Parameter, check_params, read_params
+from histoclip_lib.runs.parameters import Schema, check_params, read_params
+from histoclip_lib.runs.record import PLACES
 
 KEY = "grid"
 MAX_RUNS = 1000
 MAX_NAME = 100  # characters, as for any run
 HEADLINE = ("linear_probe", "histoclip_global", "histoclip_patch")
-NOT_VARIED = ("name", "reports_dir")
 
 Entry = dict[str, object]  # parameters that vary together, mostly one
 
@@ -52,7 +52,7 @@ class GridRun:
         return str(self.values["name"])
 
 
-def read_runs(paths: list[Path], schema: dict[str, dict[str, Parameter]]) -> list[tuple[Path, dict[str, object]]]:
+def read_runs(paths: list[Path], schema: Schema) -> list[tuple[Path, dict[str, object]]]:
     """Read parameter files and grids and check all of them.
 
     Parameters
@@ -99,7 +99,7 @@ def is_grid(path: Path) -> bool:
     return isinstance(given, dict) and KEY in given
 
 
-def read_grid(path: Path, schema: dict[str, dict[str, Parameter]]) -> list[GridRun]:
+def read_grid(path: Path, schema: Schema) -> list[GridRun]:
     """Read a grid: a parameter file with a key `grid`, which maps parameters to lists of values.
 
     There is a run for each combination of values, the last parameter varying fastest. A list of mappings varies
@@ -250,7 +250,7 @@ def _axes(grid: object, legal: set[str], problems: list[str]) -> Iterator[tuple[
             continue
         else:
             entries = [{key: value} for value in entries]
-        fixed = [name for name in NOT_VARIED if any(name in entry for entry in entries)]
+        fixed = [name for name in PLACES if any(name in entry for entry in entries)]
         problems += [f"{place}: {name} cannot vary; it follows from the other parameters" for name in fixed]
         if not fixed:
             yield str(key), entries

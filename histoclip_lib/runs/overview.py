@@ -36,7 +36,7 @@ from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.grids import GridRun, grid_table, read_grid, seed_spread, varies_encoder
 from histoclip_lib.runs.papermill import executed_values
 from histoclip_lib.runs.pipeline import StepEvent, execute_notebook, find_notebooks, load_schema
-from histoclip_lib.runs.record import LIBRARY, read_record, update_record
+from histoclip_lib.runs.record import LIBRARY, PLACES, read_entry, update_record
 
 if TYPE_CHECKING:
     from IPython.display import Image
@@ -55,7 +55,6 @@ MOST_PAIRS = 10  # comparisons that are written
 PATIENCE = 600.0  # seconds to wait for another process that writes the overview
 LONGEST_STEM = 200  # bytes of a file name
 SHOWN = 4  # patches on which two runs disagree, for each run that is right
-NOT_COMPARED = ("name", "reports_dir")  # parameters that say nothing of the result
 
 
 def open_runs(reports_dir: str, grid: str = "") -> AllRuns:
@@ -128,7 +127,7 @@ class AllRuns:
         """The first run of each data set that can be compared, by the name of the run."""
         found, seen = {}, set()
         for run in self.runs:
-            data = (run.dataset, str((read_record(run.path).get("parameters") or {}).get("data_dir")))
+            data = (run.dataset, str(read_entry(run.path, "parameters").get("data_dir")))
             if data in seen or not {comparisons.OURS, comparisons.PROBE} <= run.methods.keys():
                 continue
             try:
@@ -367,7 +366,7 @@ class TwoRuns:
         lines = {}
         for name in dict.fromkeys([*first, *second]):
             one, other = first.get(name), second.get(name)
-            if name not in NOT_COMPARED and _value(one) != _value(other):
+            if name not in PLACES and _value(one) != _value(other):
                 cells = (UNDEFINED if own is None else own.value for own in (one, other))
                 lines[name] = dict(zip("AB", cells, strict=True)) | {"meaning": (one or other).meaning}
         if not lines:
@@ -449,12 +448,12 @@ def _write_page(
         for name in ("metrics.json", "predictions.parquet", "thumbnail.png", "run.json"):
             path = folder / name
             digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
-    key, known = digest.hexdigest(), read_record(reports).get("pages") or {}
+    key, known = digest.hexdigest(), read_entry(reports, "pages")
     path = reports / f"{stem}.ipynb"
     if known.get(stem) != key or not path.is_file():
         values = values | {"reports_dir": str(reports)}
         execute_notebook(notebooks / f"{notebook}.ipynb", reports, stem, values, report, Path.cwd(), label or TITLE)
-        update_record(reports, pages=(read_record(reports).get("pages") or {}) | {stem: key})
+        update_record(reports, pages=read_entry(reports, "pages") | {stem: key})
     write_page(path, label or TITLE, overview_navigation(label, quote(f"{stem}.html")), as_heading=bool(label))
     return path.with_suffix(".html")
 
@@ -482,7 +481,7 @@ def _write_comparisons(reports: Path, write: Callable[..., Path]) -> None:
             stems.add(stem)
         except HistoCLIPError:
             continue
-    written = (read_record(reports).get("pages") or {}).keys()  # not a file of the user's that is called alike
+    written = read_entry(reports, "pages").keys()  # not a file of the user's that is called alike
     for stem in (stem for stem in written - stems if stem.startswith(COMPARISON_PREFIX)):
         for ending in ("html", "ipynb", "failed.ipynb"):
             (reports / f"{stem}.{ending}").unlink(missing_ok=True)
