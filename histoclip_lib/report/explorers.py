@@ -493,6 +493,11 @@ def slide_explorer(
         own = np.asarray(attention, dtype=np.float32)
         cells = np.round(255 * own / np.maximum(own.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny))
     heat = np.round(matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255)
+    outlines = None
+    if mask is not None:
+        scale = min(1, MASK_SIDE / max(mask.shape))
+        smaller = [max(1, round(scale * length)) for length in mask.shape[::-1]]
+        outlines = _mask_picture(mask, smaller, len(classes))
     data = _shared(classes) | {
         "width": size[0],
         "height": size[1],
@@ -508,7 +513,7 @@ def slide_explorer(
         "heat": _packed(heat, "u1"),
         "grid": 1 if cells is None else cells.shape[-1],
         "cells": None if cells is None else _packed(cells, "u1"),
-        "mask": None if mask is None else _outlined(mask, len(classes)),
+        "mask": outlines,
         "top": [
             [{"i": int(i), "image": _picture(image, "webp", quality=PATCH_QUALITY)} for i, image in top.get(name, [])]
             for name in classes
@@ -524,12 +529,10 @@ def _packed(values: np.ndarray | pd.Series, kind: str) -> str:
     return _base64(np.asarray(values).astype(kind).tobytes())
 
 
-def _outlined(mask: np.ndarray, n_classes: int) -> str:
-    """Return a mask (H, W), made smaller, as a data address."""
-    small = Image.fromarray(mask)
-    scale = min(1, MASK_SIDE / max(mask.shape))
-    side = [max(1, round(scale * length)) for length in small.size]
-    scaled = np.asarray(small.resize(side, Image.Resampling.NEAREST))
+def _mask_picture(mask: np.ndarray, size: Iterable[int], n_classes: int) -> str:
+    """Return a mask (H, W), resized to a width and height, as a data address."""
+    scaled = np.asarray(Image.fromarray(mask).resize(tuple(size), Image.Resampling.NEAREST))
+    # Values far apart, since browsers that hinder fingerprinting alter pixels a little when they are read.
     return _picture(scaled * np.uint8(255 // n_classes), "png", optimize=True)
 
 
@@ -687,14 +690,9 @@ def _shared(classes: list[str]) -> dict:
 def _pixels(image: np.ndarray, mask: np.ndarray | None, n_classes: int) -> dict:
     """Return an image (H, W, 3) and its mask (H, W), made smaller where they are large, as data addresses."""
     small = thumbnail(image, PATCH_SIDE)
-    address = None
-    if mask is not None:
-        scaled = np.asarray(Image.fromarray(mask).resize(small.shape[1::-1], Image.Resampling.NEAREST))
-        # Values far apart, since browsers that hinder fingerprinting alter pixels a little when they are read.
-        address = _picture(scaled * np.uint8(255 // n_classes), "png", optimize=True)
-    return {
-        "image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address, "size": list(small.shape[1::-1]),
-    }  # fmt: skip
+    size = list(small.shape[1::-1])
+    address = None if mask is None else _mask_picture(mask, size, n_classes)
+    return {"image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address, "size": size}
 
 
 def _map(own: np.ndarray, mask: np.ndarray | None, k: int) -> dict:

@@ -374,12 +374,13 @@ class Run:
         from histoclip_lib.clip.field import field_note
 
         return field_note(
-            self.encoder.entry, str(self["backbone"]), self.encoder.side, self._patch_side, self.patches.patch_mpp,
+            self.encoder.entry, str(self["backbone"]), self.encoder.side, self.patch_side, self.patches.patch_mpp,
             bool(self["match_mpp"]),
         )  # fmt: skip
 
     @property
-    def _patch_side(self) -> int:
+    def patch_side(self) -> int:
+        """Pixels of the shorter side of a patch."""
         return min(self.patches.image(int(self.train[0])).shape[:2])
 
     @property
@@ -389,7 +390,7 @@ class Run:
 
         if not self["match_mpp"]:
             return np.ones(len(self.patches))
-        entry, size, side = self.encoder.entry, self.encoder.side, self._patch_side
+        entry, size, side = self.encoder.entry, self.encoder.side, self.patch_side
         return np.array([matched_side(side, mpp, entry.mpp, size) / size for mpp in self.patches.patch_mpp])
 
     def queries_note(self) -> str:

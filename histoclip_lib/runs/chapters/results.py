@@ -335,7 +335,7 @@ class Results(Chapter):
         reference, threshold = fit_ood(run.features.pooled.take(run.train), folds, int(run["seed"]))
         config = ModelConfig(
             name=run.name, classes=self.classes, words=list(run.vocabulary.names), **run.encoder_facts,
-            patch_px=min(run.patches.image(int(run.train[0])).shape[:2]), mpp=run.patches.mpp,
+            patch_px=run.patch_side, mpp=run.patches.mpp,
             views=int(run["views"]), calibrated=fit is not None, temperature=fit.temperature if fit else 1.0,
             thresholds=fit.cut().tolist() if fit else [0.5] * len(self.classes),
             ood_threshold=threshold, scores=self.scored[OURS],

@@ -29,8 +29,30 @@ if TYPE_CHECKING:
     from histoclip_lib.report.explorers import Explorer
 
 
+ABSENT = "Does not apply: the encoder has no text tower."
+
+
+class EncoderChapter(Chapter):
+    """What the notebook 02_zero_shot shows of any encoder."""
+
+    def about_encoder(self) -> Markdown:
+        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
+        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
+
+    def words(self) -> Markdown:
+        """List the classes in words, and the templates, where an encoder embeds them."""
+        return Markdown(self.run.vocabulary.about(self.classes) if self.run.text_encoder else ABSENT)
+
+    def class_similarity(self) -> Image | Markdown:
+        """Draw the cosines of the class embeddings with each other."""
+        if not self.run.text_encoder:
+            return Markdown(ABSENT)
+        matrix = self.run.class_matrix
+        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
+
+
 @dataclass(frozen=True, eq=False)
-class ZeroShot(Chapter):
+class ZeroShot(EncoderChapter):
     """The notebook 02_zero_shot; `methods` are the strategies' predictions for all patches."""
 
     methods: dict[str, Predictions]
@@ -86,19 +108,6 @@ class ZeroShot(Chapter):
             f"**The best strategy, {short_label(best)}, reaches an mAcc of {accuracies[best]:.3f}{part}, {stands} the "
             f"{majority:.3f} of predicting each class's majority.**"
         )
-
-    def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
-        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
-
-    def words(self) -> Markdown:
-        """List the classes in words, and the templates."""
-        return Markdown(self.run.vocabulary.about(self.classes))
-
-    def class_similarity(self) -> Image:
-        """Draw the cosines of the class embeddings with each other."""
-        matrix = self.run.class_matrix
-        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
 
     def table(self) -> Table:
         """Return mAcc and predicted prevalence of each strategy, and of marking every label."""
@@ -169,30 +178,15 @@ class ZeroShot(Chapter):
         )  # fmt: skip
 
 
-class WithoutText(Chapter):
+class WithoutText(EncoderChapter):
     """The notebook 02_zero_shot of an encoder of images alone."""
 
     def finding(self) -> Markdown:
         """Say that the zero-shot methods do not apply, and what the head's queries are instead."""
         return Markdown(self.run.queries_note())
 
-    def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
-        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
-
-    def words(self) -> Markdown:
-        """List the classes in words where another encoder embeds them."""
-        return Markdown(self.run.vocabulary.about(self.classes)) if self.run["text_encoder"] else self._absent()
-
-    def class_similarity(self) -> Image | Markdown:
-        """Draw the cosines of the class embeddings of `text_encoder` with each other."""
-        if not self.run["text_encoder"]:
-            return self._absent()
-        matrix = self.run.class_matrix
-        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
-
     def _absent(self) -> Markdown:
-        return Markdown("Does not apply: the encoder has no text tower.")
+        return Markdown(ABSENT)
 
     table = both_prompts = baseline_note = score_distributions = prompt_spread = prompt_notes = prompt_extremes = (
         explorer
