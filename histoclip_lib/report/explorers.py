@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,8 +32,9 @@ from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import enlarge, square_crop
 from histoclip_lib.report import figures
 from histoclip_lib.report.figures.attention import hot, where_highest
-from histoclip_lib.report.figures.base import class_colour
+from histoclip_lib.report.figures.base import class_colour, encoded
 from histoclip_lib.report.figures.calibration import at_or_above
+from histoclip_lib.report.figures.patches import OUTLINES
 from histoclip_lib.report.figures.slides import HEAT
 
 if TYPE_CHECKING:
@@ -147,12 +147,8 @@ def patch_browser(
     most = MOST_BESIDE if files else MOST_IN_GALLERY
     shown = np.random.default_rng(seed).choice(index, min(most, len(index)), replace=False)
     static = figures.sample_patches(patches, index, count, seed)
-    figures.described(
-        static,
-        static.alternative,
-        f"Patches with their labels, drawn at random from {len(index):,}."
-        + (" Lines are the outlines of the classes in the mask." if patches.has_masks else ""),
-    )
+    outlined = OUTLINES if patches.has_masks else ""
+    static.caption = f"Patches with their labels, drawn at random from {len(index):,}.{outlined}"
     return _Viewed(patches, np.arange(len(patches)), files=files).explorer("Patches with their labels", shown, static)
 
 
@@ -198,8 +194,9 @@ def attention_explorer(
     first = chosen[0]
     static = figures.attention_overlay(patches, index[first], maps[first], probabilities[first])
     outlined = " Bright places should lie inside the line, the outline of the class." if patches.has_masks else ""
-    caption = f"Attention over some of {len(index):,} patches; bright is much, ✗ marks a wrong decision.{outlined}"
-    figures.described(static, static.alternative, caption)
+    static.caption = (
+        f"Attention over some of {len(index):,} patches; bright is much, ✗ marks a wrong decision.{outlined}"
+    )
     named = {"Attention": maps} | ({} if probe is None else {"Linear probe": probe})
     return _Viewed(patches, index, probabilities, named).explorer("Attention over patches", chosen, static)
 
@@ -286,11 +283,10 @@ def patch_gallery(
     static = figures.confident_errors(patches, index, probabilities, count)
     if static is None:
         static = figures.sample_patches(patches, index, count, seed)
-    caption = (
+    static.caption = (
         f"Decisions on {len(index):,} patches, the most confident errors first. Where the model is most confident, the "
         "label may be what is wrong."
     )
-    figures.described(static, static.alternative, caption)
     viewed = _Viewed(patches, index, probabilities, files=files)
     return viewed.explorer("Gallery of patches", wrong + drawn, static, wanted="errors", n_wrong=int(any_wrong.sum()))
 
@@ -722,9 +718,7 @@ def _rounded(fraction: float) -> float:
 
 def _picture(image: np.ndarray, kind: str, **options: object) -> str:
     """Return an image (H, W) or (H, W, 3), uint8, as a data address."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{_base64(buffer.getvalue())}"
+    return f"data:image/{kind};base64,{_base64(encoded(Image.fromarray(image), kind, **options))}"
 
 
 def _base64(data: bytes) -> str:

@@ -102,7 +102,7 @@ def test_a_chart_is_half_its_size_or_less_and_looks_the_same():
     figure = figures.similarity_map(np.random.default_rng(0).random((8, 8)), list("abcdefgh"))
     whole = base._rendered(figure)
     shown = figures.as_image(figure).data
-    assert len(shown) < len(base._encoded(whole, "png")) / 2
+    assert len(shown) < len(base.encoded(whole, "png")) / 2
     before, after = (np.asarray(own.convert("RGB"), dtype=float) for own in (whole, Image.open(io.BytesIO(shown))))
     assert np.sqrt(((before - after) ** 2).mean()) < base.SEEN
     assert Image.open(io.BytesIO(shown)).mode == "P"

@@ -104,7 +104,7 @@ def as_image(figure: Figure) -> Image:
     pictures = (image for axes in figure.axes for image in axes.images)
     kind = "picture" if any(np.ndim(image.get_array()) == 3 for image in pictures) else "chart"
     image = _rendered(figure)
-    data = _encoded(image, "jpeg", quality=70) if kind == "picture" else _encoded(_few_colours(image), "png")
+    data = encoded(image, "jpeg", quality=70) if kind == "picture" else encoded(_few_colours(image), "png")
     metadata = {"caption": figure.caption, "kind": kind}
     return Image(data=data, alt=figure.alternative, width=image.width // 2, metadata=metadata)
 
@@ -123,7 +123,8 @@ def _few_colours(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if max(error) > SEEN else reduced
 
 
-def _encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+    """Return an image as the bytes of a file; `options` as of Pillow's writer for this kind."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
