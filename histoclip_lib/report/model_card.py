@@ -117,9 +117,7 @@ def model_card(
             "had not seen its fold. The two heads here were then trained on all patches."
         )
     listed = ", ".join(as_typed(f"{key}: {value}") for key, value in options.items())
-    files = "\n".join(
-        f"- {', '.join(as_typed(file) for file in names.split(', '))}: {text}" for names, text in FILES.items()
-    )
+    files = "\n".join(f"- {as_typed(name)}: {text}" for name, text in FILES.items())
     ethics = (
         "The patches are generated; no patient is behind them."
         if generated

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.clip.availability import find_encoder
 from histoclip_lib.clip.field import TOLERANCE, nearest_mpp
@@ -24,17 +23,13 @@ from histoclip_lib.evaluation.encoders import Aligned, Ranking, agreement, align
 from histoclip_lib.evaluation.methods import label_of, methods
 from histoclip_lib.evaluation.text import UNDEFINED, p_text
 from histoclip_lib.report import figures
+from histoclip_lib.report.explorers import Explorer, noted_patches
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.overview import linked_name
 from histoclip_lib.report.tables import Table, score_text
 from histoclip_lib.runs.grids import GridRun, read_grid
 from histoclip_lib.runs.pipeline import load_schema
 from histoclip_lib.runs.record import read_entry
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.report.explorers import Explorer
 
 DRAWN = ("majority", "one_vs_rest", PROBE, "histoclip_global", OURS)
 HARD = 8  # patches in the gallery
@@ -207,8 +202,6 @@ class EncoderGrid:
 
     def hard_patches(self) -> Explorer | Markdown:
         """Return the patches with the most labels that every encoder gets wrong."""
-        from histoclip_lib.report.explorers import noted_patches
-
         found = hardest(self.aligned, OURS, HARD) if self.ranking is not None else []
         if not found:
             return Markdown("No label is wrong with every encoder.")

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
 from histoclip_lib.clip.registry import encoder_entry
 from histoclip_lib.evaluation import localisation
 from histoclip_lib.evaluation.segmentation import join_segmentations, segment, segmentation_table
 from histoclip_lib.features.reader import FeatureReader
 from histoclip_lib.models import attention
+from histoclip_lib.models.cmm import CMM
 from histoclip_lib.report import explorers, figures
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.models.cmm import CMM
-    from histoclip_lib.report.explorers import Explorer
 
 FITTING = 200  # training patches on which the thresholds of segmentations are fitted
 
@@ -71,7 +65,7 @@ class Attention(Chapter):
         first, _, _ = localisation.attention_verdict(self.scores, self.units, *self.draws).partition("\n")
         return Markdown(f"**{first}** {grid}")
 
-    def explorer(self) -> Explorer:
+    def explorer(self) -> explorers.Explorer:
         """Return patches with their masks, and the attention and the linear probe's map of any class."""
         run, chosen = self.run, explorers.choose_to_explore(self.truth, self.probabilities, gain=self._gain)
         return explorers.attention_explorer(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
+from histoclip_lib.data.base import Note
 from histoclip_lib.data.checks import check_images
 from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.evaluation import artifacts
@@ -16,12 +16,6 @@ from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import Chapter
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.data.base import Note
-    from histoclip_lib.report.explorers import Explorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +93,7 @@ class Data(Chapter):
         """Draw which classes occur together."""
         return as_image(figures.co_occurrence_map(self.run.patches.labels, self.run.patches.classes))
 
-    def explorer(self) -> Explorer:
+    def explorer(self) -> explorers.Explorer:
         """Return the patches to look at, with labels and masks."""
         run = self.run
         sample = int(run["examples"]), int(run["seed"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+import pandas as pd
+from IPython.display import Image, Markdown
 
 from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import Predictions
@@ -17,12 +17,6 @@ from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from IPython.display import Image
-
-    from histoclip_lib.report.explorers import Explorer
 
 
 class Errors(Chapter):
@@ -98,7 +92,7 @@ class Errors(Chapter):
             f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95 % Wilson intervals.",
         )
 
-    def threshold_explorer(self) -> Explorer:
+    def threshold_explorer(self) -> explorers.Explorer:
         """Return sensitivity, specificity and more of each class at thresholds that can be moved."""
         return explorers.threshold_explorer(self.truth, self.ours.scores, self.classes)
 
@@ -153,7 +147,7 @@ class Errors(Chapter):
             figures.label_set_bars(confusion.errors_by_label_set(self.truth, self.ours.decisions, self.classes))
         )
 
-    def gallery(self) -> Explorer:
+    def gallery(self) -> explorers.Explorer:
         """Return the patches, those with the most confident errors first."""
         run = self.run
         sample = int(run["examples"]), int(run["seed"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.splits import grouped_folds
@@ -33,11 +32,6 @@ from histoclip_lib.report.model_card import card_metadata, model_card
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter, training_options, zero_shot_of
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import HTML, Image
-
-    from histoclip_lib.report.explorers import Explorer
 
 CALIBRATED, ENSEMBLE = (PROBE, OURS), "histoclip_ensemble"
 
@@ -221,7 +215,7 @@ class Results(Chapter):
         )
         return Table(table, caption)
 
-    def threshold_explorer(self) -> Explorer:
+    def threshold_explorer(self) -> explorers.Explorer:
         """Return accuracy and F1 of the head at every threshold, which can be moved."""
         return explorers.threshold_explorer(self.truth, self.methods[OURS].scores, self.classes)
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
-from IPython.display import HTML, Markdown
+import pandas as pd
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import as_typed, element, html
 from histoclip_lib.evaluation.text import number_text, p_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference
 from histoclip_lib.report import figures
+from histoclip_lib.report.explorers import Explorer
 from histoclip_lib.report.figures.base import as_image
+from histoclip_lib.report.slide_views import SlideView
 from histoclip_lib.report.tables import Table, file_links
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from IPython.display import Image
-
-    from histoclip_lib.report.explorers import Explorer
-    from histoclip_lib.report.slide_views import SlideView
+from histoclip_lib.runs.slides import SLIDES, SlideOptions, find_slides, predict_slides
+from histoclip_lib.slides.aggregation import burdens_by_metadata, study_target
+from histoclip_lib.slides.prediction import read_slide_result
 
 PAINTED = "painted"  # as the parameter `slides`: a slide that is painted
 FOLDER = "slides"  # below the run's
@@ -80,8 +78,6 @@ class Slides:
         given = str(run["slides"])
         if not given:
             return cls(run.folder)
-        from histoclip_lib.runs.slides import SlideOptions, find_slides, predict_slides
-
         found, _ = find_slides([paint(int(run["seed"])) if given == PAINTED else Path(given)])
         if found is None:
             raise HistoCLIPError(f"slides: {given} holds no slide. Name a slide, a folder of slides or a slides.csv.")
@@ -136,8 +132,6 @@ class Slides:
 
     def scores(self) -> Table | Markdown | None:
         """Return AUROC and Dice of each class, with intervals."""
-        import pandas as pd
-
         if self.view is None:
             return None
         if not self.scored:
@@ -203,10 +197,6 @@ class Slides:
 
     def by_metadata(self) -> Table | None:
         """Return the mean share of positive tissue for each value of the metadata; None without metadata."""
-        import pandas as pd
-
-        from histoclip_lib.slides.aggregation import burdens_by_metadata
-
         found = burdens_by_metadata(self.slides, self.classes, self.draws[1])
         if found.empty:
             return None
@@ -222,8 +212,6 @@ class Slides:
 
     def target(self) -> Markdown | None:
         """Say how well metadata, class burdens and both predict the target; None where the slides have none."""
-        from histoclip_lib.slides.aggregation import study_target
-
         if "target" not in self.slides or self.slides.target.isna().all():
             return None
         study = study_target(self.slides, self.classes, self.draws[1])
@@ -241,12 +229,6 @@ class Slides:
 
 def open_slides(folder: str, slide: str = "") -> Slides:
     """Open the slides that `histoclip predict` wrote below a folder; `slide` is the folder of the one that is shown."""
-    import pandas as pd
-
-    from histoclip_lib.report.slide_views import SlideView
-    from histoclip_lib.runs.slides import SLIDES
-    from histoclip_lib.slides.prediction import read_slide_result
-
     root = Path(folder)
     try:
         slides = pd.read_parquet(root / SLIDES)
@@ -260,9 +242,6 @@ def open_slides(folder: str, slide: str = "") -> Slides:
 
 def _first_labelled(root: Path, slides: pd.DataFrame) -> SlideView:
     """Return the first slide that has labels beside it, or the first that could be read."""
-    from histoclip_lib.report.slide_views import SlideView
-    from histoclip_lib.slides.prediction import read_slide_result
-
     readable = [folder for folder, n in zip(slides.folder, slides.get("n_predicted", ()), strict=False) if n > 0]
     if not readable:
         raise HistoCLIPError(f"None of the slides could be predicted. {slides.slide[0]}: {slides.error[0]}")

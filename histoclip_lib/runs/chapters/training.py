@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-from IPython.display import Markdown
+import pandas as pd
+from IPython.display import Image, Markdown
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation import artifacts
@@ -20,10 +20,6 @@ from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter, training_options, zero_shot_of
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from IPython.display import Image
 
 COMPARED_BY_SIZE = ("one_vs_rest", "power_set", "majority")  # horizontal lines where training patches are counted
 

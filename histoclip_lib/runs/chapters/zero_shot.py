@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
 from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, join_folds, mean_accuracy
@@ -15,19 +14,13 @@ from histoclip_lib.evaluation import artifacts
 from histoclip_lib.evaluation.methods import short_label
 from histoclip_lib.evaluation.metrics import ranking_note
 from histoclip_lib.prompting import sensitivity, strategies
+from histoclip_lib.prompting.vocabulary import Vocabulary
 from histoclip_lib.report import explorers, figures, tables
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import Chapter
 from histoclip_lib.runs.record import update_record
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.prompting.vocabulary import Vocabulary
-    from histoclip_lib.report.explorers import Explorer
-
 
 ABSENT = "Does not apply: the encoder has no text tower."
 
@@ -169,7 +162,7 @@ class ZeroShot(EncoderChapter):
         caption = f"The wording with the lowest and the highest mAP on {len(self.truth):,} held-out patches."
         return Table(sensitivity.extremes_table(self.variants), caption)
 
-    def explorer(self) -> Explorer:
+    def explorer(self) -> explorers.Explorer:
         """Return a patch and its cosines with the classes' words, which JupyterLab lets change."""
         run = self.run
         return explorers.prompt_explorer(
