@@ -38,7 +38,7 @@ def show(
     Also whether it is up to date, or running it again would execute anything.
     """
     with told(debug, code=2):
-        from histoclip_lib.report.navigation import front_page
+        from histoclip_lib.report.notebooks import front_page
         from histoclip_lib.runs.pipeline import load_schema
 
         folder, names = resolve(reports) / name, run_names(resolve(reports))
@@ -70,7 +70,7 @@ def details(folder: Path, schema: Schema) -> list[str]:
 
     `schema` holds the parameters of each notebook, as `pipeline.load_schema` returns them.
     """
-    from histoclip_lib.report.navigation import front_page
+    from histoclip_lib.report.notebooks import front_page
     from histoclip_lib.runs.record import PLACES, read_entry
 
     values = read_entry(folder, "parameters")

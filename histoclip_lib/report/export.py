@@ -22,7 +22,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import write_text
 from histoclip_lib.common.html import EXPLORER_TYPE
 from histoclip_lib.report.html import Heading, clean_output, finish_article, markdown_to_html, text_base64
-from histoclip_lib.report.navigation import Link, neighbours
+from histoclip_lib.report.notebooks import Link, neighbours
 
 ASSETS = Path(__file__).with_name("assets")
 DIGEST = re.compile(rb'<meta (?=[^>]*name="histoclip-digest")[^>]*content="([0-9a-f]{64})"')

@@ -28,8 +28,15 @@ from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text,
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
 from histoclip_lib.report.figures import critical_differences, short
 from histoclip_lib.report.figures.base import as_image
-from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, overview_navigation
-from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE
+from histoclip_lib.report.notebooks import (
+    COMPARE,
+    COMPARISON_PREFIX,
+    ENCODERS,
+    GRID_PREFIX,
+    OVERVIEW,
+    TABLE,
+    overview_navigation,
+)
 from histoclip_lib.report.overview import linked_name, list_runs, results_table, run_cards, when_made
 from histoclip_lib.report.run_pages import write_page, write_run_pages
 from histoclip_lib.report.tables import Table

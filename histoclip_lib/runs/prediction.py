@@ -252,8 +252,7 @@ def write_prediction_pages(folder: Path, report: Callable[[StepEvent], None]) ->
 
     Each is the page of an executed notebook. The first, which links the others, is returned: `index.html`.
     """
-    from histoclip_lib.report.navigation import Link
-    from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES
+    from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES, Link
     from histoclip_lib.report.run_pages import write_page
     from histoclip_lib.runs.pipeline import execute_notebook, find_notebooks
 
