@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,24 +49,19 @@ Reports = Annotated[Path, typer.Option(help="Folder below which each run has its
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-class _ListsNames:
-    """Help that ends with the names that parameter files can use, those of plugins included."""
+def listing(kind: type, title: str, names: Callable[[], dict[str, str]]) -> type:
+    """Return a kind of command whose help ends with names and what they are, those of plugins included."""
 
-    def format_epilog(self, ctx: object, formatter: object) -> None:
-        super().format_epilog(ctx, formatter)
-        with formatter.section("Registered names"):
-            try:
-                formatter.write_dl([(kind, visible(names)) for kind, names in _registered().items()])
-            except HistoCLIPError as error:
-                formatter.write_text(visible(error))
+    class Listing(kind):
+        def format_epilog(self, ctx: object, formatter: object) -> None:
+            super().format_epilog(ctx, formatter)
+            with formatter.section(title):
+                try:
+                    formatter.write_dl([(name, visible(about)) for name, about in names().items()])
+                except HistoCLIPError as error:
+                    formatter.write_text(visible(error))
 
-
-class ListingGroup(_ListsNames, TyperGroup):
-    """A group of commands whose help lists registered names."""
-
-
-class ListingCommand(_ListsNames, TyperCommand):
-    """A command whose help lists registered names."""
+    return Listing
 
 
 def _registered() -> dict[str, str]:
@@ -81,8 +77,9 @@ def _registered() -> dict[str, str]:
     }
 
 
+ListingCommand = listing(TyperCommand, "Registered names", _registered)
 app = typer.Typer(
-    cls=ListingGroup,
+    cls=listing(TyperGroup, "Registered names", _registered),
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from histoclip_lib.cli.app import Debug, app
+from histoclip_lib.cli.app import Debug, app, listing
 from histoclip_lib.cli.console import is_plain, messages, say, stoppable, told, visible
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import resolve
@@ -28,19 +28,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-class ListsFormats(TyperCommand):
-    """Help that ends with the forms that are known, those of plugins included."""
+def _formats() -> dict[str, str]:
+    from histoclip_lib.data.importers import IMPORTERS
 
-    def format_epilog(self, ctx: object, formatter: object) -> None:
-        """Write the examples and the forms."""
-        from histoclip_lib.data.importers import IMPORTERS
-
-        super().format_epilog(ctx, formatter)
-        with formatter.section("Formats"):
-            formatter.write_dl([(name, visible(entry.about)) for name, entry in IMPORTERS.load().items()])
+    return {name: entry.about for name, entry in IMPORTERS.load().items()}
 
 
-@app.command("import", cls=ListsFormats, epilog=EXAMPLES)
+@app.command("import", cls=listing(TyperCommand, "Formats", _formats), epilog=EXAMPLES)
 def import_(
     source: Source,
     out: Out,

@@ -54,7 +54,7 @@ def run(
             say(messages(), DRAFT_NOTE)
         with told(debug):
             from histoclip_lib.cli.progress import shown
-            from histoclip_lib.report.navigation import front_page
+            from histoclip_lib.report.notebooks import front_page
             from histoclip_lib.runs.grids import is_grid
             from histoclip_lib.runs.overview import write_overview
 

@@ -24,7 +24,6 @@ Examples:
   histoclip show demo --open
 """
 FIRST_METHODS = ("histoclip_patch", "histoclip_global", "linear_probe", "mlp", "knn")
-PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
 
 
 @app.command(epilog=EXAMPLES)
@@ -39,7 +38,7 @@ def show(
     Also whether it is up to date, or running it again would execute anything.
     """
     with told(debug, code=2):
-        from histoclip_lib.report.navigation import front_page
+        from histoclip_lib.report.notebooks import front_page
         from histoclip_lib.runs.pipeline import load_schema
 
         folder, names = resolve(reports) / name, run_names(resolve(reports))
@@ -71,11 +70,10 @@ def details(folder: Path, schema: Schema) -> list[str]:
 
     `schema` holds the parameters of each notebook, as `pipeline.load_schema` returns them.
     """
-    from histoclip_lib.report.navigation import front_page
-    from histoclip_lib.runs.record import read_record
+    from histoclip_lib.report.notebooks import front_page
+    from histoclip_lib.runs.record import PLACES, read_entry
 
-    found = read_record(folder).get("parameters")
-    values = found if isinstance(found, dict) else {}
+    values = read_entry(folder, "parameters")
     defaults = {name: parameter.default for declared in schema.values() for name, parameter in declared.items()}
     changed = [
         f"{name}: {value}"
@@ -97,6 +95,7 @@ def details(folder: Path, schema: Schema) -> list[str]:
 
 def _state(folder: Path, values: dict[str, object], schema: Schema) -> str:
     from histoclip_lib.runs.pipeline import finished_steps
+    from histoclip_lib.runs.record import PLACES
 
     if values.keys() | set(PLACES) != {name for declared in schema.values() for name in declared}:
         return "not up to date: it was never started as a whole, or the notebooks declare other parameters now"

@@ -18,7 +18,7 @@ from histoclip_lib.common.files import resolve
 if TYPE_CHECKING:
     import pandas as pd
 
-    from histoclip_lib.evaluation.artifacts import RunMetrics, Score
+    from histoclip_lib.evaluation.artifacts import RunMetrics
 
 EXAMPLES = """\b
 Examples:
@@ -73,7 +73,7 @@ def print_table_one(console: Console, runs: list[RunMetrics]) -> None:
 
     As many runs stand side by side as the console is wide.
     """
-    from histoclip_lib.report.tables import table_one
+    from histoclip_lib.report.tables import score_text, table_one
 
     table = table_one(runs)
     for group in (group for group in table.groups if group.runs):
@@ -82,17 +82,12 @@ def print_table_one(console: Console, runs: list[RunMetrics]) -> None:
         n_beside = max(1, room // (RUN_WIDTH + GAP))
         for start in range(0, len(group.runs), n_beside):
             columns = [
-                (run.name, {method: _score_text(score) for method, score in run.scores.items()})
+                (run.name, {method: score_text(score.value, score.interval) for method, score in run.scores.items()})
                 for run in group.runs[start : start + n_beside]
             ]
             _print_block(console, group.dataset, columns + paper, table.columns)
     if others := {group.dataset: group.paper for group in table.groups if group.paper and not group.runs}:
         _print_block(console, "The paper, data sets without a run here", _paper_columns(others), table.columns)
-
-
-def _score_text(score: Score) -> str:
-    interval = f" ({score.interval[0]:.3f} – {score.interval[1]:.3f})" if score.interval else ""
-    return f"{score.value:.3f}{interval}"
 
 
 def _paper_columns(paper: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, str]]]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from nbformat import NotebookNode
 
-from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import replacing
-from histoclip_lib.report.export import Parameter, declared_parameters
+from histoclip_lib.report.export import Parameter, declared_parameters, read_notebook
 from histoclip_lib.report.notebooks import run_notebooks
+
+AGAIN = "Run its step again."
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def stamp(notebook: Path, title: str, provenance: dict[str, str]) -> None:
     provenance : dict of str to str
         Name and value of each line of the table at the foot of the page.
     """
-    tree = _read(notebook)
+    tree = read_notebook(notebook, AGAIN)
     # pairs, since a notebook's JSON is written with its keys sorted
     pairs = [list(line) for line in provenance.items()]
     tree.metadata["histoclip"] = {"title": title, "provenance": pairs}
@@ -65,7 +65,7 @@ def read_executed(notebook: Path) -> Executed:
     HistoCLIPError
         If the file is absent or not a notebook.
     """
-    tree = _read(notebook)
+    tree = read_notebook(notebook, AGAIN)
     stamped, executed = (_mapping(tree.metadata.get(key)) for key in ("histoclip", "papermill"))
     lines = stamped.get("provenance")
     pairs = [line for line in lines if isinstance(line, list) and len(line) == 2] if isinstance(lines, list) else []
@@ -101,15 +101,6 @@ def parameter_value(parameter: Parameter) -> object:
         return ast.literal_eval(parameter.value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-
-
-def _read(notebook: Path) -> NotebookNode:
-    try:
-        return nbformat.read(notebook, as_version=4)
-    except FileNotFoundError as error:
-        raise HistoCLIPError(f"{notebook} was not found. Run its step again.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
-        raise HistoCLIPError(f"{notebook} is not a notebook: {error}") from error
 
 
 def _mapping(value: object) -> dict:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -34,8 +33,9 @@ from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.models.attention import enlarge, square_crop
 from histoclip_lib.report import figures
 from histoclip_lib.report.figures.attention import hot, where_highest
-from histoclip_lib.report.figures.base import class_colour
+from histoclip_lib.report.figures.base import class_colour, encoded
 from histoclip_lib.report.figures.calibration import at_or_above
+from histoclip_lib.report.figures.patches import OUTLINES
 from histoclip_lib.report.figures.slides import HEAT
 
 if TYPE_CHECKING:
@@ -148,12 +148,8 @@ def patch_browser(
     most = MOST_BESIDE if files else MOST_IN_GALLERY
     shown = np.random.default_rng(seed).choice(index, min(most, len(index)), replace=False)
     static = figures.sample_patches(patches, index, count, seed)
-    figures.described(
-        static,
-        static.alternative,
-        f"Patches with their labels, drawn at random from {len(index):,}."
-        + (" Lines are the outlines of the classes in the mask." if patches.has_masks else ""),
-    )
+    outlined = OUTLINES if patches.has_masks else ""
+    static.caption = f"Patches with their labels, drawn at random from {len(index):,}.{outlined}"
     return _Viewed(patches, np.arange(len(patches)), files=files).explorer("Patches with their labels", shown, static)
 
 
@@ -196,16 +192,28 @@ def attention_explorer(
             f"attention_explorer: {len(chosen)} patches are chosen; a page holds 1 to {MOST_EXPLORED}. Choose as "
             "`choose_to_explore` does."
         )
-    static = next(figures.attention_figures(patches, index, maps, probabilities, chosen[:1]))
+    first = chosen[0]
+    static = figures.attention_overlay(patches, index[first], maps[first], probabilities[first])
     outlined = " Bright places should lie inside the line, the outline of the class." if patches.has_masks else ""
-    caption = f"Attention over some of {len(index):,} patches; brighter means more, ✗ marks a wrong decision.{outlined}"
-    figures.described(static, static.alternative, caption)
+    static.caption = (
+        f"Attention over some of {len(index):,} patches; brighter means more, ✗ marks a wrong decision.{outlined}"
+    )
     named = {"Attention": maps} | ({} if probe is None else {"Linear probe": probe})
     return _Viewed(patches, index, probabilities, named).explorer("Attention over patches", chosen, static)
 
 
-def noted_patches(patches: PatchDataset, index: np.ndarray, notes: list[str], static: Figure) -> Explorer:
-    """Return a viewer of the patches `index` with a note on each; its figure is `static`."""
+def noted_patches(patches: PatchDataset, files: list[str], notes: list[str], what: str, caption: str) -> Explorer:
+    """Return a viewer of the patches of some files with a note on each; its figure, of them all, shows `what`.
+
+    Raises
+    ------
+    KeyError
+        If a file is not one of the data set.
+    """
+    position = {file: i for i, file in enumerate(patches.files)}
+    index = np.array([position[file] for file in files])
+    listed = "; ".join(f"{file}: {note}".replace("\n", ", ") for file, note in zip(files, notes, strict=True))
+    static = figures.patch_grid([patches.picture(i) for i in index], notes, f"{what}. {listed}.", caption)
     return _Viewed(patches, index, notes=notes).explorer("Patches", range(len(index)), static)
 
 
@@ -276,11 +284,10 @@ def patch_gallery(
     static = figures.confident_errors(patches, index, probabilities, count)
     if static is None:
         static = figures.sample_patches(patches, index, count, seed)
-    caption = (
+    static.caption = (
         f"Decisions on {len(index):,} patches, the most confident errors first. In annotated data, it may be the label "
         "that is wrong."
     )
-    figures.described(static, static.alternative, caption)
     viewed = _Viewed(patches, index, probabilities, files=files)
     return viewed.explorer("Gallery of patches", wrong + drawn, static, wanted="errors", n_wrong=int(any_wrong.sum()))
 
@@ -485,6 +492,11 @@ def slide_explorer(
         own = np.asarray(attention, dtype=np.float32)
         cells = np.round(255 * own / np.maximum(own.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny))
     heat = np.round(matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255)
+    outlines = None
+    if mask is not None:
+        scale = min(1, MASK_SIDE / max(mask.shape))
+        smaller = [max(1, round(scale * length)) for length in mask.shape[::-1]]
+        outlines = _mask_picture(mask, smaller, len(classes))
     data = _shared(classes) | {
         "width": size[0],
         "height": size[1],
@@ -500,7 +512,7 @@ def slide_explorer(
         "heat": _packed(heat, "u1"),
         "grid": 1 if cells is None else cells.shape[-1],
         "cells": None if cells is None else _packed(cells, "u1"),
-        "mask": None if mask is None else _outlined(mask, len(classes)),
+        "mask": outlines,
         "top": [
             [{"i": int(i), "image": _picture(image, "webp", quality=PATCH_QUALITY)} for i, image in top.get(name, [])]
             for name in classes
@@ -516,12 +528,10 @@ def _packed(values: np.ndarray | pd.Series, kind: str) -> str:
     return _base64(np.asarray(values).astype(kind).tobytes())
 
 
-def _outlined(mask: np.ndarray, n_classes: int) -> str:
-    """Return a mask (H, W), made smaller, as a data address."""
-    small = Image.fromarray(mask)
-    scale = min(1, MASK_SIDE / max(mask.shape))
-    side = [max(1, round(scale * length)) for length in small.size]
-    scaled = np.asarray(small.resize(side, Image.Resampling.NEAREST))
+def _mask_picture(mask: np.ndarray, size: Iterable[int], n_classes: int) -> str:
+    """Return a mask (H, W), resized to a width and height, as a data address."""
+    scaled = np.asarray(Image.fromarray(mask).resize(tuple(size), Image.Resampling.NEAREST))
+    # Values far apart, since browsers that hinder fingerprinting alter pixels a little when they are read.
     return _picture(scaled * np.uint8(255 // n_classes), "png", optimize=True)
 
 
@@ -679,14 +689,9 @@ def _shared(classes: list[str]) -> dict:
 def _pixels(image: np.ndarray, mask: np.ndarray | None, n_classes: int) -> dict:
     """Return an image (H, W, 3) and its mask (H, W), made smaller where they are large, as data addresses."""
     small = thumbnail(image, PATCH_SIDE)
-    address = None
-    if mask is not None:
-        scaled = np.asarray(Image.fromarray(mask).resize(small.shape[1::-1], Image.Resampling.NEAREST))
-        # Values far apart, since browsers that hinder fingerprinting alter pixels a little when they are read.
-        address = _picture(scaled * np.uint8(255 // n_classes), "png", optimize=True)
-    return {
-        "image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address, "size": list(small.shape[1::-1]),
-    }  # fmt: skip
+    size = list(small.shape[1::-1])
+    address = None if mask is None else _mask_picture(mask, size, n_classes)
+    return {"image": _picture(small, "webp", quality=PATCH_QUALITY), "mask": address, "size": size}
 
 
 def _map(own: np.ndarray, mask: np.ndarray | None, k: int) -> dict:
@@ -716,9 +721,7 @@ def _rounded(fraction: float) -> float:
 
 def _picture(image: np.ndarray, kind: str, **options: object) -> str:
     """Return an image (H, W) or (H, W, 3), uint8, as a data address."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{_base64(buffer.getvalue())}"
+    return f"data:image/{kind};base64,{_base64(encoded(Image.fromarray(image), kind, **options))}"
 
 
 def _base64(data: bytes) -> str:

@@ -22,7 +22,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import write_text
 from histoclip_lib.common.html import EXPLORER_TYPE
 from histoclip_lib.report.html import Heading, clean_output, finish_article, markdown_to_html, text_base64
-from histoclip_lib.report.navigation import Link, neighbours
+from histoclip_lib.report.notebooks import Link, neighbours
 
 ASSETS = Path(__file__).with_name("assets")
 DIGEST = re.compile(rb'<meta (?=[^>]*name="histoclip-digest")[^>]*content="([0-9a-f]{64})"')
@@ -114,12 +114,7 @@ def export_page(
     HistoCLIPError
         If the notebook is absent, not a notebook, or names an attachment that it lacks.
     """
-    try:
-        tidied = _tidy(nbformat.read(notebook, as_version=4))
-    except FileNotFoundError as error:
-        raise HistoCLIPError(f"{notebook} was not found. Execute the notebook before it is made a page.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
-        raise HistoCLIPError(f"{notebook} is not a notebook: {error}") from error
+    tidied = _tidy(read_notebook(notebook, "Execute the notebook before it is made a page."))
     previous, following = neighbours(navigation)
     details = {
         "title": title,
@@ -135,6 +130,22 @@ def export_page(
     resources = {"histoclip": details, "metadata": {"path": str(notebook.parent)}}
     html, _ = _PageExporter().from_notebook_node(tidied, resources)
     write_text(page, _encodable(html))
+
+
+def read_notebook(path: Path, remedy: str) -> NotebookNode:
+    """Read an executed notebook.
+
+    Raises
+    ------
+    HistoCLIPError
+        If the file is absent, with `remedy`, or not a notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError as error:
+        raise HistoCLIPError(f"{path} was not found. {remedy}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        raise HistoCLIPError(f"{path} is not a notebook: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.evaluation.comparisons import OURS, finding
 from histoclip_lib.evaluation.methods import in_table_order, label_of
-from histoclip_lib.evaluation.text import number_text, p_clause, range_text
+from histoclip_lib.evaluation.text import p_clause
 from histoclip_lib.evaluation.uncertainty import Comparison, interval_note
+from histoclip_lib.report.tables import score_text
 
 FILES = {
     "model.safetensors": "the head on patch tokens",
@@ -117,9 +118,7 @@ def model_card(
             "own."
         )
     listed = ", ".join(as_typed(f"{key}: {value}") for key, value in options.items())
-    files = "\n".join(
-        f"- {', '.join(as_typed(file) for file in names.split(', '))}: {text}" for names, text in FILES.items()
-    )
+    files = "\n".join(f"- {as_typed(name)}: {text}" for name, text in FILES.items())
     developed = (
         " The head's defaults and the attention map were developed on patches of this data set, so its scores are "
         "optimistic."
@@ -226,14 +225,10 @@ def _groups(patches: PatchDataset, folds: list[tuple[np.ndarray, np.ndarray]]) -
 def _results(methods: dict[str, dict]) -> str:
     lines = ["| method | mAcc | mAP | macro F1 |", "|---|---|---|---|"]
     for name in in_table_order(methods):
-        cells = [_with_interval(methods[name], key) for key in ("mAcc", "mAP", "macro_f1")]
+        own = methods[name]
+        cells = [score_text(own.get(key), own.get(f"{key}_ci")) for key in ("mAcc", "mAP", "macro_f1")]
         lines.append(f"| {label_of(name)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "Brackets hold 95 % intervals."])
-
-
-def _with_interval(values: dict, key: str) -> str:
-    interval = range_text(values.get(f"{key}_ci"))
-    return number_text(values.get(key)) + (f" ({interval})" if interval else "")
 
 
 def _caveats(

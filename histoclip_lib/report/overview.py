@@ -17,7 +17,7 @@ from histoclip_lib.evaluation.comparisons import OURS, PROBE, accuracy_against, 
 from histoclip_lib.evaluation.methods import ours_first, short_label
 from histoclip_lib.evaluation.text import not_clip_text, range_text
 from histoclip_lib.report.executed import executed_notebooks, read_executed
-from histoclip_lib.report.navigation import DATA, RESULTS, front_page
+from histoclip_lib.report.notebooks import DATA, RESULTS, front_page
 from histoclip_lib.report.tables import TableGroup, table_one
 
 ON_CARDS = (OURS, PROBE, "majority")

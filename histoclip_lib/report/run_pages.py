@@ -7,8 +7,7 @@ from pathlib import Path
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.report.executed import executed_notebooks, read_executed
 from histoclip_lib.report.export import drawn_digest, export_page, page_digest
-from histoclip_lib.report.navigation import Link, run_navigation
-from histoclip_lib.report.notebooks import run_notebooks
+from histoclip_lib.report.notebooks import Link, run_navigation, run_notebooks
 
 
 def write_run_pages(folder: Path, only: str | None = None) -> list[Path]:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoclip_lib.common.html import thumbnail
 from histoclip_lib.data.base import stamped
 from histoclip_lib.report import figures
+from histoclip_lib.report.explorers import Explorer, slide_explorer
 from histoclip_lib.slides import scoring
+from histoclip_lib.slides.prediction import SlideResult, read_attention, read_slide_result, read_tiles
+from histoclip_lib.slides.reading import open_slide
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from histoclip_lib.report.explorers import Explorer
-    from histoclip_lib.slides.prediction import SlideResult
 
 OVERVIEW_SIDE, STORED = 2000, 8  # pixels of the overview's longer side; tiles of each class on a page
 MOST_PIXELS = 512  # of the side of a tile at full size
@@ -63,8 +64,6 @@ class SlideView:
         HistoCLIPError
             If the prediction is not finished, or labels cannot be used.
         """
-        from histoclip_lib.slides.prediction import read_attention, read_slide_result, read_tiles
-
         result = read_slide_result(folder)
         mask, points = (scoring.labels_beside(path, ending) for ending in (scoring.MASK, scoring.POINTS))
         return cls(
@@ -81,8 +80,6 @@ class SlideView:
     @cached_property
     def overview(self) -> np.ndarray:
         """The whole slide as RGB, its longer side OVERVIEW_SIDE pixels."""
-        from histoclip_lib.slides.reading import open_slide
-
         with open_slide(self.path, self.result.mpp) as slide:
             return self._shown(slide.thumbnail(OVERVIEW_SIDE))
 
@@ -96,8 +93,6 @@ class SlideView:
 
     def read(self, index: int) -> np.ndarray:
         """Return a tile at full size, of MOST_PIXELS at most."""
-        from histoclip_lib.slides.reading import open_slide
-
         tile = self.tiles.iloc[index]
         with open_slide(self.path, self.result.mpp) as slide:
             side = float(tile.width)
@@ -114,8 +109,6 @@ class SlideView:
 
     def explorer(self) -> Explorer:
         """Return the viewer."""
-        from histoclip_lib.report.explorers import slide_explorer
-
         top = {name: [(i, self._stored[i]) for i in own] for name, own in self.highest.items()}
         return slide_explorer(
             self.tiles, self.result.classes, self.overview, self.size, self.result.mpp,
@@ -124,8 +117,6 @@ class SlideView:
 
     def maps(self) -> Figure:
         """Draw the map of each class, beside the mask where there is one."""
-        from histoclip_lib.common.html import thumbnail
-
         small = thumbnail(self.overview, OVERVIEW_SIDE // 3)
         return figures.slide_maps(small, self.tiles, self.result.classes, self.size, self.result.mpp, self.mask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -72,6 +73,12 @@ class Table:
     def __repr__(self) -> str:
         """Return the table as plain text."""
         return self.frame.to_string()
+
+
+def score_text(value: float | None, interval: Sequence[float] | None) -> str:
+    """Return a score with its interval where that is known, as `0.912 (0.883 – 0.940)`."""
+    ends = range_text(interval)
+    return f"{number_text(value)} ({ends})" if ends else number_text(value)
 
 
 def methods_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame:
@@ -303,10 +310,13 @@ def files_table(folder: Path) -> HTML:
     return file_links(folder, holds, "Files of the run.")
 
 
-def file_links(folder: Path, holds: dict[str, str], caption: str = "Files.") -> HTML:
-    """Return those of some files that are there as a table: a link to each, its size, and what it `holds`."""
+def file_links(folder: Path, holds: dict[str, str], caption: str = "Files.", place: str = "") -> HTML:
+    """Return those of some files that are there as a table: a link to each, its size, and what it `holds`.
+
+    `place` is the folder as seen from the page, with a slash at its end; nothing for a page in the folder.
+    """
     lines = [
-        (element("a", name, href=quote(name)), size_text((folder / name).stat().st_size), text)
+        (element("a", name, href=quote(f"{place}{name}")), size_text((folder / name).stat().st_size), text)
         for name, text in holds.items()
         if (folder / name).is_file()
     ]

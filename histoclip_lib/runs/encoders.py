@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.clip.availability import find_encoder
 from histoclip_lib.clip.field import TOLERANCE, nearest_mpp
@@ -22,19 +21,15 @@ from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics, read_pr
 from histoclip_lib.evaluation.comparisons import ALPHA, OURS, PROBE
 from histoclip_lib.evaluation.encoders import Aligned, Ranking, agreement, align_runs, hardest, rank
 from histoclip_lib.evaluation.methods import label_of, methods
-from histoclip_lib.evaluation.text import UNDEFINED, number_text, p_text, range_text
+from histoclip_lib.evaluation.text import UNDEFINED, p_text
 from histoclip_lib.report import figures
+from histoclip_lib.report.explorers import Explorer, noted_patches
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.overview import linked_name
-from histoclip_lib.report.tables import Table
+from histoclip_lib.report.tables import Table, score_text
 from histoclip_lib.runs.grids import GridRun, read_grid
 from histoclip_lib.runs.pipeline import load_schema
-from histoclip_lib.runs.record import read_record
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.report.explorers import Explorer
+from histoclip_lib.runs.record import read_entry
 
 DRAWN = ("majority", "one_vs_rest", PROBE, "histoclip_global", OURS)
 HARD = 8  # patches in the gallery
@@ -125,7 +120,12 @@ class EncoderGrid:
     def methods_table(self) -> Table | None:
         """Return mAcc of every method with every encoder, with its interval."""
         lines = {
-            label_of(method): {name: _score_text(run, method) for name, run in self.metrics.items()}
+            label_of(method): {
+                name: score_text(run.scores[method].value, run.scores[method].interval)
+                if method in run.scores
+                else UNDEFINED
+                for name, run in self.metrics.items()
+            }
             for method in methods()
             if any(method in run.scores for run in self.metrics.values())
         }
@@ -158,7 +158,7 @@ class EncoderGrid:
         """Return what each encoder costs here: parameters, images in a second, bytes of its features."""
         lines = {}
         for name, run in self.names.items():
-            cost = read_record(self.reports / run.name).get("cost") or {}
+            cost = read_entry(self.reports / run.name, "cost")
             lines[name] = {
                 "parameters, image tower": _millions(cost.get("image_parameters")),
                 "parameters, all": _millions(cost.get("parameters")),
@@ -189,7 +189,7 @@ class EncoderGrid:
         """Return the range of mAcc of each strategy over all wordings tried, by encoder."""
         lines: dict[str, dict[str, str]] = {}
         for name, run in self.names.items():
-            for strategy, (low, high) in (read_record(self.reports / run.name).get("wordings") or {}).items():
+            for strategy, (low, high) in read_entry(self.reports / run.name, "wordings").items():
                 lines.setdefault(name, {})[strategy] = f"{low:.3f} – {high:.3f} ({high - low:.3f})"
         if not lines:
             return Markdown("No encoder with a text tower has results.")
@@ -204,30 +204,20 @@ class EncoderGrid:
 
     def hard_patches(self) -> Explorer | Markdown:
         """Return the patches with the most labels that every encoder gets wrong."""
-        from histoclip_lib.report.explorers import noted_patches
-
         found = hardest(self.aligned, OURS, HARD) if self.ranking is not None else []
         if not found:
             return Markdown("No label is wrong with every encoder.")
         first = self.aligned.first
-        try:
-            patches = load_dataset_from(next(run.values for name, run in self.names.items() if name in self.metrics))
-            position = {file: index for index, file in enumerate(patches.files)}
-            index = np.array([position[first.files[place]] for place, _ in found])
-            images = [patches.picture(i) for i in index]
-        except (HistoCLIPError, OSError, ValueError, KeyError) as error:
-            return Markdown(f"The patches are not shown: {as_typed(shown(str(error), 200))}.")
-        titles = [_wrong_text(first.labels[place], wrong, first.classes) for place, wrong in found]
-        listed = "; ".join(
-            f"{first.files[place]}: {title}".replace("\n", ", ")
-            for (place, _), title in zip(found, titles, strict=True)
-        )
+        files = [first.files[place] for place, _ in found]
+        notes = [_wrong_text(first.labels[place], wrong, first.classes) for place, wrong in found]
         caption = (
             f"Patches with the most labels that HistoCLIP gets wrong with all {len(self.aligned.of(OURS))} encoders."
         )
-        alternative = f"Hard patches. {listed}."
-        static = figures.patch_grid(images, titles, [None] * len(images), first.classes, alternative, caption)
-        return noted_patches(patches, index, titles, static)
+        try:
+            patches = load_dataset_from(next(run.values for name, run in self.names.items() if name in self.metrics))
+            return noted_patches(patches, files, notes, "Hard patches", caption)
+        except (HistoCLIPError, OSError, ValueError, KeyError) as error:
+            return Markdown(f"The patches are not shown: {as_typed(shown(str(error), 200))}.")
 
     def runs(self) -> HTML:
         """Return every run of the grid with a link, and why it has no results where it has none."""
@@ -259,14 +249,6 @@ def _name(run: GridRun) -> str:
 
 def _others(run: GridRun) -> str:
     return ", ".join(f"{key} {value}" for key, value in run.varied.items() if key not in ("backbone", "pretrained"))
-
-
-def _score_text(run: RunMetrics, method: str) -> str:
-    if method not in run.scores:
-        return UNDEFINED
-    score = run.scores[method]
-    interval = range_text(score.interval)
-    return number_text(score.value) + (f" ({interval})" if interval else "")
 
 
 def _millions(count: int | None) -> str:

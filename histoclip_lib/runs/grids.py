@@ -12,20 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.yaml_files import read_yaml
-from histoclip_lib.evaluation.artifacts import RunMetrics, Score, read_metrics
+from histoclip_lib.evaluation.artifacts import RunMetrics, read_metrics
 from histoclip_lib.evaluation.methods import label_of
-from histoclip_lib.runs.parameters import Parameter, check_params, read_params
+from histoclip_lib.evaluation.text import UNDEFINED, number_text, range_text
+from histoclip_lib.report.tables import spread
+from histoclip_lib.runs.parameters import Schema, check_params, read_params
+from histoclip_lib.runs.record import PLACES
 
 KEY = "grid"
 MAX_RUNS = 1000
 MAX_NAME = 100  # characters, as for any run
 HEADLINE = ("linear_probe", "histoclip_global", "histoclip_patch")
-NOT_VARIED = ("name", "reports_dir")
 
 Entry = dict[str, object]  # parameters that vary together, mostly one
 
@@ -51,7 +52,7 @@ class GridRun:
         return str(self.values["name"])
 
 
-def read_runs(paths: list[Path], schema: dict[str, dict[str, Parameter]]) -> list[tuple[Path, dict[str, object]]]:
+def read_runs(paths: list[Path], schema: Schema) -> list[tuple[Path, dict[str, object]]]:
     """Read parameter files and grids and check all of them.
 
     Parameters
@@ -98,7 +99,7 @@ def is_grid(path: Path) -> bool:
     return isinstance(given, dict) and KEY in given
 
 
-def read_grid(path: Path, schema: dict[str, dict[str, Parameter]]) -> list[GridRun]:
+def read_grid(path: Path, schema: Schema) -> list[GridRun]:
     """Read a grid: a parameter file with a key `grid`, which maps parameters to lists of values.
 
     There is a run for each combination of values, the last parameter varying fastest. A list of mappings varies
@@ -190,7 +191,11 @@ def grid_table(runs: list[GridRun], reports: Path) -> pd.DataFrame:
     for run, summary in zip(runs, _summaries(runs, reports), strict=True):
         line = {name: _value_text(value) for name, value in run.varied.items()}
         for row in HEADLINE:
-            line |= _cells(label_of(row), row, summary if isinstance(summary, RunMetrics) else None)
+            of_run = isinstance(summary, RunMetrics)
+            score, average = (summary.scores.get(row), summary.mean_ap.get(row)) if of_run else (None, None)
+            line[f"{label_of(row)}: mAcc"] = number_text(score.value if score else None)
+            line[f"{label_of(row)}: 95 %"] = range_text(score.interval if score else None) or UNDEFINED
+            line[f"{label_of(row)}: mAP"] = number_text(average.value if average else None)
         line["state"] = summary if isinstance(summary, str) else "finished" if summary.is_current else "started again"
         lines[run.name] = line
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -221,10 +226,9 @@ def seed_spread(runs: list[GridRun], reports: Path) -> pd.DataFrame:
         line["seeds"] = f"{len(finished)} of {len(group)}"
         for row in HEADLINE:
             values = [summary.scores[row].value for summary in finished if row in summary.scores]
-            label = label_of(row)
-            line[f"{label}: mAcc, mean"] = f"{np.mean(values):.3f}" if values else "—"
-            line[f"{label}: s.d."] = f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else "—"
-            line[f"{label}: range"] = f"{min(values):.3f} – {max(values):.3f}" if values else "—"
+            mean, deviation, both_ends = spread(values).values()
+            line |= {f"{label_of(row)}: mAcc, mean": mean, f"{label_of(row)}: s.d.": deviation}
+            line[f"{label_of(row)}: range"] = both_ends
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -246,7 +250,7 @@ def _axes(grid: object, legal: set[str], problems: list[str]) -> Iterator[tuple[
             continue
         else:
             entries = [{key: value} for value in entries]
-        fixed = [name for name in NOT_VARIED if any(name in entry for entry in entries)]
+        fixed = [name for name in PLACES if any(name in entry for entry in entries)]
         problems += [f"{place}: {name} cannot vary; it follows from the other parameters" for name in fixed]
         if not fixed:
             yield str(key), entries
@@ -295,14 +299,3 @@ def _summaries(runs: list[GridRun], reports: Path) -> list[RunMetrics | str]:
         except HistoCLIPError as error:
             found.append(str(error).splitlines()[0].replace(f"{path.parent}/", ""))
     return found
-
-
-def _cells(label: str, row: str, summary: RunMetrics | None) -> dict[str, str]:
-    accuracy: Score | None = summary.scores.get(row) if summary else None
-    average: Score | None = summary.mean_ap.get(row) if summary else None
-    interval = accuracy.interval if accuracy else None
-    return {
-        f"{label}: mAcc": f"{accuracy.value:.3f}" if accuracy else "—",
-        f"{label}: 95 %": f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else "—",
-        f"{label}: mAP": f"{average.value:.3f}" if average else "—",
-    }

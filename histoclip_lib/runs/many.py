@@ -12,7 +12,7 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.executors import named_errors, run_task
 from histoclip_lib.common.files import resolve
 from histoclip_lib.features.remote import encode_shards_on
-from histoclip_lib.runs.parameters import Parameter
+from histoclip_lib.runs.parameters import Schema
 from histoclip_lib.runs.pipeline import StepEvent, finished_steps, run_steps
 from histoclip_lib.runs.record import update_record
 
@@ -22,7 +22,7 @@ ENDINGS = ("skipped", "finished", "failed")
 def run_all_on(
     executor: Executor,
     runs: list[dict[str, object]],
-    schema: dict[str, dict[str, Parameter]],
+    schema: Schema,
     reports: Path,
     force: bool = False,
     report: Callable[[str, StepEvent], None] = lambda name, event: None,
@@ -106,7 +106,7 @@ def run_all_on(
 
 def run_step(
     values: dict[str, object],
-    schema: dict[str, dict[str, Parameter]],
+    schema: Schema,
     reports: Path,
     workplace: Path,
     cache: Path,

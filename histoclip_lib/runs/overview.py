@@ -26,17 +26,24 @@ from histoclip_lib.evaluation.artifacts import BrokenRun, RunMetrics
 from histoclip_lib.evaluation.methods import label_of, methods
 from histoclip_lib.evaluation.text import UNDEFINED, not_clip_text, number_text, p_clause, state_text
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, run_parameters
-from histoclip_lib.report.figures import critical_differences, patch_grid, short
+from histoclip_lib.report.figures import critical_differences, short
 from histoclip_lib.report.figures.base import as_image
-from histoclip_lib.report.navigation import COMPARISON_PREFIX, GRID_PREFIX, OVERVIEW, overview_navigation
-from histoclip_lib.report.notebooks import COMPARE, ENCODERS, TABLE
+from histoclip_lib.report.notebooks import (
+    COMPARE,
+    COMPARISON_PREFIX,
+    ENCODERS,
+    GRID_PREFIX,
+    OVERVIEW,
+    TABLE,
+    overview_navigation,
+)
 from histoclip_lib.report.overview import linked_name, list_runs, results_table, run_cards, when_made
 from histoclip_lib.report.run_pages import write_page, write_run_pages
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.grids import GridRun, grid_table, read_grid, seed_spread, varies_encoder
 from histoclip_lib.runs.papermill import executed_values
 from histoclip_lib.runs.pipeline import StepEvent, execute_notebook, find_notebooks, load_schema
-from histoclip_lib.runs.record import LIBRARY, read_record, update_record
+from histoclip_lib.runs.record import LIBRARY, PLACES, read_entry, update_record
 
 if TYPE_CHECKING:
     from IPython.display import Image
@@ -55,7 +62,6 @@ MOST_PAIRS = 10  # comparisons that are written
 PATIENCE = 600.0  # seconds to wait for another process that writes the overview
 LONGEST_STEM = 200  # bytes of a file name
 SHOWN = 4  # patches on which two runs disagree, for each run that is right
-NOT_COMPARED = ("name", "reports_dir")  # parameters that say nothing of the result
 
 
 def open_runs(reports_dir: str, grid: str = "") -> AllRuns:
@@ -128,7 +134,7 @@ class AllRuns:
         """The first run of each data set that can be compared, by the name of the run."""
         found, seen = {}, set()
         for run in self.runs:
-            data = (run.dataset, str((read_record(run.path).get("parameters") or {}).get("data_dir")))
+            data = (run.dataset, str(read_entry(run.path, "parameters").get("data_dir")))
             if data in seen or not {comparisons.OURS, comparisons.PROBE} <= run.methods.keys():
                 continue
             try:
@@ -322,25 +328,18 @@ class TwoRuns:
         if not self.found:
             return Markdown("The runs never disagree about which classes are correct.")
         values = {name: parameter_value(own) for name, own in run_parameters(self.folders[0]).items()}
+        files = [self.common.first.files[case.place] for case in self.found]
+        notes = [self._note(case) for case in self.found]
+        caption = f"The {len(self.found)} patches and classes on which the runs disagree most, with both probabilities."
         try:
             if "dataset" not in values:
                 raise HistoCLIPError("the executed notebooks, which name the data, are not there")
-            patches = load_dataset_from(values)
-            position = {file: index for index, file in enumerate(patches.files)}
-            index = np.array([position[self.common.first.files[case.place]] for case in self.found])
-            images = [patches.picture(i) for i in index]
+            return noted_patches(load_dataset_from(values), files, notes, "Patches on which the runs disagree", caption)
         except (HistoCLIPError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:  # Pillow raises many
             place = str(values.get("data_dir") or "")
             reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
             reason = reason.replace(place, "data_dir") if place else reason  # a page to share names no folder
             return Markdown(f"The patches are not shown: {as_typed(reason)}.")
-        titles = [self._title(case) for case in self.found]
-        files = [self.common.first.files[case.place] for case in self.found]
-        listed = "; ".join(f"{file}: {title}".replace("\n", ", ") for file, title in zip(files, titles, strict=True))
-        caption = f"The {len(self.found)} patches and classes on which the runs disagree most, with both probabilities."
-        alternative = f"Patches on which the runs disagree. {listed}."
-        static = patch_grid(images, titles, [None] * len(images), self.common.first.classes, alternative, caption)
-        return noted_patches(patches, index, titles, static)
 
     def patch_table(self) -> Table | None:
         """Return the patches on which the runs disagree, with both probabilities; None without any."""
@@ -362,7 +361,7 @@ class TwoRuns:
     def _truth(self, case: comparisons.Disagreement) -> str:
         return state_text(self.common.first.labels[case.place, case.class_number])
 
-    def _title(self, case: comparisons.Disagreement) -> str:
+    def _note(self, case: comparisons.Disagreement) -> str:
         correct = "A" if case.first_is_right else "B"
         name = short(self.common.first.classes[case.class_number])
         return f"{correct} is correct: {name} is {self._truth(case)}\nA {case.first:.2f}, B {case.second:.2f}"
@@ -375,7 +374,7 @@ class TwoRuns:
         lines = {}
         for name in dict.fromkeys([*first, *second]):
             one, other = first.get(name), second.get(name)
-            if name not in NOT_COMPARED and _value(one) != _value(other):
+            if name not in PLACES and _value(one) != _value(other):
                 cells = (UNDEFINED if own is None else own.value for own in (one, other))
                 lines[name] = dict(zip("AB", cells, strict=True)) | {"meaning": (one or other).meaning}
         if not lines:
@@ -457,12 +456,12 @@ def _write_page(
         for name in ("metrics.json", "predictions.parquet", "thumbnail.png", "run.json"):
             path = folder / name
             digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
-    key, known = digest.hexdigest(), read_record(reports).get("pages") or {}
+    key, known = digest.hexdigest(), read_entry(reports, "pages")
     path = reports / f"{stem}.ipynb"
     if known.get(stem) != key or not path.is_file():
         values = values | {"reports_dir": str(reports)}
         execute_notebook(notebooks / f"{notebook}.ipynb", reports, stem, values, report, Path.cwd(), label or TITLE)
-        update_record(reports, pages=(read_record(reports).get("pages") or {}) | {stem: key})
+        update_record(reports, pages=read_entry(reports, "pages") | {stem: key})
     write_page(path, label or TITLE, overview_navigation(label, quote(f"{stem}.html")), as_heading=bool(label))
     return path.with_suffix(".html")
 
@@ -490,7 +489,7 @@ def _write_comparisons(reports: Path, write: Callable[..., Path]) -> None:
             stems.add(stem)
         except HistoCLIPError:
             continue
-    written = (read_record(reports).get("pages") or {}).keys()  # not a file of the user's that is called alike
+    written = read_entry(reports, "pages").keys()  # not a file of the user's that is called alike
     for stem in (stem for stem in written - stems if stem.startswith(COMPARISON_PREFIX)):
         for ending in ("html", "ipynb", "failed.ipynb"):
             (reports / f"{stem}.{ending}").unlink(missing_ok=True)

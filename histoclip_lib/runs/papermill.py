@@ -20,6 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from histoclip_lib.common.errors import HistoCLIPError, silenced
+from histoclip_lib.runs.record import PLACES
 
 try:
     import resource
@@ -32,7 +33,7 @@ logging.getLogger("papermill").addHandler(logging.NullHandler())
 LONGEST_SOCKET = 90  # characters of its path: systems allow some 100
 STEP_CONFIG = "HistoCLIP.step"  # in the configuration of the notebook's process: it is executed by a run
 QUIET_KERNEL = ["--log-level=50"]  # it would tell of the interrupt that ends it, in the midst of the display
-NO_COST = ("name", "reports_dir", "seed")  # parameters on which the time of a notebook does not depend
+NO_COST = (*PLACES, "seed")  # parameters on which the time of a notebook does not depend
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
 LESS_MEMORY = "Lower batch_size, encode_batch_size or views, or set studies: false."
 # For a kernel to end by itself, in two halves. One that has used joblib's processes does not: it waits for the process

@@ -16,11 +16,11 @@ import papermill
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import resolve
 from histoclip_lib.common.yaml_files import read_yaml
+from histoclip_lib.runs.record import PLACES
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list[int], "list[str]": list[str]}
 TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
 COMPARISONS = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
-SHARED = ("name", "reports_dir")  # parameters that every notebook declares, to find its run
 LARGEST = 2**53  # the largest integer that every reader of metrics.json holds exactly
 
 
@@ -53,7 +53,10 @@ class Parameter:
         return ""
 
 
-def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
+Schema = dict[str, dict[str, Parameter]]  # by the notebook's stem, then by the parameter's name
+
+
+def read_schema(notebooks: list[Path]) -> Schema:
     """Return the parameters that each notebook reads.
 
     Parameters
@@ -63,8 +66,8 @@ def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
 
     Returns
     -------
-    dict of str to dict of str to Parameter
-        By the notebook's stem, then by the parameter's name.
+    Schema
+        Of these notebooks.
 
     Raises
     ------
@@ -87,7 +90,7 @@ def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
             where, earlier = seen.setdefault(name, (notebook.stem, parameter))
             if earlier != parameter:
                 raise HistoCLIPError(f"parameter {name}: {where} and {notebook.stem} declare it differently.")
-            if where != notebook.stem and name not in SHARED:
+            if where != notebook.stem and name not in PLACES:
                 raise HistoCLIPError(
                     f"parameter {name}: {where} declares it already, so {notebook.stem} reads it there."
                 )
@@ -96,7 +99,7 @@ def read_schema(notebooks: list[Path]) -> dict[str, dict[str, Parameter]]:
     return schema
 
 
-def read_params(path: Path, schema: dict[str, dict[str, Parameter]]) -> dict[str, object]:
+def read_params(path: Path, schema: Schema) -> dict[str, object]:
     """Read a parameter file and check it against the notebooks.
 
     Parameters
@@ -128,9 +131,7 @@ def read_params(path: Path, schema: dict[str, dict[str, Parameter]]) -> dict[str
     return values
 
 
-def check_params(
-    given: dict[object, object], schema: dict[str, dict[str, Parameter]]
-) -> tuple[dict[str, object], list[str]]:
+def check_params(given: dict[object, object], schema: Schema) -> tuple[dict[str, object], list[str]]:
     """Check entries against the notebooks.
 
     Returns

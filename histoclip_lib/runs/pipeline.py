@@ -25,15 +25,8 @@ from histoclip_lib.report.executed import stamp
 from histoclip_lib.report.notebooks import OTHERS, run_notebooks
 from histoclip_lib.report.run_pages import write_run_pages
 from histoclip_lib.runs.papermill import execute, last_seconds
-from histoclip_lib.runs.parameters import Parameter, read_schema
-from histoclip_lib.runs.record import (
-    LIBRARY,
-    product_digests,
-    read_record,
-    source_digest,
-    step_entries,
-    update_record,
-)
+from histoclip_lib.runs.parameters import Schema, read_schema
+from histoclip_lib.runs.record import LIBRARY, product_digests, read_entry, source_digest, step_entries, update_record
 
 PACKAGES = ("histoclip", "torch", "open_clip_torch", "timm", "scikit-learn", "numpy", "papermill")
 SLIDES = "slides"  # names files on which the notebook depends that declares it
@@ -66,7 +59,7 @@ def notebook_paths(workplace: Path | None = None) -> dict[str, Path]:
     return {name: notebook.path or folder / f"{name}.ipynb" for name, notebook in run_notebooks().items()}
 
 
-def load_schema(workplace: Path | None = None) -> dict[str, dict[str, Parameter]]:
+def load_schema(workplace: Path | None = None) -> Schema:
     """Return the parameters that each notebook of a run declares; see `parameters.read_schema`."""
     return read_schema(list(notebook_paths(workplace).values()))
 
@@ -95,7 +88,7 @@ class StepEvent:
 
 def run_steps(
     params: dict[str, object],
-    schema: dict[str, dict[str, Parameter]],
+    schema: Schema,
     reports: Path,
     force: bool = False,
     report: Callable[[StepEvent], None] = lambda event: None,
@@ -164,7 +157,7 @@ def run_steps(
     return folder
 
 
-def finished_steps(params: dict[str, object], schema: dict[str, dict[str, Parameter]], reports: Path) -> list[str]:
+def finished_steps(params: dict[str, object], schema: Schema, reports: Path) -> list[str]:
     """Return the steps of a run that need not be executed again, up to the first that must be."""
     steps, finished = _Steps(reports / str(params["name"]), params, schema, notebook_paths(), Path.cwd()), []
     for step in schema:
@@ -187,8 +180,7 @@ class _Steps:
 
     def is_current(self, step: str) -> bool:
         """Whether a step is finished, its products are as it left them, and nothing that it depends on has changed."""
-        record = read_record(self.folder)
-        entry = (step_entries(record, "earlier") | step_entries(record)).get(step)
+        entry = (step_entries(self.folder, "earlier") | step_entries(self.folder)).get(step)
         if entry is None or not (self.folder / f"{step}.ipynb").is_file():
             return False
         same = product_digests(self.folder, run_notebooks()[step].products) == entry.get("products")
@@ -199,8 +191,7 @@ class _Steps:
 
         What is known of the later ones is kept apart: where the step leaves the same products as before, they stand.
         """
-        record = read_record(self.folder)
-        entries = step_entries(record, "earlier") | step_entries(record)
+        entries = step_entries(self.folder, "earlier") | step_entries(self.folder)
         update_record(
             self.folder,
             steps={name: entry for name, entry in entries.items() if name < step},
@@ -209,25 +200,23 @@ class _Steps:
 
     def keep(self, step: str) -> None:
         """Count a step that is current as finished again."""
-        record = read_record(self.folder)
-        earlier = step_entries(record, "earlier")
+        earlier = step_entries(self.folder, "earlier")
         if step in earlier:
-            update_record(self.folder, steps=step_entries(record) | {step: earlier.pop(step)}, earlier=earlier)
+            update_record(self.folder, steps=step_entries(self.folder) | {step: earlier.pop(step)}, earlier=earlier)
 
     def remember(self, step: str, seconds: float) -> None:
         """Record a finished step."""
-        record = read_record(self.folder)
-        modules = (record.get("modules") or {}).get(step, [])
+        modules = read_entry(self.folder, "modules").get(step, [])
         entry = {
             "inputs": self._inputs(step, modules),
             "modules": modules,
             "products": product_digests(self.folder, run_notebooks()[step].products),
             "seconds": round(seconds, 1),
         }
-        update_record(self.folder, steps=step_entries(record) | {step: entry})
+        update_record(self.folder, steps=step_entries(self.folder) | {step: entry})
 
     def _inputs(self, step: str, modules: list[str]) -> str:
-        entries = step_entries(read_record(self.folder))
+        entries = step_entries(self.folder)
         declared = {name for earlier in self.schema if earlier <= step for name in self.schema[earlier]}
         about = {
             "common": self.common,

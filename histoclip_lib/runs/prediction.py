@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import alone_in, replacing, write_text
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.data.images import ImageFiles, read_rgb
+from histoclip_lib.evaluation.text import number_text, range_text
+from histoclip_lib.evaluation.uncertainty import bootstrap_units, evaluate
+from histoclip_lib.report import figures
+from histoclip_lib.report.tables import Table, file_links
 
 if TYPE_CHECKING:
-    from IPython.display import HTML, Image, Markdown
-
     from histoclip_lib.models.bundle import SavedModel
     from histoclip_lib.report.explorers import Explorer
-    from histoclip_lib.report.tables import Table
     from histoclip_lib.runs.pipeline import StepEvent
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
@@ -119,7 +121,7 @@ def predict_images(
     views = views or model.config.views
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
-        folder = out / PARTS / _identity(model, images, views or model.config.views, batch_size)
+        folder = out / PARTS / _identity(model, images, views, batch_size)
         if not folder.is_dir():  # of other images or another model
             shutil.rmtree(out / PARTS, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -250,8 +252,7 @@ def write_prediction_pages(folder: Path, report: Callable[[StepEvent], None]) ->
 
     Each is the page of an executed notebook. The first, which links the others, is returned: `index.html`.
     """
-    from histoclip_lib.report.navigation import Link
-    from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES
+    from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES, Link
     from histoclip_lib.report.run_pages import write_page
     from histoclip_lib.runs.pipeline import execute_notebook, find_notebooks
 
@@ -326,8 +327,6 @@ class PatchPredictions:
 
     def finding(self) -> Markdown:
         """Say how many images there are, what most of them show, and how many are unlike the training patches."""
-        from IPython.display import Markdown
-
         count, outside = len(self.probabilities), int(self._wide("outside")[:, 0].sum())
         share = self._wide("present_fitted").mean(axis=0)
         order = np.argsort(-share)
@@ -341,8 +340,6 @@ class PatchPredictions:
 
     def by_class(self) -> Table:
         """Return for each class in how many images it is predicted, at either threshold."""
-        from histoclip_lib.report.tables import Table
-
         lines = {
             name: {
                 "mean probability": f"{self.probabilities[:, k].mean():.3f}",
@@ -358,10 +355,6 @@ class PatchPredictions:
 
     def scores(self) -> Table | None:
         """Return the metrics on the labels with 95 % intervals; None without labels."""
-        from histoclip_lib.evaluation.text import number_text, range_text
-        from histoclip_lib.evaluation.uncertainty import bootstrap_units, evaluate
-        from histoclip_lib.report.tables import Table
-
         if "label" not in self.table:
             return None
         units = bootstrap_units(self.patches, np.arange(len(self.patches)))
@@ -391,8 +384,6 @@ class PatchPredictions:
 
     def unlike_training(self) -> Image | None:
         """Draw the images that are least like the training patches."""
-        from histoclip_lib.report import figures
-
         ood = self._wide("ood")[:, 0]
         chosen = np.argsort(-ood, kind="stable")[:SHOWN]
         titles = [f"{figures.short(Path(self.patches.files[i]).name)}\n{ood[i]:.2f}" for i in chosen]
@@ -402,21 +393,16 @@ class PatchPredictions:
             f"threshold is {self.summary['ood_threshold']:.2f}."
         )
         images = [self.patches.picture(i) for i in chosen]
-        grid = figures.patch_grid(images, titles, [None] * len(images), self.patches.classes, alternative, caption)
-        return figures.as_image(grid)
+        return figures.as_image(figures.patch_grid(images, titles, alternative, caption))
 
     def skipped(self) -> Table | None:
         """Return the images that could not be read, and why."""
-        from histoclip_lib.report.tables import Table
-
         found = self.summary["skipped"]
         frame = pd.DataFrame({"why": list(found.values())}, index=list(found))
         return Table(frame, "Images that could not be read.") if found else None
 
     def files(self) -> HTML:
         """Return the files of the predictions, each as a link."""
-        from histoclip_lib.report.tables import file_links
-
         return file_links(
             self.folder,
             {

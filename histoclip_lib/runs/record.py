@@ -13,6 +13,7 @@ from histoclip_lib.common.files import write_text
 RECORD = "run.json"
 LIBRARY = Path(__file__).resolve().parents[1]
 OWN = LIBRARY.name + "."
+PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does; every notebook has them
 
 
 def read_record(folder: Path) -> dict:
@@ -24,6 +25,12 @@ def read_record(folder: Path) -> dict:
     return record if isinstance(record, dict) else {}
 
 
+def read_entry(folder: Path, name: str) -> dict:
+    """Return the mapping that `run.json` holds under a name; empty where it holds none."""
+    entry = read_record(folder).get(name)
+    return entry if isinstance(entry, dict) else {}
+
+
 def update_record(folder: Path, **entries: object) -> None:
     """Replace some entries of `run.json` and keep the others; write nothing where nothing changes."""
     before = read_record(folder)
@@ -31,10 +38,9 @@ def update_record(folder: Path, **entries: object) -> None:
         write_text(folder / RECORD, json.dumps(after, indent=1))
 
 
-def step_entries(record: dict, kind: str = "steps") -> dict[str, dict]:
+def step_entries(folder: Path, kind: str = "steps") -> dict[str, dict]:
     """Return what `run.json` says of each step that is finished (or `earlier` was); what is garbled is left out."""
-    steps = record.get(kind)
-    return {name: entry for name, entry in steps.items() if isinstance(entry, dict)} if isinstance(steps, dict) else {}
+    return {name: entry for name, entry in read_entry(folder, kind).items() if isinstance(entry, dict)}
 
 
 def product_digests(folder: Path, products: Iterable[str]) -> dict[str, str] | None:

@@ -15,7 +15,7 @@ from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import alone_in, replacing, resolve, run_folder
 from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.predictions import Predictions, join_folds
-from histoclip_lib.runs.record import loaded_modules, read_record, update_record
+from histoclip_lib.runs.record import PLACES, loaded_modules, read_entry, update_record
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from histoclip_lib.prompting.vocabulary import TextEncoder, Vocabulary
     from histoclip_lib.runs.chapters import attention, data, errors, results, slides, training, zero_shot
 
-PLACES = ("name", "reports_dir")  # parameters that say where a run lies, not what it does
 RATE_BATCH = 8  # images by which the speed of an encoder is measured
 BASELINES_FILE = "baselines.npz"
 HEAD_OPTIONS = ("heads", "layers", "hidden", "dropout")
@@ -71,16 +70,11 @@ def open_run(name: str, reports_dir: str | Path = "reports", given: Mapping[str,
         if not step:  # by hand: a run that is being executed is left alone
             with alone_in(folder):
                 pass
-        update_record(folder, parameters=_parameters(folder) | parameters | {"name": name})
-    run = Run(folder, _parameters(folder))
+        update_record(folder, parameters=read_entry(folder, "parameters") | parameters | {"name": name})
+    run = Run(folder, read_entry(folder, "parameters"))
     if step:
         run.note_modules_of(step)
     return run
-
-
-def _parameters(folder: Path) -> dict[str, object]:
-    found = read_record(folder).get("parameters")
-    return found if isinstance(found, dict) else {}
 
 
 def _step() -> str:
@@ -132,7 +126,7 @@ class Run:
             nonlocal known
             if (found := loaded_modules(list(sys.modules))) != known:
                 known = found
-                update_record(self.folder, modules=(read_record(self.folder).get("modules") or {}) | {step: found})
+                update_record(self.folder, modules=read_entry(self.folder, "modules") | {step: found})
 
         sys.modules["IPython"].get_ipython().events.register("post_run_cell", note)
 
@@ -213,7 +207,7 @@ class Run:
         """Which encoder this is, as `describe_encoder` says it: noted by `encode`, so that none need be loaded."""
         from histoclip_lib.models.bundle import describe_encoder
 
-        return read_record(self.folder).get("encoder") or describe_encoder(self.encoder)
+        return read_entry(self.folder, "encoder") or describe_encoder(self.encoder)
 
     def encode(self) -> ImageFeatures:
         """Encode what the cache lacks, check all features against their checksums, and note where they lie."""
@@ -234,7 +228,7 @@ class Run:
 
         from histoclip_lib.clip.encoder import images_per_second, parameters_of
 
-        encoder, known = self.encoder, read_record(self.folder).get("cost") or {}
+        encoder, known = self.encoder, read_entry(self.folder, "cost")
         about = {"backbone": encoder.backbone, "pretrained": encoder.pretrained, "precision": str(encoder.amp_dtype)}
         about |= {"device": encoder.device.type, "bytes": features.pooled.nbytes + features.tokens.nbytes}
         if about.items() <= known.items():
@@ -248,7 +242,7 @@ class Run:
         """The features of all patches: mapped as 02_zero_shot checked them, or encoded again where they are gone."""
         from histoclip_lib.features.store import open_features
 
-        noted = read_record(self.folder).get("features") or {}
+        noted = read_entry(self.folder, "features")
         try:
             return open_features(Path(noted["folder"]), noted["names"], len(self.patches), int(self["views"]))
         except (KeyError, TypeError, HistoCLIPError):
@@ -380,12 +374,13 @@ class Run:
         from histoclip_lib.clip.field import field_note
 
         return field_note(
-            self.encoder.entry, str(self["backbone"]), self.encoder.side, self._patch_side, self.patches.patch_mpp,
+            self.encoder.entry, str(self["backbone"]), self.encoder.side, self.patch_side, self.patches.patch_mpp,
             bool(self["match_mpp"]),
         )  # fmt: skip
 
     @property
-    def _patch_side(self) -> int:
+    def patch_side(self) -> int:
+        """Pixels of the shorter side of a patch."""
         return min(self.patches.image(int(self.train[0])).shape[:2])
 
     @property
@@ -395,7 +390,7 @@ class Run:
 
         if not self["match_mpp"]:
             return np.ones(len(self.patches))
-        entry, size, side = self.encoder.entry, self.encoder.side, self._patch_side
+        entry, size, side = self.encoder.entry, self.encoder.side, self.patch_side
         return np.array([matched_side(side, mpp, entry.mpp, size) / size for mpp in self.patches.patch_mpp])
 
     def queries_note(self) -> str:

@@ -638,7 +638,7 @@ def test_without_masks_nothing_speaks_of_them(visit, hostile):
 
 def test_labels_are_listed_where_there_are_no_scores_and_notes_where_there_are_notes(visit, tmp_path, case):
     notes = [f"note {i} <b>" for i in range(3)]
-    noted = noted_patches(case.patches, case.index[:3], notes, case.gallery().static)
+    noted = noted_patches(case.patches, [case.patches.files[i] for i in case.index[:3]], notes, "Three", "Notes.")
     opened = visit(page_of(tmp_path, case.browser(), noted))
     box = box_of(opened, "Patches with their labels")
     said = [

@@ -19,8 +19,7 @@ from PIL import Image
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.report.export import export_page, read_parameters, visible_text
 from histoclip_lib.report.html import clean_html, clean_output, finish_article, markdown_to_html, math_to_mathml
-from histoclip_lib.report.navigation import run_navigation
-from histoclip_lib.report.notebooks import run_notebooks
+from histoclip_lib.report.notebooks import run_navigation, run_notebooks
 from histoclip_lib.report.tables import Table
 
 HOSTILE = [

@@ -102,7 +102,7 @@ def test_a_chart_is_half_its_size_or_less_and_looks_the_same():
     figure = figures.similarity_map(np.random.default_rng(0).random((8, 8)), list("abcdefgh"))
     whole = base._rendered(figure)
     shown = figures.as_image(figure).data
-    assert len(shown) < len(base._encoded(whole, "png")) / 2
+    assert len(shown) < len(base.encoded(whole, "png")) / 2
     before, after = (np.asarray(own.convert("RGB"), dtype=float) for own in (whole, Image.open(io.BytesIO(shown))))
     assert np.sqrt(((before - after) ** 2).mean()) < base.SEEN
     assert Image.open(io.BytesIO(shown)).mode == "P"
@@ -539,9 +539,8 @@ def test_attention_is_drawn_over_the_patch_and_the_alternative_says_where_it_is_
     maps = np.zeros((12, 4, 6, 6))
     maps[:, :, 5, 0] = 1
     chosen = figures.choose_for_attention(patches.labels, probabilities, 2)
-    overlays = list(figures.attention_figures(patches, np.arange(12), maps, probabilities, chosen))
-    for figure, position in zip(overlays, chosen, strict=True):
-        alternative = draw(figure)
+    for position in chosen:
+        alternative = draw(figures.attention_overlay(patches, position, maps[position], probabilities[position]))
         assert patches.files[position] in alternative
         assert f"probability {probabilities[position, 3]:.2f}, most attention at the bottom left" in alternative
 

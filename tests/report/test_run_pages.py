@@ -10,8 +10,7 @@ from small_runs import make_notebook, make_run
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.report import export
 from histoclip_lib.report.executed import executed_notebooks, read_executed, run_parameters, stamp
-from histoclip_lib.report.navigation import front_page
-from histoclip_lib.report.notebooks import run_notebooks
+from histoclip_lib.report.notebooks import front_page, run_notebooks
 from histoclip_lib.report.run_pages import write_run_pages
 from histoclip_lib.report.tables import files_table, size_text
 

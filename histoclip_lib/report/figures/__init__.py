@@ -5,11 +5,11 @@ Names are loaded on first use, so that importing this package is cheap; no figur
 
 from __future__ import annotations
 
-from importlib import import_module
+import lazy_loader
 
 _MODULES = {
     "attention": (
-        "attention_cases", "attention_figures", "attention_overlay", "choose_for_attention", "map_agreement",
+        "attention_cases", "attention_overlay", "choose_for_attention", "map_agreement",
         "save_thumbnail",
     ),
     "base": ("as_image", "described", "figure", "short", "show", "style", "wrapped"),
@@ -27,13 +27,4 @@ _MODULES = {
     "training": ("hidden_labels", "label_efficiency", "training_curves"),
     "zero_shot": ("patch_cosines", "prompt_spread", "score_distributions", "similarity_map"),
 }  # fmt: skip
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> object:
-    """Load a figure's module when the figure is first asked for."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_MODULES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from histoclip_lib.report.figures.base import (
     figure,
     listed,
     method_colour,
+    panel_grid,
     wrapped,
 )
 from histoclip_lib.report.figures.patches import outline
@@ -132,72 +132,35 @@ def choose_for_attention(
     return chosen
 
 
-def attention_figures(
-    patches: PatchDataset, index: np.ndarray, maps: np.ndarray, probabilities: np.ndarray, chosen: list[int]
-) -> Iterator[Figure]:
-    """Draw `attention_overlay` for some patches.
-
-    Parameters
-    ----------
-    patches : PatchDataset
-        The data set.
-    index : ndarray of int, shape (B,)
-        The patches that `maps` (B, N, g, g) and `probabilities` (B, N) belong to.
-    maps, probabilities : ndarray
-        See above.
-    chosen : list of int
-        Positions in `index`.
-    """
-    for position in chosen:
-        i = index[position]
-        image, mask = square_crop(patches.picture(i)), patches.mask(i)
-        yield attention_overlay(
-            image, maps[position], patches.classes, patches.labels[i], probabilities[position],
-            None if mask is None else square_crop(mask), patches.files[i],
-        )  # fmt: skip
-
-
 @figure
-def attention_overlay(
-    image: np.ndarray,
-    maps: np.ndarray,
-    classes: list[str],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    mask: np.ndarray | None,
-    name: str,
-) -> Figure:
+def attention_overlay(patches: PatchDataset, i: int, maps: np.ndarray, probabilities: np.ndarray) -> Figure:
     """Draw a patch, its mask, and for each class the attention over the patch.
 
     Parameters
     ----------
-    image : ndarray of shape (S, S, 3), uint8
-        What the encoder saw.
+    patches : PatchDataset
+        The data set, of N classes.
+    i : int
+        The patch.
     maps : ndarray of shape (N, g, g)
-        Attention, each map summing to 1.
-    classes : list of str
-        N names.
-    labels, probabilities : ndarray of shape (N,)
-        Truth and sigma(logit).
-    mask : ndarray of shape (S, S), uint8, or None
-        Class map; the outline of each class is drawn over its attention.
-    name : str
-        Of the patch.
+        Attention, each map summing to 1; the outline of each class in the mask is drawn over it.
+    probabilities : ndarray of shape (N,)
+        sigma(logit).
     """
+    classes, labels, name = patches.classes, patches.labels[i], patches.files[i]
+    image, mask = square_crop(patches.picture(i)), patches.mask(i)
+    mask = None if mask is None else square_crop(mask)
     first = 1 if mask is None else 2
-    panels = first + len(classes)
-    columns = min(panels, 6)
-    lines = -(-panels // columns)
-    drawn, grid = plt.subplots(lines, columns, figsize=(2.3 * columns, 2.9 * lines), squeeze=False)
-    for axes in grid.flat:
+    drawn, panels = panel_grid(first + len(classes), 6, 2.3, 2.9)
+    for axes in panels:
         axes.set_axis_off()
-    grid.flat[0].imshow(image)
-    grid.flat[0].set_title(wrapped(name), fontsize=9)
+    panels[0].imshow(image)
+    panels[0].set_title(wrapped(name), fontsize=9)
     if mask is not None:
-        grid.flat[1].imshow(np.array([(1, 1, 1), *map(class_colour, range(len(classes)))])[mask])
-        grid.flat[1].set_title("mask", fontsize=9)
+        panels[1].imshow(np.array([(1, 1, 1), *map(class_colour, range(len(classes)))])[mask])
+        panels[1].set_title("mask", fontsize=9)
     said = []
-    for k, axes in enumerate(list(grid.flat)[first:panels]):
+    for k, axes in enumerate(panels[first:]):
         _overlay(axes, image, maps[k], mask, k)
         right = agreement(labels[k], probabilities[k] >= THRESHOLD) != 0
         state = state_text(labels[k])
@@ -325,7 +288,8 @@ def save_thumbnail(
     path : Path
         The file.
     patches, index, maps, probabilities, chosen, gain
-        As for `attention_figures` and `choose_for_attention`; without any chosen patch the first one is drawn.
+        The patches `index` (B,), their maps (B, N, g, g), and the rest as for `choose_for_attention`; without any
+        chosen patch the first one is drawn.
     """
     position = chosen[0] if chosen else 0
     image = square_crop(patches.picture(index[position]))

@@ -104,7 +104,7 @@ def as_image(figure: Figure) -> Image:
     pictures = (image for axes in figure.axes for image in axes.images)
     kind = "picture" if any(np.ndim(image.get_array()) == 3 for image in pictures) else "chart"
     image = _rendered(figure)
-    data = _encoded(image, "jpeg", quality=70) if kind == "picture" else _encoded(_few_colours(image), "png")
+    data = encoded(image, "jpeg", quality=70) if kind == "picture" else encoded(_few_colours(image), "png")
     metadata = {"caption": figure.caption, "kind": kind}
     return Image(data=data, alt=figure.alternative, width=image.width // 2, metadata=metadata)
 
@@ -123,7 +123,8 @@ def _few_colours(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if max(error) > SEEN else reduced
 
 
-def _encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+    """Return an image as the bytes of a file; `options` as of Pillow's writer for this kind."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -158,6 +159,22 @@ def width_of(names: Iterable[str]) -> float:
     lines = [line for name in names for line in name.splitlines()]
     signs = [sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in line) for line in lines]
     return 0.3 + 0.075 * max(signs)
+
+
+def panel_grid(
+    number: int, columns: int, width: float, height: float, more: float = 0.0, **options: object
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `number` panels, at most `columns` in a line, each of `width` by `height` inches.
+
+    `more` inches of height are for what stands above or below all panels; `options` as of `pyplot.subplots`.
+    """
+    columns = min(columns, number)
+    lines = -(-number // columns)
+    size = (width * columns, height * lines + more)
+    drawn, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, **options)
+    for axes in grid.flat[number:]:
+        axes.set_axis_off()
+    return drawn, list(grid.flat[:number])
 
 
 def heat_map(

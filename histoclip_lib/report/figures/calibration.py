@@ -11,7 +11,15 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.calibration import Calibration, Reliability, expected_calibration_error, reliability
-from histoclip_lib.report.figures.base import class_colour, described, figure, listed, method_colour, wrapped
+from histoclip_lib.report.figures.base import (
+    class_colour,
+    described,
+    figure,
+    listed,
+    method_colour,
+    panel_grid,
+    wrapped,
+)
 
 FEW_BINS, MANY_BINS, MANY_PATCHES = 5, 10, 1000  # a point should stand for some patches
 DASHES = ("-", "--", "-.", ":")
@@ -152,13 +160,7 @@ def _mark(axes: Axes, truth: np.ndarray, decisions: np.ndarray, marker: str, col
 
 def _panels(number: int, columns: int, side: float, x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
     """Return a figure with square panels from 0 to 1, each of about `side` inches."""
-    lines = -(-number // columns)
-    drawn, grid = plt.subplots(
-        lines, columns, figsize=(side * columns, (side + 0.45) * lines + 0.6), squeeze=False, layout="constrained"
-    )
-    for axes in grid.flat[number:]:
-        axes.set_axis_off()
-    panels = list(grid.flat[:number])
+    drawn, panels = panel_grid(number, columns, side, side + 0.45, 0.6, layout="constrained")
     for axes in panels:
         axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
         axes.tick_params(labelsize=8)

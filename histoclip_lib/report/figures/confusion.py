@@ -20,6 +20,7 @@ from histoclip_lib.report.figures.base import (
     figure,
     heat_map,
     method_colour,
+    panel_grid,
     short,
     width_of,
     wrapped,
@@ -33,12 +34,8 @@ ANNOTATED = 7  # with more classes the numbers of a cell would not be legible
 @figure
 def confusion_grid(matrices: np.ndarray, classes: list[str], method: str) -> Figure:
     """Draw the 2x2 confusion matrix of each class; `matrices` of shape (N, 2, 2) as `confusion.confusion` returns."""
-    columns = min(5, len(classes))
-    lines = -(-len(classes) // columns)
-    drawn, grid = plt.subplots(lines, columns, figsize=(2.5 * columns, 2.6 * lines), squeeze=False)
-    for axes in grid.flat[len(classes) :]:
-        axes.set_axis_off()
-    for axes, matrix, name in zip(grid.flat, matrices, classes, strict=False):
+    drawn, panels = panel_grid(len(classes), 5, 2.5, 2.6)
+    for axes, matrix, name in zip(panels, matrices, classes, strict=True):
         rates, states = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), ["absent", "present"]
         text = _cells(matrix, rates, "{n}\n{rate:.0%}")
         confusion_heat_map(axes, rates, text, states, states, cbar=False, annot_kws={"fontsize": 10})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -11,7 +13,7 @@ from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import THRESHOLD
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.leakage import NearDuplicates, correlation_text
-from histoclip_lib.report.figures.base import class_colour, described, figure, wrapped
+from histoclip_lib.report.figures.base import class_colour, described, figure, panel_grid, wrapped
 
 OUTLINES = " Lines are the outlines of the classes in the mask."
 
@@ -20,11 +22,11 @@ OUTLINES = " Lines are the outlines of the classes in the mask."
 def patch_grid(
     images: list[np.ndarray],
     titles: list[str],
-    masks: list[np.ndarray | None],
-    classes: list[str],
     alternative: str,
     caption: str,
     columns: int = 4,
+    masks: list[np.ndarray | None] | None = None,
+    classes: Sequence[str] = (),
 ) -> Figure:
     """Draw patches in a grid, with titles and, where there are masks, the outlines of the classes.
 
@@ -34,23 +36,20 @@ def patch_grid(
         The patches.
     titles : list of str
         One above each.
-    masks : list of (ndarray (H, W), uint8, or None)
-        Class map of each patch.
-    classes : list of str
-        N names, for the legend of the outlines.
     alternative, caption : str
         What the grid shows in words, and what to look for.
     columns : int
         Patches in a line.
+    masks : list of (ndarray (H, W), uint8, or None), optional
+        Class map of each patch.
+    classes : sequence of str
+        N names, for the legend of the outlines.
     """
-    columns = min(columns, len(images))
-    lines = -(-len(images) // columns)
     height = 2.6 + 0.2 * max(title.count("\n") + 1 for title in titles)
-    drawn, grid = plt.subplots(lines, columns, figsize=(2.6 * columns, height * lines), squeeze=False)
+    drawn, panels = panel_grid(len(images), columns, 2.6, height)
     outlined: set[int] = set()
-    for axes in grid.flat:
+    for axes, image, title, mask in zip(panels, images, titles, masks or [None] * len(images), strict=True):
         axes.set_axis_off()
-    for axes, image, title, mask in zip(grid.flat, images, titles, masks, strict=False):
         axes.imshow(image)
         axes.set_title(title, fontsize=9)
         if mask is not None:
@@ -82,10 +81,10 @@ def sample_patches(patches: PatchDataset, index: np.ndarray, count: int, seed: i
     return patch_grid(
         [patches.picture(i) for i in chosen],
         [wrapped(text, 34) for text in labelled],
-        [patches.mask(i) for i in chosen],
-        patches.classes,
         f"{len(chosen)} patches. {said}.",
         f"{len(chosen)} of {len(index):,} patches, drawn at random, with their labels.",
+        masks=[patches.mask(i) for i in chosen],
+        classes=patches.classes,
     )
 
 
@@ -110,8 +109,6 @@ def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: in
     return patch_grid(
         images,
         titles,
-        [None] * len(images),
-        patches.classes,
         f"Pairs of a validation and a training patch, the most alike first. {said}.",
         f"The {len(images) // 2} of {len(found.val):,} held-out patches that are most like a training patch, which "
         "is on their right. Pairs that show the same piece of tissue are leakage, flagged or not.",
@@ -155,9 +152,9 @@ def confident_errors(patches: PatchDataset, index: np.ndarray, probabilities: np
     return patch_grid(
         [patches.picture(i) for i in chosen],
         titles,
-        [patches.mask(i) for i in chosen],
-        patches.classes,
         f"The most confident errors. {'; '.join(said)}.",
         f"The {len(errors)} most confident errors among {len(index):,} patches, one for each patch. In "
         "annotated data, look for wrong labels.",
+        masks=[patches.mask(i) for i in chosen],
+        classes=patches.classes,
     )

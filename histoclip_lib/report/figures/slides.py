@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from histoclip_lib.report.figures.base import class_colour, described, figure, listed, wrapped
+from histoclip_lib.report.figures.base import class_colour, described, figure, listed, panel_grid, wrapped
 from histoclip_lib.report.figures.patches import patch_grid
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def top_tiles(
         for name, v in zip(classes, probabilities, strict=True)
     )
     return patch_grid(
-        pictures, titles, [None] * len(pictures), classes, f"The tiles with the highest probability. {said}.",
+        pictures, titles, f"The tiles with the highest probability. {said}.",
         f"The {per_class} tiles with the highest probability of each class. Each should show its class.", per_class,
     )  # fmt: skip
 
@@ -161,15 +161,11 @@ def slide_burdens(slides: pd.DataFrame, classes: list[str]) -> Figure:
     classes : list of str
         N names.
     """
-    columns = min(COLUMNS, len(classes))
-    lines = -(-len(classes) // columns)
-    named = len(slides) <= MOST_NAMED
+    named, width = len(slides) <= MOST_NAMED, 8 / min(COLUMNS, len(classes))
     height = 0.28 * min(len(slides), MOST_NAMED) + 1.2
-    drawn, grid = plt.subplots(lines, columns, figsize=(8, height * lines), sharex=True, sharey=True, squeeze=False)
+    drawn, panels = panel_grid(len(classes), COLUMNS, width, height, sharex=True, sharey=True)
     places, said = np.arange(len(slides)), []
-    for axes in grid.flat[len(classes) :]:
-        axes.set_axis_off()
-    for k, (name, axes) in enumerate(zip(classes, grid.flat, strict=False)):
+    for k, (name, axes) in enumerate(zip(classes, panels, strict=True)):
         share, low, high = (
             slides[f"{kind}_{name}"].to_numpy(np.float64) for kind in ("share", "share_low", "share_high")
         )
@@ -179,7 +175,7 @@ def slide_burdens(slides: pd.DataFrame, classes: list[str]) -> Figure:
         axes.set(xlim=(-0.03, 1.03), ylim=(len(slides) - 0.5, -0.5), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
         short = [wrapped(slide) for slide in slides.slide]
         said.append(f"{name}: {listed(short, share) if named else f'median {np.nanmedian(share):.2f}'}")
-    grid[0, 0].set_yticks(places if named else [], [wrapped(slide, 18) for slide in slides.slide] if named else [])
+    panels[0].set_yticks(places if named else [], [wrapped(slide, 18) for slide in slides.slide] if named else [])
     drawn.supxlabel("share of the tissue", fontsize=10)
     drawn.tight_layout()
     count = "1 slide" if len(slides) == 1 else f"{len(slides)} slides"

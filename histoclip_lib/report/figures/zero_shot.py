@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.text import state_text
 from histoclip_lib.prompting.sensitivity import AS_REPORTED, METRICS, SINGLE_TEMPLATE, SYNONYMS
-from histoclip_lib.report.figures.base import SERIES_COLOURS, described, figure, heat_map, wrapped
+from histoclip_lib.report.figures.base import SERIES_COLOURS, described, figure, heat_map, panel_grid, wrapped
 
 
 @figure
@@ -44,16 +44,10 @@ def score_distributions(methods: dict[str, Predictions], labels: np.ndarray, cla
     classes : list of str
         N names.
     """
-    columns = 2
-    lines = -(-len(methods) // columns)
-    drawn, grid = plt.subplots(
-        lines, columns, figsize=(5.5 * columns, (0.6 * len(classes) + 1) * lines + 0.4), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    height = 0.6 * len(classes) + 1
+    drawn, panels = panel_grid(len(methods), 2, 5.5, height, 0.4, sharey=True, layout="constrained")
     names, said = [wrapped(name) for name in classes], []
-    for axes in grid.flat[len(methods) :]:
-        axes.set_axis_off()
-    for axes, (label, predictions) in zip(grid.flat, methods.items(), strict=False):
+    for axes, (label, predictions) in zip(panels, methods.items(), strict=True):
         frame = pd.DataFrame(
             {
                 "class": np.tile(names, len(labels)),
@@ -63,13 +57,13 @@ def score_distributions(methods: dict[str, Predictions], labels: np.ndarray, cla
         )
         sns.boxplot(
             frame, y="class", x="score", hue="truth", hue_order=["absent", "present"], fliersize=1, linewidth=0.9,
-            order=names, legend=axes is grid.flat[0], ax=axes,
+            order=names, legend=axes is panels[0], ax=axes,
         )  # fmt: skip
         axes.axvline(0, color="0.2", lw=1.2, ls="--")
         axes.set(title=wrapped(label), ylabel="", xlabel="score")
         medians = frame.groupby(["class", "truth"], sort=False)["score"].median()
         said.append(f"{label}: " + ", ".join(f"{name} {truth} {value:.3f}" for (name, truth), value in medians.items()))
-    inside = grid.flat[0].get_legend()
+    inside = panels[0].get_legend()
     drawn.legend(inside.legend_handles, ["absent", "present"], loc="outside upper center", ncols=2, frameon=False)
     inside.remove()
     return described(

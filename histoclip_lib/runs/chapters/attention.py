@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
-from histoclip_lib.report import figures
+from histoclip_lib.clip.registry import encoder_entry
+from histoclip_lib.evaluation import localisation
+from histoclip_lib.evaluation.segmentation import join_segmentations, segment, segmentation_table
+from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models import attention
+from histoclip_lib.models.cmm import CMM
+from histoclip_lib.report import explorers, figures
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.evaluation.localisation import MapScores
-    from histoclip_lib.features.reader import FeatureReader
-    from histoclip_lib.models.cmm import CMM
-    from histoclip_lib.report.explorers import Explorer
 
 FITTING = 200  # training patches on which the thresholds of segmentations are fitted
 
@@ -37,14 +34,11 @@ class Attention(Chapter):
     @classmethod
     def of(cls, run: Run) -> Attention:
         """Compute the attention of the patches that are scored, each by the head of its fold."""
-        from histoclip_lib.features.reader import FeatureReader
-        from histoclip_lib.models.attention import attention_maps, central_part
-
         heads = [run.head("patch", k) for k in range(len(run.folds))]
         reader = FeatureReader(run.features.tokens, run.compute.device)
-        parts = [attention_maps(head, reader, val) for head, (_, val) in zip(heads, run.folds, strict=True)]
+        parts = [attention.attention_maps(head, reader, val) for head, (_, val) in zip(heads, run.folds, strict=True)]
         maps = np.concatenate(parts)[run.out_of_folds]
-        return cls(run, heads, reader, central_part(maps, run.inner_fraction[run.val]))
+        return cls(run, heads, reader, attention.central_part(maps, run.inner_fraction[run.val]))
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -67,25 +61,23 @@ class Attention(Chapter):
         grid = f"Maps have {side} x {side} cells: nothing smaller than {1 / side:.0%} of the patch's side is resolved."
         if self.scores is None:
             return Markdown(f"**This data set has no masks, so attention can be shown but not scored.** {grid}")
-        from histoclip_lib.evaluation.localisation import attention_verdict
 
-        first, _, _ = attention_verdict(self.scores, self.samples).partition("\n")
+        first, _, _ = localisation.attention_verdict(self.scores, self.samples).partition("\n")
         return Markdown(f"**{first}** {grid}")
 
-    def explorer(self) -> Explorer:
+    def explorer(self) -> explorers.Explorer:
         """Return patches with their masks, and the attention and the linear probe's map of any class."""
-        from histoclip_lib.models.attention import PROBE as PROBE_MAP
-        from histoclip_lib.report.explorers import attention_explorer, choose_to_explore
-
-        run, chosen = self.run, choose_to_explore(self.truth, self.probabilities, gain=self._gain)
-        return attention_explorer(run.patches, run.val, self.maps, self.probabilities, chosen, self.compared[PROBE_MAP])
+        run, chosen = self.run, explorers.choose_to_explore(self.truth, self.probabilities, gain=self._gain)
+        return explorers.attention_explorer(
+            run.patches, run.val, self.maps, self.probabilities, chosen, self.compared[attention.PROBE]
+        )
 
     def overlays(self) -> None:
         """Display all classes side by side for some patches, and write the thumbnail of the run."""
-        arguments = (self.run.patches, self.run.val, self.maps, self.probabilities, self.chosen)
-        figures.save_thumbnail(self.run.folder / "thumbnail.png", *arguments, self._gain)
-        for overlay in figures.attention_figures(*arguments):
-            figures.show(overlay)
+        run, path = self.run, self.run.folder / "thumbnail.png"
+        figures.save_thumbnail(path, run.patches, run.val, self.maps, self.probabilities, self.chosen, self._gain)
+        for k in self.chosen:
+            figures.show(figures.attention_overlay(run.patches, run.val[k], self.maps[k], self.probabilities[k]))
 
     @cached_property
     def compared(self) -> dict[str, np.ndarray]:
@@ -96,55 +88,39 @@ class Attention(Chapter):
 
     def _maps_of(self, indices: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the maps of some patches for each fold, by its head and probe, one fold after the other."""
-        from histoclip_lib.clip.registry import encoder_entry
-        from histoclip_lib.models.attention import (
-            COARSE,
-            SHIFTED,
-            TRAINED,
-            central_part,
-            corrected_tokens,
-            maps_to_compare,
-            shifted_maps,
-        )
-
         run, parts = self.run, []
         is_clip = encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip  # others have no dense similarity
         for head, probe, index in zip(self.heads, run.baselines[PROBE], indices, strict=True):
             corrected = None
             if is_clip:
-                corrected = corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
-            maps = maps_to_compare(head, probe.directions, self.reader, index, int(run["seed"]), corrected)
-            if self.maps.shape[-1] <= COARSE:
-                finer = shifted_maps(
+                corrected = attention.corrected_tokens(run.encoder, run.patches, index, int(run["encode_batch_size"]))
+            maps = attention.maps_to_compare(head, probe.directions, self.reader, index, int(run["seed"]), corrected)
+            if self.maps.shape[-1] <= attention.COARSE:
+                finer = attention.shifted_maps(
                     head, run.encoder, run.patches, index, self.maps.shape[-1], int(run["encode_batch_size"])
                 )
-                maps = {TRAINED: maps.pop(TRAINED), SHIFTED: finer, **maps}
-            parts.append({name: central_part(own, run.inner_fraction[index]) for name, own in maps.items()})
+                maps = {attention.TRAINED: maps.pop(attention.TRAINED), attention.SHIFTED: finer, **maps}
+            parts.append({name: attention.central_part(own, run.inner_fraction[index]) for name, own in maps.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def deletion(self) -> Table:
         """Return how far each class's logit falls without the tokens that a map ranks first."""
-        from histoclip_lib.evaluation.localisation import deletion_table
-        from histoclip_lib.models.attention import deletion_test
-
         run, side = self.run, self.maps.shape[-1]
         of_tokens = {name: maps for name, maps in self.compared.items() if maps.shape[-1] == side}
         parts = [
-            deletion_test(head, self.reader, val, {name: maps[place] for name, maps in of_tokens.items()})
+            attention.deletion_test(head, self.reader, val, {name: maps[place] for name, maps in of_tokens.items()})
             for head, (_, val) in zip(self.heads, run.folds, strict=True)
             for place in [np.searchsorted(run.val, val)]
         ]
         falls = {name: np.concatenate([part[name] for part in parts])[run.out_of_folds] for name in parts[0]}
         return Table(
-            deletion_table(falls, self.truth, self.classes, self.samples),
+            localisation.deletion_table(falls, self.truth, self.classes, self.samples),
             "Fall of the logit of a class after removing the tokens that a map ranks highest, minus the fall after "
             "removing as many random ones; patches in which the class is present. Higher is better.",
         )
 
     def segmentation(self) -> Table | None:
         """Return the maps scored as weakly supervised segmentation, thresholds fitted on training patches."""
-        from histoclip_lib.evaluation.segmentation import join_segmentations, segment, segmentation_table
-
         run, parts = self.run, []
         if self.scores is None:
             return None
@@ -170,19 +146,19 @@ class Attention(Chapter):
         )
 
     @cached_property
-    def scores(self) -> MapScores | None:
+    def scores(self) -> localisation.MapScores | None:
         """How the maps agree with the masks; None without masks."""
-        from histoclip_lib.evaluation.localisation import score_maps
-
-        return score_maps(self.compared, self.run.patches, self.run.val) if self.run.patches.has_masks else None
+        return (
+            localisation.score_maps(self.compared, self.run.patches, self.run.val)
+            if self.run.patches.has_masks
+            else None
+        )
 
     def verdict(self) -> Markdown:
         """Say whether attention agrees with the masks better than each reference."""
-        from histoclip_lib.evaluation.localisation import attention_verdict
-
         if self.scores is None:
             return Markdown("This data set has no masks.")
-        return Markdown(attention_verdict(self.scores, self.samples))
+        return Markdown(localisation.attention_verdict(self.scores, self.samples))
 
     def agreement(self) -> Image | None:
         """Draw how maps agree with the masks."""
@@ -190,29 +166,23 @@ class Attention(Chapter):
 
     def agreement_table(self) -> Table | None:
         """Return three measures of each set of maps, and by how much trained attention is above it."""
-        from histoclip_lib.evaluation.localisation import agreement_table
-
         if self.scores is None:
             return None
         caption = f"Agreement with the masks of {len(self.run.val):,} patches, with 95 % intervals; higher is better."
-        return Table(agreement_table(self.scores, self.samples), caption)
+        return Table(localisation.agreement_table(self.scores, self.samples), caption)
 
     def agreement_by_class(self) -> Table | None:
         """Return the per-pixel average precision of each set of maps and class."""
-        from histoclip_lib.evaluation.localisation import agreement_by_class
-
         if self.scores is None:
             return None
-        table = agreement_by_class(self.scores, self.classes, "ap", self.samples)
+        table = localisation.agreement_by_class(self.scores, self.classes, "ap", self.samples)
         return Table(table, "Per-pixel average precision by class, with 95 % intervals; higher is better.")
 
     def best_and_worst(self) -> None:
         """Display the patches in which attention agrees best and worst with the mask."""
-        from histoclip_lib.evaluation.localisation import best_and_worst
-
         if self.scores is None:
             return
         count = (int(self.run["examples"]) + 1) // 2
-        for which, cases in zip(("best", "worst"), best_and_worst(self.scores.gain(), count), strict=True):
+        for which, cases in zip(("best", "worst"), localisation.best_and_worst(self.scores.gain(), count), strict=True):
             arguments = (self.run.patches, self.run.val, self.compared, self.scores, self.probabilities, cases, which)
             figures.show(figures.attention_cases(*arguments))

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
+from histoclip_lib.data.base import Note
+from histoclip_lib.data.checks import check_images
+from histoclip_lib.data.registry import DATASETS
 from histoclip_lib.evaluation import artifacts
-from histoclip_lib.report import figures, tables
+from histoclip_lib.report import explorers, figures, tables
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import Chapter
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import Image
-
-    from histoclip_lib.data.base import Note
-    from histoclip_lib.report.explorers import Explorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +27,6 @@ class Data(Chapter):
     @classmethod
     def of(cls, run: Run) -> Data:
         """Check every image and write `split.csv`."""
-        from histoclip_lib.data.checks import check_images
-
         folds = run.folds
         notes = (*run.patches.notes, *check_images(run.patches))
         artifacts.save_split(run.folder / "split.csv", run.patches, folds)
@@ -65,8 +59,6 @@ class Data(Chapter):
 
     def about(self) -> Markdown:
         """Describe the data set: when a class is present, the field of a patch, licence and terms."""
-        from histoclip_lib.data.registry import DATASETS
-
         entry, patches = DATASETS[str(self.run["dataset"])], self.run.patches
         present = entry.present.format(**{option: self.run[option] for option in entry.options})
         height, width = patches.image(0).shape[:2]
@@ -101,10 +93,8 @@ class Data(Chapter):
         """Draw which classes occur together."""
         return as_image(figures.co_occurrence_map(self.run.patches.labels, self.run.patches.classes))
 
-    def explorer(self) -> Explorer:
+    def explorer(self) -> explorers.Explorer:
         """Return the patches to look at, with labels and masks."""
-        from histoclip_lib.report.explorers import patch_browser
-
         run = self.run
         sample = int(run["examples"]), int(run["seed"])
-        return patch_browser(run.patches, run.train, *sample, run.folder / "01_data_files")
+        return explorers.patch_browser(run.patches, run.train, *sample, run.folder / "01_data_files")

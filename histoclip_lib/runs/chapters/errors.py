@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+import pandas as pd
+from IPython.display import Image, Markdown
 
 from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.evaluation import confusion
 from histoclip_lib.evaluation.methods import label_of
-from histoclip_lib.report import figures
+from histoclip_lib.report import explorers, figures
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from IPython.display import Image
-
-    from histoclip_lib.report.explorers import Explorer
 
 # After "with 95 % ".
 WILSON = "Wilson intervals, which treat patches as independent and are too narrow where those of a group are alike."
@@ -54,13 +49,12 @@ class Errors(Chapter):
 
     @cached_property
     def _by_area(self) -> pd.DataFrame | None:
-        from histoclip_lib.evaluation.confusion import recall_by_area
 
         patches = self.run.patches
         if not patches.has_masks:
             return None
         area = patches.covered_areas(self.run.val)
-        return recall_by_area(self.truth, self.ours.decisions, area, self.classes)
+        return confusion.recall_by_area(self.truth, self.ours.decisions, area, self.classes)
 
     def small_regions(self) -> Markdown:
         """Say how many of the false negatives are small regions, and how many large ones are missed."""
@@ -96,45 +90,36 @@ class Errors(Chapter):
 
     def rates(self) -> Table:
         """Return sensitivity and specificity of each class at 0.5 with intervals by Wilson."""
-        from histoclip_lib.evaluation.confusion import rates_table
-
         return Table(
-            rates_table(self.truth, self.ours.decisions, self.classes),
+            confusion.rates_table(self.truth, self.ours.decisions, self.classes),
             f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95 % {WILSON}",
         )
 
-    def threshold_explorer(self) -> Explorer:
+    def threshold_explorer(self) -> explorers.Explorer:
         """Return sensitivity, specificity and more of each class at thresholds that can be moved."""
-        from histoclip_lib.report.explorers import threshold_explorer
-
-        return threshold_explorer(self.truth, self.ours.scores, self.classes)
+        return explorers.threshold_explorer(self.truth, self.ours.scores, self.classes)
 
     def confusion(self) -> Image:
         """Draw the 2 x 2 confusion matrix of each class."""
-        from histoclip_lib.evaluation.confusion import confusion
-
-        counts = confusion(self.truth, self.ours.decisions)
+        counts = confusion.confusion(self.truth, self.ours.decisions)
         return as_image(figures.confusion_grid(counts, self.classes, label_of(OURS)))
 
     def multilabel_confusion(self) -> Image:
         """Draw the multi-label confusion matrix."""
-        from histoclip_lib.evaluation.confusion import multilabel_confusion
-
-        counts = multilabel_confusion(self.truth, self.ours.decisions)
+        counts = confusion.multilabel_confusion(self.truth, self.ours.decisions)
         return as_image(figures.multilabel_confusion_map(counts, self.classes, label_of(OURS)))
 
     def predicted_when_missed(self) -> Image:
         """Draw which absent classes are predicted when one is missed."""
-        from histoclip_lib.evaluation.confusion import predicted_when_missed
-
-        return as_image(figures.missed_class_map(*predicted_when_missed(self.truth, self.ours.decisions), self.classes))
+        return as_image(
+            figures.missed_class_map(*confusion.predicted_when_missed(self.truth, self.ours.decisions), self.classes)
+        )
 
     @cached_property
     def _biases(self) -> dict[str, object]:
-        from histoclip_lib.evaluation.confusion import co_occurrence_bias
 
         return {
-            label_of(name): co_occurrence_bias(
+            label_of(name): confusion.co_occurrence_bias(
                 self.truth, self.run.predictions[name].decisions, self.units, *self.draws
             )
             for name in (OURS, PROBE)
@@ -146,31 +131,27 @@ class Errors(Chapter):
 
     def bias_note(self) -> Markdown:
         """Say which of these differences is the largest that is significant."""
-        from histoclip_lib.evaluation.confusion import bias_note
-
-        return Markdown("\n\n".join(bias_note(bias, self.classes, name) for name, bias in self._biases.items()))
+        return Markdown(
+            "\n\n".join(confusion.bias_note(bias, self.classes, name) for name, bias in self._biases.items())
+        )
 
     def by_group(self) -> Image | Markdown:
         """Draw the error rate of each group."""
-        from histoclip_lib.evaluation.confusion import errors_by_group
-
         groups = self.run.patches.groups
         if groups is None:
             return Markdown("The patients or source images of the patches are not known.")
         return as_image(
-            figures.group_error_plot(errors_by_group(self.truth, self.ours.decisions, groups[self.run.val]))
+            figures.group_error_plot(confusion.errors_by_group(self.truth, self.ours.decisions, groups[self.run.val]))
         )
 
     def by_label_set(self) -> Image:
         """Draw exact match and mAcc by the labels that a patch carries."""
-        from histoclip_lib.evaluation.confusion import errors_by_label_set
+        return as_image(
+            figures.label_set_bars(confusion.errors_by_label_set(self.truth, self.ours.decisions, self.classes))
+        )
 
-        return as_image(figures.label_set_bars(errors_by_label_set(self.truth, self.ours.decisions, self.classes)))
-
-    def gallery(self) -> Explorer:
+    def gallery(self) -> explorers.Explorer:
         """Return the patches, those with the most confident errors first."""
-        from histoclip_lib.report.explorers import patch_gallery
-
         run = self.run
         sample = int(run["examples"]), int(run["seed"])
-        return patch_gallery(run.patches, run.val, self.ours.scores, *sample, run.folder / "05_errors_files")
+        return explorers.patch_gallery(run.patches, run.val, self.ours.scores, *sample, run.folder / "05_errors_files")

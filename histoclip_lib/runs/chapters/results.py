@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.common.predictions import Predictions
-from histoclip_lib.evaluation import artifacts, comparisons, uncertainty
+from histoclip_lib.data.splits import grouped_folds
+from histoclip_lib.evaluation import (
+    artifacts,
+    calibration,
+    comparisons,
+    leakage,
+    risk_control,
+    subgroups,
+    uncertainty,
+)
 from histoclip_lib.evaluation import studies as study_tables
 from histoclip_lib.evaluation.methods import labels, ours_first
-from histoclip_lib.report import figures, tables
+from histoclip_lib.models.baselines import ensemble
+from histoclip_lib.models.bundle import ModelConfig, fit_ood, save_model
+from histoclip_lib.models.studies import FOLDS, Finished, load_studies
+from histoclip_lib.models.training import KINDS
+from histoclip_lib.report import explorers, figures, tables
 from histoclip_lib.report.figures.base import as_image
+from histoclip_lib.report.glossary import glossary
+from histoclip_lib.report.model_card import card_metadata, model_card
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter, training_options, zero_shot_of
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    from IPython.display import HTML, Image
-
-    from histoclip_lib.evaluation.leakage import NearDuplicates
-    from histoclip_lib.models.studies import Finished
-    from histoclip_lib.report.explorers import Explorer
 
 CALIBRATED, ENSEMBLE = (PROBE, OURS), "histoclip_ensemble"
 
@@ -40,10 +47,6 @@ class Results(Chapter):
     @classmethod
     def of(cls, run: Run) -> Results:
         """Score every method, and write `predictions.parquet` and `metrics.json`."""
-        from histoclip_lib.models.baselines import ensemble
-        from histoclip_lib.models.studies import load_studies
-        from histoclip_lib.models.training import KINDS
-
         patches, val = run.patches, run.val
         methods = dict(run.without_images)
         methods |= zero_shot_of(run)
@@ -153,11 +156,11 @@ class Results(Chapter):
 
     def by_subgroup(self) -> Table | Markdown:
         """Return the metrics of HistoCLIP with patch tokens in each subgroup, where metadata or tissues are known."""
-        from histoclip_lib.evaluation.subgroups import subgroup_table
-
         if not self._subgroups:
             return Markdown("This data set has neither tissue types nor metadata (`meta_` columns).")
-        table = subgroup_table(self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws)
+        table = subgroups.subgroup_table(
+            self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws
+        )
         caption = (
             f"HistoCLIP with patch tokens by subgroup of {len(self.truth):,} held-out patches, with 95 % intervals."
         )
@@ -165,13 +168,11 @@ class Results(Chapter):
 
     def subgroup_note(self) -> Markdown:
         """Say whether the largest difference between two subgroups is more than chance."""
-        from histoclip_lib.evaluation.subgroups import gap_note, largest_gap
-
         decisions, seed = self.methods[OURS].decisions, int(self.run["seed"])
         return Markdown(
-            gap_note(
+            subgroups.gap_note(
                 {
-                    name: largest_gap(self.truth, decisions, values, self.units, seed)
+                    name: subgroups.largest_gap(self.truth, decisions, values, self.units, seed)
                     for name, values in self._subgroups.items()
                 }
             )
@@ -180,12 +181,10 @@ class Results(Chapter):
     @cached_property
     def fits(self) -> dict[str, object]:
         """Temperature, Platt scaling and thresholds of probe, head and their mean, fitted in each training set."""
-        from histoclip_lib.evaluation.calibration import FoldCalibrations, fit_calibration
-
         found = {}
         for name, parts in self.inside.items():
-            fits = [fit_calibration(self.run.patches.labels[index], own) for index, own in parts]
-            found[name] = fits[0] if len(fits) == 1 else FoldCalibrations(fits, self.run.fold_of)
+            fits = [calibration.fit_calibration(self.run.patches.labels[index], own) for index, own in parts]
+            found[name] = fits[0] if len(fits) == 1 else calibration.FoldCalibrations(fits, self.run.fold_of)
         return found
 
     @cached_property
@@ -210,20 +209,16 @@ class Results(Chapter):
 
     def thresholds(self) -> Table:
         """Return mAcc, macro F1 and exact match at 0.5 and at fitted thresholds."""
-        from histoclip_lib.evaluation.calibration import threshold_table
-
-        table = threshold_table(self.truth, self.methods, self.fits, self.classes)
+        table = calibration.threshold_table(self.truth, self.methods, self.fits, self.classes)
         mean = " (means over the folds)" * self.run.is_cross_validated
         caption = (
             f"Scores on {len(self.truth):,} held-out patches at 0.5 and at thresholds fitted on training patches{mean}."
         )
         return Table(table, caption)
 
-    def threshold_explorer(self) -> Explorer:
+    def threshold_explorer(self) -> explorers.Explorer:
         """Return accuracy and F1 of the head at every threshold, which can be moved."""
-        from histoclip_lib.report.explorers import threshold_explorer
-
-        return threshold_explorer(self.truth, self.methods[OURS].scores, self.classes)
+        return explorers.threshold_explorer(self.truth, self.methods[OURS].scores, self.classes)
 
     def reliability(self) -> Image:
         """Draw how often each class is present at each predicted probability."""
@@ -231,9 +226,7 @@ class Results(Chapter):
 
     def calibration(self) -> Table:
         """Return cross-entropy, Brier score and calibration error before and after temperature and Platt scaling."""
-        from histoclip_lib.evaluation.calibration import calibration_table
-
-        table = calibration_table(self.truth, self.methods, self.fits, self.classes)
+        table = calibration.calibration_table(self.truth, self.methods, self.fits, self.classes)
         caption = f"Calibration on {len(self.truth):,} held-out patches before and after scaling; lower is better. "
         caption += (
             "ECE is the expected calibration error, the mean distance between predicted probability and observed "
@@ -243,20 +236,14 @@ class Results(Chapter):
 
     def ensemble_note(self) -> Markdown:
         """Say whether the mean of head and probe has the lower cross-entropy."""
-        from histoclip_lib.evaluation.calibration import ensemble_note
-
-        return Markdown(ensemble_note(self.truth, self.methods, self.units, *self.draws))
+        return Markdown(calibration.ensemble_note(self.truth, self.methods, self.units, *self.draws))
 
     def temperature_note(self) -> Markdown:
         """Say which temperatures were fitted."""
-        from histoclip_lib.evaluation.calibration import temperature_note
-
-        return Markdown(temperature_note(self.fits))
+        return Markdown(calibration.temperature_note(self.fits))
 
     def missed_labels(self) -> Table:
         """Return thresholds that limit the false-negative rate, and what they cost."""
-        from histoclip_lib.evaluation.risk_control import risk_table
-
         run, alpha = self.run, float(self.run["missed_share"])
         if run.is_cross_validated:
             index, out_of_fold = run.val, {name: self.methods[name].scores for name in CALIBRATED}
@@ -264,7 +251,7 @@ class Results(Chapter):
             out_of_fold = {name: self.inside[name][0][1] for name in CALIBRATED if name in self.inside}
             index = np.sort(run.train)
         fitted_on = run.patches.labels[index], uncertainty.bootstrap_units(run.patches, index)
-        table = risk_table(
+        table = risk_control.risk_table(
             fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.samples, alpha, int(run["seed"])
         )
         caption = (
@@ -282,11 +269,9 @@ class Results(Chapter):
 
     def missed_note(self) -> Markdown:
         """Say what these thresholds guarantee."""
-        from histoclip_lib.evaluation.risk_control import risk_note
-
         run = self.run
         units = uncertainty.bootstrap_units(run.patches, run.train)
-        return Markdown(risk_note(float(run["missed_share"]), len(np.unique(units))))
+        return Markdown(risk_control.risk_note(float(run["missed_share"]), len(np.unique(units))))
 
     def precision_recall(self) -> Image:
         """Draw precision against recall of each class."""
@@ -297,18 +282,14 @@ class Results(Chapter):
         return as_image(figures.precision_recall_curves(self.truth, shown, self.fits, self.classes, labels()))
 
     @cached_property
-    def duplicates(self) -> NearDuplicates:
+    def duplicates(self) -> leakage.NearDuplicates:
         """The nearest training patch of each patch that is scored, and how alike the two are."""
-        from histoclip_lib.evaluation.leakage import find_near_duplicates
-
         run = self.run
-        return find_near_duplicates(run.features.pooled, run.patches, run.folds, int(run["seed"]))
+        return leakage.find_near_duplicates(run.features.pooled, run.patches, run.folds, int(run["seed"]))
 
     def leakage_note(self) -> Markdown:
         """Say how many held-out patches have a near-duplicate in the training set."""
-        from histoclip_lib.evaluation.leakage import near_duplicate_note
-
-        return Markdown(near_duplicate_note(self.run.patches, self.duplicates))
+        return Markdown(leakage.near_duplicate_note(self.run.patches, self.duplicates))
 
     def leakage_histogram(self) -> Image:
         """Draw how alike nearest patches are."""
@@ -316,9 +297,7 @@ class Results(Chapter):
 
     def leakage_table(self) -> Table:
         """Return the pairs of patches that are most alike."""
-        from histoclip_lib.evaluation.leakage import near_duplicate_table
-
-        table = near_duplicate_table(self.run.patches, self.duplicates, int(self.run["examples"]))
+        table = leakage.near_duplicate_table(self.run.patches, self.duplicates, int(self.run["examples"]))
         return Table(table, f"The {len(table)} held-out patches that are most similar to a training patch.")
 
     def leakage_pairs(self) -> Image:
@@ -328,18 +307,15 @@ class Results(Chapter):
 
     @cached_property
     def _split_gaps(self) -> list | None:
-        from histoclip_lib.evaluation.leakage import split_gaps
 
         run = self.run
         resamples, seed, folds = self.draws
         arguments = (self.finished, self.methods, run.patches, str(run["split"]), run.val, folds)
         splits = study_tables.two_splits(*arguments)
-        return None if splits is None else split_gaps(*splits, resamples, seed)
+        return None if splits is None else leakage.split_gaps(*splits, resamples, seed)
 
     def split_table(self) -> Table | Markdown:
         """Return the same models under a split by patch and under one by group."""
-        from histoclip_lib.evaluation.leakage import split_gap_table
-
         if self._split_gaps is None:
             return Markdown("Not available: the data cannot be split both by patch and by group, or `studies` is off.")
         caption = (
@@ -347,25 +323,17 @@ class Results(Chapter):
             "the other type. Higher scores with the random split point to leakage. Intervals use other bootstrap "
             "samples than the table of all methods."
         )
-        return Table(split_gap_table(self._split_gaps), caption)
+        return Table(leakage.split_gap_table(self._split_gaps), caption)
 
     def split_note(self) -> Markdown:
         """Say whether a random split inflates the scores."""
-        from histoclip_lib.evaluation.leakage import split_gap_note
-
-        return Markdown("" if self._split_gaps is None else split_gap_note(self._split_gaps))
+        return Markdown("" if self._split_gaps is None else leakage.split_gap_note(self._split_gaps))
 
     def save_model(self) -> Markdown:
         """Write the folder `model`, and return its card under headings of the third level."""
-        from histoclip_lib.data.splits import grouped_folds
-        from histoclip_lib.evaluation.calibration import fit_calibration
-        from histoclip_lib.models.bundle import ModelConfig, fit_ood, save_model
-        from histoclip_lib.models.studies import FOLDS
-        from histoclip_lib.report.model_card import card_metadata, model_card
-
         run, options, fit = self.run, asdict(training_options(self.run)), self.fits.get(OURS)
         if run.is_cross_validated:  # the final head is fitted on all patches, of which these are the predictions
-            fit = fit_calibration(self.truth, self.methods[OURS].scores)
+            fit = calibration.fit_calibration(self.truth, self.methods[OURS].scores)
         options.pop("seed")
         about = {name: run[name] for name in ("dataset", "backbone", "pretrained", "split", "seed", "views")}
         card = model_card(
@@ -376,7 +344,7 @@ class Results(Chapter):
         reference, threshold = fit_ood(run.features.pooled.take(run.train), folds, int(run["seed"]))
         config = ModelConfig(
             name=run.name, classes=self.classes, words=list(run.vocabulary.names), **run.encoder_facts,
-            patch_px=min(run.patches.image(int(run.train[0])).shape[:2]), mpp=run.patches.mpp,
+            patch_px=run.patch_side, mpp=run.patches.mpp,
             views=int(run["views"]), calibrated=fit is not None, temperature=fit.temperature if fit else 1.0,
             thresholds=fit.cut().tolist() if fit else [0.5] * len(self.classes),
             ood_threshold=threshold, scores=self.scored[OURS],
@@ -389,8 +357,6 @@ class Results(Chapter):
 
     def glossary(self) -> Markdown:
         """Return what the metrics and terms of the pages mean."""
-        from histoclip_lib.report.glossary import glossary
-
         return glossary()
 
     def files(self) -> HTML:

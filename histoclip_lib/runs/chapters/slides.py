@@ -5,27 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
-from IPython.display import HTML, Markdown
+import pandas as pd
+from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError
-from histoclip_lib.common.html import as_typed, element, html, table
+from histoclip_lib.common.html import as_typed, element, html
 from histoclip_lib.evaluation.text import number_text, p_text, value_text
 from histoclip_lib.evaluation.uncertainty import Difference
 from histoclip_lib.report import figures
+from histoclip_lib.report.explorers import Explorer
 from histoclip_lib.report.figures.base import as_image
-from histoclip_lib.report.tables import Table, size_text
+from histoclip_lib.report.slide_views import SlideView
+from histoclip_lib.report.tables import Table, file_links
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from IPython.display import Image
-
-    from histoclip_lib.report.explorers import Explorer
-    from histoclip_lib.report.slide_views import SlideView
+from histoclip_lib.runs.slides import SLIDES, SlideOptions, find_slides, predict_slides
+from histoclip_lib.slides.aggregation import burdens_by_metadata, study_target
+from histoclip_lib.slides.prediction import read_slide_result
 
 PAINTED = "painted"  # as the parameter `slides`: a slide that is painted
 FOLDER = "slides"  # below the run's
@@ -80,8 +78,6 @@ class Slides:
         given = str(run["slides"])
         if not given:
             return cls(run.folder)
-        from histoclip_lib.runs.slides import SlideOptions, find_slides, predict_slides
-
         found, _ = find_slides([paint(int(run["seed"])) if given == PAINTED else Path(given)])
         if found is None:
             raise HistoCLIPError(f"slides: {given} holds no slide. Name a slide, a folder of slides or a slides.csv.")
@@ -136,8 +132,6 @@ class Slides:
 
     def scores(self) -> Table | Markdown | None:
         """Return AUROC and Dice of each class, with intervals."""
-        import pandas as pd
-
         if self.view is None:
             return None
         if not self.scored:
@@ -148,7 +142,8 @@ class Slides:
                 lines[line["class"] if len(self.scored) == 1 else f"{line['class']}, {kind}"] = {
                     "tiles" if kind == "mask" else "points": f"{line['n_tiles']:,}",
                     "with the class": f"{line['n_present']:,}",
-                    **{title: _measured(line, name) for name, title in (("auroc", "AUROC"), ("dice", "Dice"))},
+                    "AUROC": _measured(line["auroc"], line["auroc_low"], line["auroc_high"]),
+                    "Dice": _measured(line["dice"], line["dice_low"], line["dice_high"]),
                 }
         caption = (
             f"Agreement of the maps of {self.view.result.slide} with its labels, with 95 % intervals; decisions are "
@@ -176,9 +171,8 @@ class Slides:
         )
         shown = shown.map(lambda n: "" if np.isnan(n) else f"{int(n):,}")
         for name in self.classes:
-            columns = {f"share_{name}": "share", f"share_low_{name}": "share_low", f"share_high_{name}": "share_high"}
-            lines = self.slides[[*columns]].rename(columns=columns).to_dict("records")
-            shown[name] = [_measured(line, "share") for line in lines]
+            columns = [f"{kind}_{name}" for kind in ("share", "share_low", "share_high")]
+            shown[name] = [_measured(*line) for line in self.slides[columns].to_numpy()]
         caption = (
             "Fraction of the tissue in tiles in which the class is predicted at the model's fitted threshold, with "
             "95 % intervals. A tile counts as a whole, so this is not the area of the class."
@@ -196,13 +190,9 @@ class Slides:
         """Return the files of the slides, each as a link."""
         if self.view is None:
             return None
-        lines = [
-            (element("a", name, href=quote(f"{self.place}{name}")), size_text((self.root / name).stat().st_size), text)
-            for folder in ("", *self.slides.folder)
-            for file, text in FILES.items()
-            if (self.root / (name := f"{folder}/{file}".lstrip("/"))).is_file()
-        ]
-        return HTML(html(table(("File", "Size", "What it holds"), lines, "Files of the slides.")))
+        folders = ("", *self.slides.folder)
+        holds = {f"{folder}/{file}".lstrip("/"): text for folder in folders for file, text in FILES.items()}
+        return file_links(self.root, holds, "Files of the slides.", self.place)
 
     def pages(self) -> HTML | None:
         """Return a link to the page of each slide that has one."""
@@ -215,10 +205,6 @@ class Slides:
 
     def by_metadata(self) -> Table | None:
         """Return the mean share of positive tissue for each value of the metadata; None without metadata."""
-        import pandas as pd
-
-        from histoclip_lib.slides.aggregation import burdens_by_metadata
-
         found = burdens_by_metadata(self.slides, self.classes, self.draws[1])
         if found.empty:
             return None
@@ -226,8 +212,7 @@ class Slides:
         for line in found.to_dict("records"):
             about = {"slides": f"{line['n_slides']:,}", "groups": f"{line['n_groups']:,}"}
             value = lines.setdefault((line["column"].removeprefix("meta_"), line["value"]), about)
-            gap = Difference(line["mean"], line["low"], line["high"])
-            value[line["class"]] = number_text(gap.value) if np.isnan(gap.low) else value_text(gap)
+            value[line["class"]] = _measured(line["mean"], line["low"], line["high"])
         return Table(
             pd.DataFrame.from_dict(lines, orient="index"),
             "Mean share of positive tissue by metadata, with 95 % intervals over groups.",
@@ -235,8 +220,6 @@ class Slides:
 
     def target(self) -> Markdown | None:
         """Say how well metadata, class burdens and both predict the target; None where the slides have none."""
-        from histoclip_lib.slides.aggregation import study_target
-
         if "target" not in self.slides or self.slides.target.isna().all():
             return None
         study = study_target(self.slides, self.classes, self.draws[1])
@@ -254,12 +237,6 @@ class Slides:
 
 def open_slides(folder: str, slide: str = "") -> Slides:
     """Open the slides that `histoclip predict` wrote below a folder; `slide` is the folder of the one that is shown."""
-    import pandas as pd
-
-    from histoclip_lib.report.slide_views import SlideView
-    from histoclip_lib.runs.slides import SLIDES
-    from histoclip_lib.slides.prediction import read_slide_result
-
     root = Path(folder)
     try:
         slides = pd.read_parquet(root / SLIDES)
@@ -273,9 +250,6 @@ def open_slides(folder: str, slide: str = "") -> Slides:
 
 def _first_labelled(root: Path, slides: pd.DataFrame) -> SlideView:
     """Return the first slide that has labels beside it, or the first that could be read."""
-    from histoclip_lib.report.slide_views import SlideView
-    from histoclip_lib.slides.prediction import read_slide_result
-
     readable = [folder for folder, n in zip(slides.folder, slides.get("n_predicted", ()), strict=False) if n > 0]
     if not readable:
         raise HistoCLIPError(f"None of the slides could be predicted. {slides.slide[0]}: {slides.error[0]}")
@@ -293,7 +267,6 @@ def paint(seed: int) -> Path:
     return paint_slide(cache_dir() / "synthetic" / slide_key(seed), seed=seed)
 
 
-def _measured(line: dict, name: str) -> str:
+def _measured(value: float, low: float, high: float) -> str:
     """Return a measure with its interval, and alone where that is not known."""
-    gap = Difference(line[name], line[f"{name}_low"], line[f"{name}_high"])
-    return number_text(gap.value) if np.isnan(gap.low) else value_text(gap)
+    return number_text(value) if np.isnan(low) else value_text(Difference(value, low, high))

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-from IPython.display import Markdown
+import pandas as pd
+from IPython.display import Image, Markdown
 
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation import artifacts
 from histoclip_lib.evaluation import studies as study_tables
 from histoclip_lib.evaluation.methods import label_of, labels
 from histoclip_lib.evaluation.text import number_text
+from histoclip_lib.models.studies import SIZED, Finished, plan_studies, run_studies
+from histoclip_lib.models.training import train_heads
 from histoclip_lib.report import figures, tables
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter, training_options, zero_shot_of
 from histoclip_lib.runs.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from IPython.display import Image
-
-    from histoclip_lib.models.studies import Finished
 
 COMPARED_BY_SIZE = ("one_vs_rest", "power_set", "majority")  # horizontal lines where training patches are counted
 
@@ -39,9 +35,6 @@ class Training(Chapter):
     @classmethod
     def of(cls, run: Run) -> Training:
         """Train both heads, or load those that the same training left, and write `history.csv`."""
-        from histoclip_lib.models.studies import SIZED
-        from histoclip_lib.models.training import train_heads
-
         run.fit_baselines()
         heads, history = train_heads(
             run.class_matrix, run.head_options, run.features, run.patches, run.folds, training_options(run),
@@ -94,8 +87,6 @@ class Training(Chapter):
     @cached_property
     def finished(self) -> list[Finished]:
         """The studies, fitted now or taken over from `studies.parquet`."""
-        from histoclip_lib.models.studies import plan_studies, run_studies
-
         run, options = self.run, training_options(self.run)
         plan = plan_studies(
             run.patches, run["split"], run.folds, options, run.head_options, run["val_fraction"], run["seeds"],

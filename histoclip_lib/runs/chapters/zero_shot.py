@@ -4,31 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Image, Markdown
 
 from histoclip_lib.common.arrays import nan_mean, unit
 from histoclip_lib.common.predictions import Predictions, join_folds, mean_accuracy
 from histoclip_lib.evaluation import artifacts
 from histoclip_lib.evaluation.methods import short_label
-from histoclip_lib.report import figures, tables
+from histoclip_lib.evaluation.metrics import ranking_note
+from histoclip_lib.prompting import sensitivity, strategies
+from histoclip_lib.prompting.vocabulary import Vocabulary
+from histoclip_lib.report import explorers, figures, tables
 from histoclip_lib.report.figures.base import as_image
 from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import Chapter
 from histoclip_lib.runs.record import update_record
 from histoclip_lib.runs.run import Run
 
-if TYPE_CHECKING:
-    from IPython.display import Image
+ABSENT = "Does not apply: the encoder has no text tower."
 
-    from histoclip_lib.prompting.vocabulary import Vocabulary
-    from histoclip_lib.report.explorers import Explorer
+
+class EncoderChapter(Chapter):
+    """What the notebook 02_zero_shot shows of any encoder."""
+
+    def about_encoder(self) -> Markdown:
+        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
+        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
+
+    def words(self) -> Markdown:
+        """List the classes in words, and the templates, where an encoder embeds them."""
+        return Markdown(self.run.vocabulary.about(self.classes) if self.run.text_encoder else ABSENT)
+
+    def class_similarity(self) -> Image | Markdown:
+        """Draw the cosines of the class embeddings with each other."""
+        if not self.run.text_encoder:
+            return Markdown(ABSENT)
+        matrix = self.run.class_matrix
+        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroShot(Chapter):
+class ZeroShot(EncoderChapter):
     """The notebook 02_zero_shot; `methods` are the strategies' predictions for all patches."""
 
     methods: dict[str, Predictions]
@@ -40,8 +57,6 @@ class ZeroShot(Chapter):
 
         An encoder without a text tower has no zero-shot predictions; what is returned then says so in every place.
         """
-        from histoclip_lib.prompting.strategies import score_zero_shot
-
         index = np.arange(len(run.patches))
         pooled = run.encode().pooled.take(index)
         run.embed_classes()
@@ -52,23 +67,23 @@ class ZeroShot(Chapter):
             left_out = np.setdiff1d(index, run.val)
             folds = [*run.folds, (run.val, left_out)] if len(left_out) else run.folds
             parts = [
-                score_zero_shot(pooled[val], run.text_encoder, run.vocabulary, cls.context_of(run, train))
+                strategies.score_zero_shot(pooled[val], run.text_encoder, run.vocabulary, cls.context_of(run, train))
                 for train, val in folds
             ]
             methods = {name: join_folds([val for _, val in folds], [part[name] for part in parts]) for name in parts[0]}
         else:
-            methods = score_zero_shot(pooled, run.text_encoder, run.vocabulary, cls.context_of(run, run.train))
+            methods = strategies.score_zero_shot(
+                pooled, run.text_encoder, run.vocabulary, cls.context_of(run, run.train)
+            )
         artifacts.save_predictions(run.folder / "zero_shot.parquet", methods, run.patches, index)
         return cls(run, methods, pooled)
 
     @staticmethod
     def context_of(run: Run, train: np.ndarray) -> object:
         """Return what strategies may use besides images and words; `train` are the patches whose labels they may."""
-        from histoclip_lib.prompting.strategies import StrategyContext
-
         rule, temperature = str(run["baseline_rule"]), run.text_encoder.temperature
         prevalence = nan_mean(run.patches.labels[train], axis=0)
-        return StrategyContext(prevalence, rule, temperature, unit(run.features.pooled.take(train)))
+        return strategies.StrategyContext(prevalence, rule, temperature, unit(run.features.pooled.take(train)))
 
     @property
     def held_out(self) -> dict[str, Predictions]:
@@ -87,19 +102,6 @@ class ZeroShot(Chapter):
             f"{majority:.3f} of predicting each class's majority.**"
         )
 
-    def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
-        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
-
-    def words(self) -> Markdown:
-        """List the classes in words, and the templates."""
-        return Markdown(self.run.vocabulary.about(self.classes))
-
-    def class_similarity(self) -> Image:
-        """Draw the cosines of the class embeddings with each other."""
-        matrix = self.run.class_matrix
-        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
-
     def table(self) -> Table:
         """Return mAcc and predicted prevalence of each strategy, and of marking every label."""
         shown = self.held_out | {"all_positive": self.run.without_images["all_positive"]}
@@ -111,29 +113,23 @@ class ZeroShot(Chapter):
 
     def both_prompts(self) -> Table:
         """Return mAcc and mAP of each strategy with the paper's prompts and with those of the encoder."""
-        from histoclip_lib.prompting.sensitivity import prompts_table
-        from histoclip_lib.prompting.strategies import score_zero_shot
-
         run, scored = self.run, {}
         for name in (run.prompts, run.other_prompts):
             own = run.words(name)
 
             def score(_: int, train: np.ndarray, val: np.ndarray, own: Vocabulary = own) -> dict[str, Predictions]:
-                return score_zero_shot(self.pooled[val], run.text_encoder, own, self.context_of(run, train))
+                return strategies.score_zero_shot(self.pooled[val], run.text_encoder, own, self.context_of(run, train))
 
             scored[f"{name} ({own.photo_of})"] = run.by_fold(score)
         caption = (
             f"Each strategy on {len(self.truth):,} held-out patches with the prompts of this run, then with the "
             "others. A large change means that the wording matters."
         )
-        return Table(prompts_table(scored, self.truth), caption)
+        return Table(sensitivity.prompts_table(scored, self.truth), caption)
 
     def baseline_note(self) -> Markdown:
         """Say what the Baseline's decision amounts to, and which classes zero-shot ranks below chance."""
-        from histoclip_lib.evaluation.metrics import ranking_note
-        from histoclip_lib.prompting.strategies import baseline_note
-
-        note = baseline_note(self.held_out["baseline"], self.truth, str(self.run["baseline_rule"]))
+        note = strategies.baseline_note(self.held_out["baseline"], self.truth, str(self.run["baseline_rule"]))
         return Markdown(f"{note}\n\n{ranking_note(self.held_out, self.truth, self.classes)}")
 
     def score_distributions(self) -> Image:
@@ -144,10 +140,8 @@ class ZeroShot(Chapter):
     @cached_property
     def variants(self) -> object:
         """What each strategy scores with other words, on the validation set."""
-        from histoclip_lib.prompting.sensitivity import score_variants
-
         run = self.run
-        variants = score_variants(
+        variants = sensitivity.score_variants(
             self.pooled[run.val], run.text_encoder, run.vocabulary, self.truth, self.context_of(run, run.folds[0][0]),
             draws=int(run["wordings"]), seed=int(run["seed"]),
         )  # fmt: skip
@@ -161,52 +155,31 @@ class ZeroShot(Chapter):
 
     def prompt_notes(self) -> Markdown:
         """Say what ensembling over templates gains, and how much each strategy depends on its words."""
-        from histoclip_lib.prompting import sensitivity
-
         return Markdown(f"{sensitivity.ensembling_note(self.variants)}\n\n{sensitivity.spread_note(self.variants)}")
 
     def prompt_extremes(self) -> Table:
         """Return the words with the lowest and the highest mAP."""
-        from histoclip_lib.prompting.sensitivity import extremes_table
-
         caption = f"The wording with the lowest and the highest mAP on {len(self.truth):,} held-out patches."
-        return Table(extremes_table(self.variants), caption)
+        return Table(sensitivity.extremes_table(self.variants), caption)
 
-    def explorer(self) -> Explorer:
+    def explorer(self) -> explorers.Explorer:
         """Return a patch and its cosines with the classes' words, which JupyterLab lets change."""
-        from histoclip_lib.report.explorers import prompt_explorer
-
         run = self.run
-        return prompt_explorer(
+        return explorers.prompt_explorer(
             run.text_encoder, run.vocabulary, run.features, run.patches, run.val,
             self.context_of(run, run.folds[0][0]),
         )  # fmt: skip
 
 
-class WithoutText(Chapter):
+class WithoutText(EncoderChapter):
     """The notebook 02_zero_shot of an encoder of images alone."""
 
     def finding(self) -> Markdown:
         """Say that the zero-shot methods do not apply, and what the head's queries are instead."""
         return Markdown(self.run.queries_note())
 
-    def about_encoder(self) -> Markdown:
-        """Describe the frozen encoder, and how its field of view compares with that of the patches."""
-        return Markdown(f"{self.run.encoder.about()}\n\n{self.run.field_note()}")
-
-    def words(self) -> Markdown:
-        """List the classes in words where another encoder embeds them."""
-        return Markdown(self.run.vocabulary.about(self.classes)) if self.run["text_encoder"] else self._absent()
-
-    def class_similarity(self) -> Image | Markdown:
-        """Draw the cosines of the class embeddings of `text_encoder` with each other."""
-        if not self.run["text_encoder"]:
-            return self._absent()
-        matrix = self.run.class_matrix
-        return as_image(figures.similarity_map(matrix @ matrix.T, self.run.vocabulary.names))
-
     def _absent(self) -> Markdown:
-        return Markdown("Does not apply: the encoder has no text tower.")
+        return Markdown(ABSENT)
 
     table = both_prompts = baseline_note = score_distributions = prompt_spread = prompt_notes = prompt_extremes = (
         explorer
