@@ -16,7 +16,6 @@ by 16 pixels 75 to 82 %, by 32 pixels 37 to 52 %: what is flagged is a lower bou
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
@@ -126,7 +126,7 @@ def find_near_duplicates(
     sample, like, like_similarity = (values[like >= 0] for values in (sample, like, like_similarity))
 
     pairs = [*zip(val, nearest, strict=True), *zip(sample, like, strict=True)]
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and products leave Python
+    with threadpool_limits(1), ThreadPoolExecutor(n_cores()) as pool:  # decoding and products leave Python
         compared = pool.map(lambda pair: pixel_correlation(*(patches.image(index) for index in pair)), pairs)
         correlation = np.array(
             list(tqdm(compared, total=len(pairs), desc="comparing pixels", unit="pair", disable=not progress))

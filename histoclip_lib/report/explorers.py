@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -25,6 +24,7 @@ from PIL import Image
 
 from histoclip_lib.common.arrays import all_right, unit
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import replacing
 from histoclip_lib.common.html import EXPLORER_TYPE, thumbnail
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
@@ -334,25 +334,32 @@ class _Viewed:
 
         With `files`, the pictures of the first are on the page, in half the room, and those of the others beside it.
         """
-        held, room, folder, shown = [], ROOM // 2 if self.maps or self.files else ROOM, None, list(shown)
+        held, room, folder = [], ROOM // 2 if self.maps or self.files else ROOM, None
         unused = set() if self.files is None else set(self.files.glob("*.webp"))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(shown), AT_ONCE):
-                for record in pool.map(lambda i: self.about(i) | self.seen(i), shown[start : start + AT_ONCE]):
-                    if held and self.files is not None and folder is None and len(json.dumps(record)) > room:
-                        folder, room = self.files, ROOM
-                    if folder is not None:
-                        picture = _beside(record["image"], folder)
-                        unused.discard(picture)
-                        record["image"] = f"{folder.name}/{picture.name}"
-                    room -= len(json.dumps(record))
-                    if not held or room >= 0:
-                        held.append(record)
-                if room < 0:
-                    break
+        for record in self._records(list(shown)):
+            if held and self.files is not None and folder is None and len(json.dumps(record)) > room:
+                folder, room = self.files, ROOM
+            if folder is not None:
+                pixels = base64.b64decode(record["image"].partition(",")[2])
+                picture = folder / f"{hashlib.sha256(pixels).hexdigest()[:16]}.webp"
+                record["image"] = f"{folder.name}/{picture.name}"
+            room -= len(json.dumps(record))
+            if held and room < 0:
+                break
+            if folder is not None:
+                unused.discard(picture)
+                with replacing(picture, durable=False) as temporary:
+                    temporary.write_bytes(pixels)
+            held.append(record)
         for picture in unused:
             picture.unlink(missing_ok=True)
         return held
+
+    def _records(self, shown: list[int]) -> Iterator[dict]:
+        """Yield all that is known of each patch; some are read side by side."""
+        with ThreadPoolExecutor(n_cores()) as pool:
+            for start in range(0, len(shown), AT_ONCE):
+                yield from pool.map(lambda i: self.about(i) | self.seen(i), shown[start : start + AT_ONCE])
 
     def where(self, held: list[dict]) -> str:
         """Say how many of the pictures of a page lie beside it, where any do."""
@@ -392,16 +399,6 @@ class _Viewed:
             for own in self.maps.values()
         ]
         return seen
-
-
-def _beside(address: str, folder: Path) -> Path:
-    """Write the picture of a data address into a folder, under a name that follows from it, and return its path."""
-    pixels = base64.b64decode(address.partition(",")[2])
-    path = folder / f"{hashlib.sha256(pixels).hexdigest()[:16]}.webp"
-    if not path.is_file():
-        with replacing(path, durable=False) as temporary:
-            temporary.write_bytes(pixels)
-    return path
 
 
 def _held(total: int, held: int, n_wrong: int | None) -> str:

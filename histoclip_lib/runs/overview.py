@@ -78,14 +78,14 @@ def open_comparison(first: str, second: str, reports_dir: str) -> TwoRuns:
     Raises
     ------
     HistoCLIPError
-        If a file of a run cannot be used, the runs have different classes, or share no patch with the same labels.
+        If a file of a run cannot be used, the classes differ, or no held-out patch has the same labels in both runs.
     """
     folders = [resolve(reports_dir) / name for name in (first, second)]
     metrics = [artifacts.read_metrics(folder / "metrics.json") for folder in folders]
     predictions = [artifacts.read_predictions(folder / "predictions.parquet") for folder in folders]
     common = comparisons.align(*predictions)
     if common is None:
-        raise HistoCLIPError(f"{first} and {second} share no held-out patch with the same labels.")
+        raise HistoCLIPError(f"{first} and {second} have no held-out patches in common with the same labels.")
     return TwoRuns(folders, metrics, common)
 
 

@@ -61,7 +61,7 @@ def open_run(name: str, reports_dir: str | Path = "reports", given: Mapping[str,
     (16, 4)
     """
     if given is None and not (resolve(reports_dir) / name).is_dir():
-        raise HistoCLIPError(f"name: there is no run {shown(name)} in {reports_dir}. Run `histoclip run` first.")
+        raise HistoCLIPError(f"name: the run {shown(name)} was not found in {reports_dir}. Run `histoclip run` first.")
     folder = run_folder(name, str(reports_dir))
     step = _step()
     if given is not None:

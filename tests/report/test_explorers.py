@@ -236,6 +236,17 @@ def test_pictures_that_a_page_has_no_room_for_lie_beside_it(crowded, visit):
     )
 
 
+def test_patches_for_which_there_is_no_room_leave_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("histoclip_lib.report.explorers.ROOM", 9000)
+    case = make_case(n=40)
+    explorer = patch_gallery(case.patches, case.index, case.probabilities, 4, 0, tmp_path / "page_files")
+    images = {own["image"] for own in explorer.data["patches"]}
+    assert 1 < len(images) < 40
+    assert {f"page_files/{path.name}" for path in tmp_path.rglob("*.webp")} == images - {
+        explorer.data["patches"][0]["image"]
+    }
+
+
 def test_a_picture_that_is_no_longer_beside_the_page_is_named(crowded, chromium):
     explorer, folder = crowded
     for picture in folder.rglob("*.webp"):

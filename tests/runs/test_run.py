@@ -30,7 +30,7 @@ def test_a_parameter_that_no_notebook_has_declared_is_named(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(HistoCLIPError, match="there is no run 'absent'"):
+    with pytest.raises(HistoCLIPError, match="the run 'absent' was not found"):
         open_run("absent", tmp_path)
 
 

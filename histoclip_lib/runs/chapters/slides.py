@@ -135,7 +135,9 @@ class Slides:
         if self.view is None:
             return None
         if not self.scored:
-            return Markdown("There are no labels beside this slide: `<slide>_mask.png` or `<slide>_points.csv`.")
+            return Markdown(
+                "This slide has no labels. Put `<slide>_mask.png` or `<slide>_points.csv` next to it to score the maps."
+            )
         lines = {}
         for kind, scores in self.scored.items():
             for line in scores.to_dict("records"):

@@ -149,15 +149,15 @@ class Training(Chapter):
             found = study_tables.fold_metrics(self.methods, run.patches, run.folds, run.val)
             table = tables.seeds_table(found).rename(columns={"seeds": "folds"})
             caption = (
-                f"Mean, standard deviation and range over {len(run.folds)} folds. They describe variation and are no "
-                "test. mAP is computed within each fold, so it differs from the value over all patches."
+                f"Mean, standard deviation and range over {len(run.folds)} folds. They describe variation; they "
+                "are not a test. mAP is computed within each fold, so it differs from the value over all patches."
             )
             return Table(table, caption)
         found = study_tables.seed_metrics(self.finished, self.methods, run.patches, run.val, int(run["seed"]))
         if not found:
             return Markdown("Not fitted: `studies` is off, or `seeds` holds no other seed.")
         caption = (
-            "Mean, standard deviation and range over training seeds on the same split. They describe variation and are "
-            "no test."
+            "Mean, standard deviation and range over training seeds on the same split. They describe variation; they "
+            "are not a test."
         )
         return Table(tables.seeds_table(found), caption)
