@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("histoclip", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("histoclip")
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_FLAGS = [

@@ -58,9 +58,14 @@ def test_importing_the_library_loads_nothing_heavy():
             "; e.methods.methods()",
             "torch",
         ),
+        (
+            "from histoclip_lib.clip import choose_compute; choose_compute()"
+            "; from histoclip_lib.runs.chapters import attention, errors, results, training",
+            "open_clip torchvision transformers timm",
+        ),
         ("import histoclip_lib.cli", "torch pandas matplotlib"),
     ],
-    ids=["all figures", "figures", "data", "prompting", "clip", "models", "evaluation", "cli"],
+    ids=["all figures", "figures", "data", "prompting", "clip", "models", "evaluation", "chapters", "cli"],
 )
 def test_importing_a_module_loads_only_what_it_needs(source, absent):
     loaded = in_a_new_process(f"{source}\nimport json, sys; print(json.dumps(sorted(sys.modules)))")

@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "availability": ["forecast"],
-        "encoder": ["CLIP", "choose_compute", "load_clip"],
+        "compute": ["choose_compute"],
+        "encoder": ["CLIP", "load_clip"],
         "registry": ["ENCODERS", "encoder", "encoder_entry"],
     },
 )

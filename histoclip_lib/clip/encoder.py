@@ -14,13 +14,14 @@ from open_clip.hf_model import HFTextEncoder
 from torch import nn
 from torchvision.transforms import Compose, PILToTensor
 
+from histoclip_lib.clip.compute import choose_compute
+from histoclip_lib.clip.field import shorter_side
 from histoclip_lib.clip.registry import OFFLINE_DEFAULT, EncoderEntry, encoder_entry
 from histoclip_lib.clip.text_towers import without_padding
 from histoclip_lib.clip.towers import ImageTower, corrected_tokens, digest_of_weights, is_convolutional, onnx_tower
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError
 
-PRECISIONS = ("auto", "fp32", "amp")
 TOKENS = ("all", "none")
 
 
@@ -67,8 +68,7 @@ class CLIP:
     @property
     def side(self) -> int:
         """Side of the image that the encoder takes, in pixels; the shorter one where they differ."""
-        size = self.preprocess_cfg.size
-        return size if isinstance(size, int) else min(size)
+        return shorter_side(self.preprocess_cfg.size)
 
     @property
     def preprocess(self) -> Callable:
@@ -289,34 +289,3 @@ def load_clip(
     model.to(torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
     loaded = (model, tokenizer, preprocess_cfg, backbone, pretrained, torch_device, amp_dtype, compiled)
     return CLIP(*loaded, tokens, token_grid, match_mpp)
-
-
-def choose_compute(device: str = "auto", precision: str = "auto") -> tuple[torch.device, torch.dtype | None]:
-    """Return the device and the autocast type (None for float32) that `load_clip` would choose.
-
-    Raises
-    ------
-    HistoCLIPError
-        For an unknown device or precision.
-    """
-    torch_device = _device(device)
-    if precision not in PRECISIONS:
-        raise HistoCLIPError(f"precision: {precision!r} is not known. Use one of {', '.join(PRECISIONS)}.")
-    if precision == "fp32" or (precision == "auto" and torch_device.type != "cuda"):
-        return torch_device, None
-    has_bfloat16 = torch_device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch_device, torch.bfloat16 if has_bfloat16 else torch.float16
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise HistoCLIPError(f"device: {device!r} is not a torch device. Use auto, cpu, cuda or cuda:0.") from error
-    try:
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # no such GPU, or a torch built without this kind of device
-        raise HistoCLIPError(f"device: torch sees no {device!r} on this machine. Use auto or cpu.") from error
-    return chosen

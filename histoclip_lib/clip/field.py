@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -10,6 +12,11 @@ from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import as_typed
 
 TOLERANCE = 1.25  # factor between two resolutions up to which they count as the same
+
+
+def shorter_side(size: int | Sequence[int]) -> int:
+    """Return the side of the image that an encoder takes, in pixels; the shorter one where they differ."""
+    return size if isinstance(size, int) else min(size)
 
 
 def nearest_mpp(mpp: float, trained: tuple[float, ...]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.data.base import Note, PatchDataset, coverage
 
 MIN_SIDE = 32  # pixels
@@ -51,7 +51,7 @@ def check_images(dataset: PatchDataset, progress: bool = True) -> tuple[Note, ..
         than 32 pixels, every mask that does not fit its image, and every image whose size is not the usual one: another
         size is another magnification.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoding releases the GIL
+    with ThreadPoolExecutor(n_cores()) as pool:  # threads do: decoding releases the GIL
         checks = pool.map(lambda index: _check_image(dataset, index), range(len(dataset)))
         checked = list(tqdm(checks, total=len(dataset), desc="checking images", unit="patch", disable=not progress))
     shapes = Counter(patch.shape for patch in checked if patch.shape)

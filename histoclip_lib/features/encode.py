@@ -8,7 +8,6 @@ shards that are missing.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from histoclip_lib.clip.encoder import CLIP
 from histoclip_lib.clip.field import match_field, require_matchable
 from histoclip_lib.common.cache import cache_dir
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import cannot_write, require_space, sweep, temporary_beside
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.features.reader import view_of
@@ -271,7 +271,7 @@ def encode_dataset(
     encoded = 0
     if missing:
         make_writable(folder)
-        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        workers = min(8, n_cores()) if workers is None else workers
         encoded = _encode_missing(clip, dataset, views, batch_size, workers, missing, progress)
         found |= open_shards(missing, len(dataset), views)
         if gone := [str(paths[number]) for number, shard in found.items() if shard is None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import cannot_write, replacing, write_text
 from histoclip_lib.common.html import html, table
 
@@ -301,7 +301,7 @@ def open_shards(paths: dict[int, Path], n_patches: int, views: int, whole: bool 
         except Damaged as damage:
             return damage
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, n_cores())) as pool:
         found = dict(zip(paths, pool.map(open_one, paths), strict=True))
     damages = [str(shard) for shard in found.values() if isinstance(shard, Damaged)]
     if damages:

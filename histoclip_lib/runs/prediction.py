@@ -19,6 +19,7 @@ import pandas as pd
 from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import alone_in, replacing, write_text
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.data.base import PatchDataset
@@ -167,7 +168,7 @@ def _predict_parts(
     missing = deque(start for start in starts if not paths[start].is_file())
     report(sum(len(images[start : start + CHUNK]) for start in starts if paths[start].is_file()), len(images))
     prepare = partial(_prepared, model)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, n_cores())) as pool:
         ahead: deque[list] = deque()  # of the part in work, and of the next one
         for start in starts:
             if not paths[start].is_file():

@@ -197,7 +197,7 @@ class Run:
     @cached_property
     def compute(self) -> Compute:
         """Device and precision, known without loading the encoder."""
-        from histoclip_lib.clip.encoder import choose_compute
+        from histoclip_lib.clip.compute import choose_compute
 
         device, amp_dtype = choose_compute(str(self["device"]), str(self["precision"]))
         return Compute(str(self["backbone"]), device, amp_dtype, bool(self["compiled"]))
@@ -285,9 +285,20 @@ class Run:
     @property
     def has_text(self) -> bool:
         """Whether the encoder has a text tower, without which the zero-shot methods do not apply."""
+        return self.encoder_entry.has_text
+
+    @property
+    def encoder_entry(self) -> EncoderEntry:
+        """What is registered of the encoder."""
         from histoclip_lib.clip.registry import encoder_entry
 
-        return encoder_entry(str(self["backbone"]), str(self["pretrained"])).has_text
+        return encoder_entry(str(self["backbone"]), str(self["pretrained"]))
+
+    @property
+    def _encoder_side(self) -> int:
+        from histoclip_lib.clip.field import shorter_side
+
+        return shorter_side(self.encoder_facts["preprocessing"]["size"])
 
     @cached_property
     def text_encoder(self) -> TextEncoder | None:
@@ -373,10 +384,8 @@ class Run:
         """Say in Markdown how the field and resolution of the patches compare with those of the encoder's training."""
         from histoclip_lib.clip.field import field_note
 
-        return field_note(
-            self.encoder.entry, str(self["backbone"]), self.encoder.side, self.patch_side, self.patches.patch_mpp,
-            bool(self["match_mpp"]),
-        )  # fmt: skip
+        entry, size, side = self.encoder_entry, self._encoder_side, self.patch_side
+        return field_note(entry, str(self["backbone"]), size, side, self.patches.patch_mpp, bool(self["match_mpp"]))
 
     @property
     def patch_side(self) -> int:
@@ -390,7 +399,7 @@ class Run:
 
         if not self["match_mpp"]:
             return np.ones(len(self.patches))
-        entry, size, side = self.encoder.entry, self.encoder.side, self.patch_side
+        entry, size, side = self.encoder_entry, self._encoder_side, self.patch_side
         return np.array([matched_side(side, mpp, entry.mpp, size) / size for mpp in self.patches.patch_mpp])
 
     def queries_note(self) -> str:

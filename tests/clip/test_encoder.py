@@ -253,7 +253,7 @@ def test_resize_and_normalize_are_preprocess_in_two_steps(mode, size):
 
 
 def test_compiled_tower_has_the_same_features(monkeypatch):
-    """As torch traces it. What it generates from a trace takes seconds to compile: see the steps in test_training."""
+    """As torch traces it: the code that it generates from a trace takes a minute to compile."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     images = images_for("vit", 5)
     compiled = replace(clip_of("vit"), compiled=True).encode_images(images)

@@ -144,7 +144,7 @@ def test_a_large_table_is_scanned_once(write, monkeypatch):
         max_size=5,
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows):
     import csv
 

@@ -234,7 +234,7 @@ def test_text_is_shown_as_it_was_typed_and_does_nothing(text):
         assert not page.select("script, a[href], em, pre")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("`$|*<>&\\[]_ ab\n", max_size=12))
 def test_any_text_is_shown_with_its_line_breaks_as_spaces(text):
     page = shown_as(f"- {as_typed(text)} end")

@@ -281,7 +281,7 @@ TABLE = st.integers(2, 5).flatmap(
 
 
 @given(TABLE, st.sampled_from([separator for separator in SEPARATORS if separator != " "]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_cells_are_read_as_the_csv_module_writes_them(tmp_path_factory, rows, separator):
     """A table in which another separator divides every line alike says the same in two ways: it is not tried."""
     text = io.StringIO()

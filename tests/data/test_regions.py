@@ -18,7 +18,7 @@ def square(x, y, side):
 
 
 @given(CORNERS, st.floats(0.3, 3), st.floats(-3, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pixels_are_those_whose_centre_lies_in_the_polygon(corners, scale, shift):
     """Against shapely; a centre nearer to an edge than rounding is nobody's promise."""
     polygon = shapely.Polygon(corners)

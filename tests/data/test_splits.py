@@ -59,7 +59,7 @@ def test_the_seed_decides(method):
 
 @pytest.mark.parametrize("method", ["random", "grouped", "given"])
 @given(order=st.permutations(range(len(DATASET))))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_order_of_the_files_does_not_matter(method, order):
     dataset = with_parts(DATASET, "train", "val", "train", "test")
     other = reordered(dataset, list(order))
@@ -68,7 +68,7 @@ def test_the_order_of_the_files_does_not_matter(method, order):
 
 
 @given(n=st.integers(10, 400), seed=st.integers(0, 2**31))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_random_is_8_to_2(n, seed):
     dataset = PatchDataset("made", ["a"], [f"{index}" for index in range(n)], np.ones((n, 1)), None)
     train, val = split_dataset(dataset, "random", seed)

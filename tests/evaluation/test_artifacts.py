@@ -286,7 +286,7 @@ json_values = st.recursive(
 
 
 @given(json_values, st.sampled_from(["name", "dataset", "methods", "pretrained", "n_val", None]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_json_is_read_or_refused(tmp_path_factory, value, key):
     path = tmp_path_factory.getbasetemp() / "metrics.json"
     sound = ABOUT | {"methods": {"majority": {"mAcc": 0.7, "mAcc_ci": [0.6, 0.8]}}}

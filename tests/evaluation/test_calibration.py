@@ -53,7 +53,7 @@ def test_the_temperature_of_simulated_logits_is_recovered(temperature):
 
 
 @given(labelled())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_other_temperature_fits_better(case):
     labels, probabilities = case
     usable = labels.any(axis=0) & ~labels.all(axis=0)
@@ -81,7 +81,7 @@ def test_temperature_is_one_where_all_probabilities_are_one_half():
 
 
 @given(labelled(), st.floats(0.2, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_temperature_keeps_the_order_and_every_decision_at_one_half(case, temperature):
     _, probabilities = case
     calibrated = apply_temperature(probabilities, temperature)
@@ -131,7 +131,7 @@ def quality(objective, labels, decisions):
 
 
 @given(labelled(), st.sampled_from(["accuracy", "f1"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_thresholds_equal_brute_force_over_all_cut_points(case, objective):
     labels, probabilities = case
     thresholds = fit_thresholds(labels, probabilities, objective)
@@ -214,7 +214,7 @@ def test_chance_error_equals_the_error_of_calibrated_probabilities_on_few_patche
 
 
 @given(labelled(), st.integers(2, 15))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_reliability_equals_scikit_learn(case, bins):
     labels, probabilities = case
     binned = reliability(labels, probabilities, bins)

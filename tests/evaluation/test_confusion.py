@@ -30,7 +30,7 @@ def labelled(draw):
 
 
 @given(labelled())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_confusion_equals_scikit_learn(case):
     labels, decisions = case
     expected = [confusion_matrix(labels[:, k], decisions[:, k], labels=[0, 1]) for k in range(labels.shape[1])]
@@ -52,7 +52,7 @@ def test_recall_by_area_counts_each_label_with_a_mask_once_and_has_wilsons_inter
 
 
 @given(labelled())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_recall_by_area_and_sensitivity_agree_with_the_confusion_matrices(case):
     labels, decisions = case
     classes = [f"class {k}" for k in range(labels.shape[1])]
@@ -76,7 +76,7 @@ def test_predicted_when_missed_by_hand():
 
 
 @given(labelled())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_predicted_when_missed_equals_a_plain_loop(case):
     labels, decisions = case
     rates, misses = predicted_when_missed(labels, decisions)
@@ -132,7 +132,7 @@ def test_multilabel_confusion_of_single_labels_is_the_confusion_matrix():
 
 
 @given(labelled())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_multilabel_confusion_holds_every_label_and_every_false_positive(case):
     labels, decisions = case[0].astype(bool), case[1]
     matrix = multilabel_confusion(labels, decisions)
@@ -181,7 +181,7 @@ def pairs(n_classes):
 
 
 @given(labelled())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gaps_equal_a_plain_loop(case):
     labels, decisions = case
     bias = co_occurrence_bias(labels, decisions, np.arange(len(labels)), 20)

@@ -135,7 +135,7 @@ def test_nearest_equals_brute_force(views, with_groups):
 
 
 @given(st.integers(1, 400), st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_chunks_do_not_change_what_is_found(chunk, seed):
     generator = np.random.default_rng(seed)
     pooled, groups = shards(generator.normal(size=(300, 2, 4))), generator.integers(0, 9, 300).astype(str)

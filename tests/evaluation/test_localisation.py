@@ -91,7 +91,7 @@ def test_a_uniform_map_scores_the_area_in_every_measure(size, side):
         assert values[0, 0, 0] == pytest.approx(mask.mean(), rel=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**20), side=st.sampled_from([2, 7, 16]), size=st.sampled_from([40, 56, 97, 224]),
     ties=st.booleans(),

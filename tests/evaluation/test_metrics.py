@@ -27,7 +27,7 @@ def labelled(draw):
 
 
 @given(labelled())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_point_metrics_equal_scikit_learn(case):
     labels, logits = case
     predictions, classes = from_probabilities(expit(logits)), [f"c{k}" for k in range(labels.shape[1])]
@@ -70,7 +70,7 @@ WEIGHTED = {"average precision": (average_precision, average_precision_score), "
 
 @pytest.mark.parametrize("metric", WEIGHTED)
 @given(labelled())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ranking_of_many_weightings_equals_scikit_learn_one_by_one(metric, case):
     """With ties, zero weights, and weightings that leave no positive or no negative patch."""
     labels, scores = case

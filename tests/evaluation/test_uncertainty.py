@@ -93,7 +93,7 @@ def test_interval_resamples_groups_with_their_sizes():
 
 
 @given(cases())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_metrics_of_each_sample_equal_scikit_learn(case):
     labels, predictions, units = case
     decisions, n_classes = predictions.decisions.astype(int), labels.shape[1]
@@ -391,7 +391,7 @@ def test_holm_by_hand():
 
 
 @given(st.lists(st.floats(0.0001, 1), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni(values):
     p = np.array(values)
     adjusted = holm(p)

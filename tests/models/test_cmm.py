@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -46,7 +46,6 @@ def test_dropout_is_independent_between_neighbours():
     assert np.abs(correlations).max() < 0.08
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), max_size=4), st.floats(0, 0.9999))
 def test_dropout_keeps_any_shape_and_passes_its_gradient(shape, p):
     values = torch.full(shape, 2.0, dtype=torch.float32, requires_grad=True)

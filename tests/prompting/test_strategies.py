@@ -123,7 +123,7 @@ def test_each_strategy_equals_its_brute_force(n_classes):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_positive_score_means_that_the_class_was_chosen(seed, n_classes):
     methods, _ = score(8, n_classes, seed)
     for name, found in methods.items():

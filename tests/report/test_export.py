@@ -336,7 +336,7 @@ fragments = st.lists(
 
 
 @given(fragments)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_text_can_act(text):
     assert acts(clean_html(text)) == []
     assert acts(clean_output(text)) == []
@@ -431,7 +431,7 @@ def test_parameters_of_many_kinds():
 
 
 @given(st.text(alphabet=st.sampled_from("ab =#:\n\t'\"[](1\\\x00é"), max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_parameters_cell_is_read_or_passed_over(source):
     assert all(p.name.isidentifier() for p in read_parameters(source))
 
@@ -492,7 +492,10 @@ def test_theme_follows_the_system_and_the_reader(visit, report, scheme):
     page.get_by_role("button", name=f"{other} theme").click()
     after = page.evaluate(background)
     assert before != after
-    page.reload()
+    for _ in range(20):  # Chromium stores through another process, which a reload can overtake on a busy machine
+        page.reload()
+        if page.evaluate(background) == after:
+            break
     assert page.evaluate(background) == after
     page.emulate_media(media="print")
     assert page.evaluate(background) == (before if scheme == "light" else after)

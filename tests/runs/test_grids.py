@@ -126,7 +126,7 @@ texts = st.text(max_size=150).filter(lambda text: "\0" not in text and text.ispr
 
 
 @given(dirs=st.lists(texts, min_size=1, max_size=6, unique=True), base=st.from_regex(SAFE, fullmatch=True))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_names_are_safe_distinct_and_the_same_each_time(tmp_path_factory, dirs, base):
     path = write(tmp_path_factory.mktemp("any"), {"name": base, "grid": {"data_dir": dirs, "seed": [0, 1]}})
     try:
@@ -206,7 +206,7 @@ def lists_and_mappings(inner):
 
 
 @given(grid=st.recursive(scalars, lists_and_mappings, max_leaves=12))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_grid_ends_in_another_exception(tmp_path_factory, grid):
     path = write(tmp_path_factory.mktemp("any"), {"name": "g", "grid": grid})
     try:

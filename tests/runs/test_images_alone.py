@@ -28,7 +28,7 @@ def prepared(tmp_path, monkeypatch, write_folder):
     """Register a small encoder of images alone, and one of images and text; return the parameters of a run."""
     monkeypatch.setattr(ENCODERS, "_entries", dict(ENCODERS.load()))
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # models are fitted in this process
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)  # models are fitted in this process
     images_alone = nn.Module()
     images_alone.visual = tiny_clip.tiny_model().visual
 

@@ -109,7 +109,7 @@ def test_nothing_behind_a_text_key_is_the_empty_text(tmp_path):
         },
     ).filter(bool)
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_values_of_the_right_type_come_back_as_they_are(tmp_path_factory, values):
     path = write(tmp_path_factory.mktemp("params"), yaml.safe_dump(values))
     found = read_params(path, SCHEMA)
@@ -198,7 +198,7 @@ def test_a_file_that_is_not_there_or_not_text_says_so(tmp_path):
 @example("=: 1")
 @example("<<: {epochs: 3}")
 @example("? {a: 1}\n: 2")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_ends_in_another_exception(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "run.yaml"
     path.write_bytes(text.encode("utf-8", errors="replace"))

@@ -51,7 +51,7 @@ def run(tmp_path, write_folder, monkeypatch):
         "tokens": "all",
         "token_grid": 0,
         "match_mpp": False,
-        "mpp": 0.0,
+        "mpp": 0.5,
         "prompts": "paper",
         "text_encoder": "",
         "text_pretrained": "",
@@ -68,6 +68,7 @@ def test_features_and_class_matrix_are_read_without_loading_the_encoder(run, mon
     assert np.array_equal(later.features.pooled.take(index), features.pooled.take(index))
     assert np.array_equal(later.class_matrix, matrix)
     assert later.compute.device.type == "cpu"
+    assert "at 32 pixels" in later.field_note()
 
 
 def test_features_that_were_removed_from_the_cache_are_encoded_again(run):

@@ -141,7 +141,7 @@ def test_many_annotations_find_their_slides(tmp_path, slide):
     st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6),
     st.tuples(st.integers(0, 200), st.integers(0, 200)),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exported_tiles_are_imported_with_the_same_labels_at_the_same_place(tmp_path_factory, rows, bounds):
     """Whatever thresholds the labels were decided with."""
 

@@ -38,7 +38,7 @@ def grid(n_columns, n_rows, side=100, step=100, classes=("tumor", "stroma")):
 
 
 @given(tables(), st.integers(0, 5000), st.integers(0, 5000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_geojson_comes_back_with_places_probabilities_and_labels(tmp_path_factory, tiles, left, top):
     path = tmp_path_factory.mktemp("any") / "tiles.geojson"
     exchange.write_qupath_geojson(path, tiles, (left, top))
@@ -56,7 +56,7 @@ def test_geojson_comes_back_with_places_probabilities_and_labels(tmp_path_factor
 
 
 @given(tables())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_wsinfer_csv_comes_back(tmp_path_factory, tiles):
     path = tmp_path_factory.mktemp("any") / "tiles.csv"
     columns = ["x", "y", "width", "height", *(f"prob_{name}" for name in exchange.classes_of(tiles))]

@@ -17,7 +17,7 @@ def slide(width, height, mpp=0.5):
     return SimpleNamespace(path="a.svs", width=width, height=height, mpp=mpp)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(60, 900), st.integers(60, 900), st.floats(10, 30), st.floats(0, 0.8))
 def test_a_grid_covers_the_slide_in_order_with_the_overlap_asked_for(width, height, field, overlap):
     table = tiles(slide(width, height), field, overlap)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.special import ndtri
 
 from histoclip_lib.common.errors import HistoCLIPError
+from histoclip_lib.common.executors import n_cores
 from histoclip_lib.common.files import replacing
 from histoclip_lib.data.synthetic import painting, patches, tissue
 from histoclip_lib.data.synthetic.painting import MPP, Appearance
@@ -77,7 +77,7 @@ def paint_slide(folder: str | Path, width: int = 4608, height: int = 4608, seed:
     slide = _Slide(shape, seed)
 
     def painted() -> Iterator[np.ndarray]:
-        workers = max(1, min(os.cpu_count() or 1, rows // 4))  # a process costs as much as painting a row
+        workers = max(1, min(n_cores(), rows // 4))  # a process costs as much as painting a row
         done = joblib.Parallel(n_jobs=workers, return_as="generator")(
             joblib.delayed(slide.row)(y) for y in range(0, shape[0], CORE)
         )

@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 from IPython.display import Image, Markdown
 
-from histoclip_lib.clip.registry import encoder_entry
 from histoclip_lib.evaluation import localisation
 from histoclip_lib.evaluation.segmentation import join_segmentations, segment, segmentation_table
 from histoclip_lib.features.reader import FeatureReader
@@ -89,7 +88,7 @@ class Attention(Chapter):
     def _maps_of(self, indices: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the maps of some patches for each fold, by its head and probe, one fold after the other."""
         run, parts = self.run, []
-        is_clip = encoder_entry(str(run["backbone"]), str(run["pretrained"])).is_clip  # others have no dense similarity
+        is_clip = run.encoder_entry.is_clip  # others have no dense similarity
         for head, probe, index in zip(self.heads, run.baselines[PROBE], indices, strict=True):
             corrected = None
             if is_clip:
