@@ -24,7 +24,7 @@ PLUGIN = "\n".join(re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re
 PARAMETERS = {
     "name": "toy", "dataset": "my_slides", "data_dir": "slides", "backbone": "my-clip", "split": "grouped", "views": 1,
     "epochs": 3, "warmup_epochs": 1, "batch_size": 16, "resamples": 50, "studies": False, "examples": 2, "wordings": 1,
-    "folds": 3,
+    "protocol": "split",
 }  # fmt: skip
 
 
