@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+sys.modules.setdefault("rfc3987_syntax", None)  # as the command line does: importing nbformat takes seconds with it
+
 settings.register_profile("histoclip", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("histoclip")
 

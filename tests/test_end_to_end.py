@@ -155,12 +155,12 @@ def test_the_heads_are_those_that_one_process_trains(workplace, run_folder, tmp_
 
 def test_a_run_that_was_overwritten_by_hand_is_mended_without_training_again(workplace, run_folder):
     """As by a notebook that was executed in JupyterLab with other parameters: the products do not belong together."""
-    split = (run_folder / "split.csv").read_bytes()
-    (run_folder / "split.csv").write_bytes(split.replace(b",cv,1\n", b",cv,2\n"))
+    metrics = (run_folder / "metrics.json").read_bytes()
+    (run_folder / "metrics.json").write_bytes(metrics.replace(b'"n_val": ', b'"n_val": 1'))
     result = histoclip(workplace, "run", "small.yaml")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("skipped") == len(STEPS) - 1
-    assert (run_folder / "split.csv").read_bytes() == split
+    assert (run_folder / "metrics.json").read_bytes() == metrics
 
 
 @pytest.mark.browser

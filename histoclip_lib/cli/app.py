@@ -124,6 +124,9 @@ def read_checked(params: list[Path], debug: bool, **defaults: object) -> tuple[S
 
 def main() -> None:
     """Start the command line."""
+    # jsonschema, behind nbformat, compiles a grammar of internationalised addresses, which takes seconds and has no use
+    # here; a module that is None counts as not installed.
+    sys.modules.setdefault("rfc3987_syntax", None)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     app(prog_name="histoclip")
