@@ -280,7 +280,7 @@ def load_baselines(path: Path) -> dict[str, list[HeldOut]]:
                 folds += [dict.fromkeys(STORED)] if int(k) == len(folds) else []
                 folds[int(k)][part] = arrays[key]
         return {name: [_restored(**own) for own in folds] for name, folds in found.items()}
-    except (OSError, ValueError, LookupError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
         raise HistoCLIPError(f"{path} cannot be read ({error}). Run the notebook 03_train again.") from error
 
 

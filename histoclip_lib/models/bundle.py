@@ -303,6 +303,8 @@ def ood_scores(pooled: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def fit_ood(pooled: np.ndarray, folds: Iterable[tuple[np.ndarray, np.ndarray]], seed: int) -> tuple[np.ndarray, float]:
     """Return the reference of the out-of-distribution score and its threshold.
 
+    Held-out patches are compared with those of the reference alone: with more, their nearest ones would be nearer.
+
     Parameters
     ----------
     pooled : ndarray of shape (T, d)
@@ -314,12 +316,13 @@ def fit_ood(pooled: np.ndarray, folds: Iterable[tuple[np.ndarray, np.ndarray]], 
         Of the draw where there are more than MOST_REFERENCES patches.
     """
     rows = unit(pooled.astype(np.float32))
-    held_out = [ood_scores(rows[there], rows[here]) for here, there in folds]
-    if not held_out and len(rows) > 1:
-        held_out = [ood_scores(rows[k : k + 1], np.delete(rows, k, axis=0)) for k in range(len(rows))]
     kept = np.sort(np.random.default_rng(seed).permutation(len(rows))[:MOST_REFERENCES])
+    reference = rows[kept]
+    held_out = [ood_scores(rows[there], rows[here[np.isin(here, kept)]]) for here, there in folds]
+    if not held_out and len(kept) > 1:
+        held_out = [ood_scores(reference[[k]], np.delete(reference, k, axis=0)) for k in range(len(kept))]
     threshold = float(np.quantile(np.concatenate(held_out), OOD_QUANTILE)) if held_out else 0.0
-    return rows[kept], threshold
+    return reference, threshold
 
 
 def describe_encoder(clip: CLIP) -> dict[str, object]:
@@ -417,7 +420,7 @@ def read_config(folder: Path) -> ModelConfig:
     except (OSError, ValueError, TypeError) as error:
         raise HistoCLIPError(f"{path} cannot be read ({error}). {REMEDY}") from error
     unknown = sorted(found.keys() - {each.name for each in fields(ModelConfig)})
-    if unknown or found.get("format", 0) > FORMAT:
+    if unknown or found.get("format", 0) not in range(FORMAT + 1):
         raise HistoCLIPError(
             f"{path} was written by histoclip {shown(found.get('software'))}, this is {__version__}: "
             f"{'unknown fields ' + ', '.join(unknown) if unknown else 'format ' + str(found['format'])}. Update "
@@ -429,7 +432,7 @@ def read_config(folder: Path) -> ModelConfig:
             HEAD, REFERENCE,
         }:  # fmt: skip
             raise TypeError("classes, words, thresholds and digests do not fit together")
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise HistoCLIPError(f"{path} is incomplete ({error}). {REMEDY}") from error
     return config
 

@@ -7,6 +7,7 @@ import pytest
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.features.reader import FeatureReader
+from histoclip_lib.models import bundle
 from histoclip_lib.models.attention import attention_maps
 from histoclip_lib.models.bundle import (
     CONFIG,
@@ -51,12 +52,26 @@ def test_distance_is_the_mean_cosine_distance_to_the_nearest_training_patches():
     assert threshold == pytest.approx(np.quantile(np.concatenate(held_out), 0.99), abs=1e-6)
 
 
+def test_as_many_patches_like_those_of_training_are_flagged_however_few_are_kept(monkeypatch):
+    monkeypatch.setattr(bundle, "MOST_REFERENCES", 100)
+    generator = np.random.default_rng(0)
+    drawn = generator.standard_normal((400, 8))[generator.integers(0, 400, 5000)]
+    drawn += 0.3 * generator.standard_normal(drawn.shape)
+    train, new, fold = drawn[:2000], drawn[2000:], np.arange(2000) % 5
+    folds = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(5)]
+    reference, threshold = fit_ood(train, folds, 0)
+    assert len(reference) == 100
+    assert 0 < (ood_scores(new, reference) > threshold).mean() < 0.02
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"encoder_digest": "0"}, "other weights"),
         ({"future": 1}, "unknown fields future"),
         ({"format": 2}, "format 2"),
+        ({"format": "new"}, "format new"),
+        ({"digests": []}, "is incomplete"),
         ({"digests": {"model.safetensors": "0", "reference.safetensors": "0"}}, "its digest differs"),
         ({"classes": ["a"]}, "do not fit together"),
     ],
