@@ -138,7 +138,7 @@ def prompts_table(scored: dict[str, dict[str, Predictions]], labels: np.ndarray)
     scored : dict of str to dict of str to Predictions
         By the set of prompts, then by strategy; each (B, N).
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known.
     """
     lines: dict[str, dict[str, str]] = {}
     for prompts, methods in scored.items():
@@ -151,11 +151,19 @@ def prompts_table(scored: dict[str, dict[str, Predictions]], labels: np.ndarray)
 
 
 def mean_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return mAP, the mean over classes with a positive patch of average precision; both (B, N). NaN without any."""
+    """Return mAP, the mean of average precision over the classes with a positive patch; NaN without any.
+
+    `labels` (B, N) are 0, 1, or NaN where not known, which is left out; `scores` have the same shape.
+    """
     from sklearn.metrics import average_precision_score
 
-    present = labels.any(axis=0)
-    return average_precision_score(labels[:, present], scores[:, present]) if present.any() else np.nan
+    known = ~np.isnan(labels)
+    precisions = [
+        average_precision_score(labels[own, k], scores[own, k])
+        for k, own in enumerate(known.T)
+        if (labels[:, k] == 1).any()
+    ]
+    return float(np.mean(precisions)) if precisions else np.nan
 
 
 def extremes_table(variants: Variants) -> pd.DataFrame:

@@ -84,6 +84,18 @@ def test_the_methods_as_reported_come_first(rule):
     assert_same(table[table["kind"] == AS_REPORTED], by_hand(vocabulary, rule))
 
 
+def test_labels_that_are_not_known_are_left_out():
+    pooled, labels = case()
+    hidden = labels.astype(float)
+    hidden[::3, 0], hidden[:, 2] = np.nan, np.nan
+    reported = score(vocabulary_of(3), pooled=pooled, labels=hidden).table[: len(STRATEGIES.load())]
+    methods = score_zero_shot(pooled, TextEncoder(PromptVectors()), vocabulary_of(3), context_of(3))
+    for line, found in zip(reported.itertuples(), methods.values(), strict=True):
+        known = [~np.isnan(hidden[:, k]) for k in (0, 1)]
+        precisions = [average_precision_score(hidden[own, k], found.scores[own, k]) for k, own in enumerate(known)]
+        assert line.mAP == pytest.approx(np.mean(precisions))
+
+
 def test_a_single_template_is_used_by_every_strategy():
     vocabulary = vocabulary_of(3)
     table = score(vocabulary).table
