@@ -22,6 +22,7 @@ from histoclip_lib.common.predictions import (
 )
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.metrics import cut_counts, point_metrics
+from histoclip_lib.evaluation.text import number_text
 from histoclip_lib.evaluation.uncertainty import bootstrap_interval
 
 BINS = 15  # as Guo et al. 2017
@@ -214,7 +215,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str
     -------
     ndarray of shape (N,)
         From 0 to 1, and just above 1 where it is best never to predict a class whose probability reaches 1. A class
-        that is never present has no F1 and keeps 0.5 for it.
+        that is never present has no F1 and keeps 0.5 for it, one without a known label keeps 0.5 for both.
     """
     known = ~np.isnan(labels)
     return np.array(
@@ -225,7 +226,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray, objective: str
 def _best_threshold(labels: np.ndarray, probabilities: np.ndarray, objective: str) -> float:
     """Return the threshold of one class, both arguments of shape (B,)."""
     positives = int(labels.sum())
-    if objective == "f1" and not positives:
+    if not len(labels) or (objective == "f1" and not positives):
         return THRESHOLD
     hits, called = (
         np.append(0, counts[0])  # first of all, the cut above every patch
@@ -273,7 +274,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Return the expected calibration error of each class, shape (N,).
+    """Return the expected calibration error of each class, shape (N,); NaN for one without a known label.
 
     The mean over patches of how far the mean probability of their bin lies from the fraction that is present. Few
     patches in a bin raise it by chance alone: compare it with `chance_calibration_error`. (Naeini, Cooper and
@@ -281,18 +282,21 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     """
     binned = reliability(labels, probabilities, bins)
     gaps = np.nan_to_num(np.abs(binned.predicted - binned.observed))
-    return (binned.counts * gaps).sum(axis=1) / binned.counts.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return (binned.counts * gaps).sum(axis=1) / binned.counts.sum(axis=1)
 
 
-def chance_calibration_error(probabilities: np.ndarray) -> np.ndarray:
+def chance_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the error (N,) that these probabilities (B, N) would show on average if they were perfectly calibrated.
 
-    Labels are drawn from the probabilities CHANCE_DRAWS times (Bröcker and Smith, Increasing the reliability of
-    reliability diagrams, Weather and Forecasting 22, 2007).
+    Where labels are known, they are drawn from the probabilities CHANCE_DRAWS times (Bröcker and Smith, Increasing the
+    reliability of reliability diagrams, Weather and Forecasting 22, 2007).
     """
-    generator = np.random.default_rng(0)
-    draws = (generator.random(probabilities.shape) < probabilities for _ in range(CHANCE_DRAWS))
-    return np.mean([expected_calibration_error(labels, probabilities) for labels in draws], axis=0)
+    generator, known = np.random.default_rng(0), ~np.isnan(labels)
+    draws = (
+        np.where(known, generator.random(probabilities.shape) < probabilities, np.nan) for _ in range(CHANCE_DRAWS)
+    )
+    return np.mean([expected_calibration_error(drawn, probabilities) for drawn in draws], axis=0)
 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -352,11 +356,11 @@ def calibration_table(
             errors, brier = expected_calibration_error(labels, probabilities), brier_score(labels, probabilities)
             columns[label_of(method), stage] = {
                 "cross-entropy": f"{cross_entropy(labels, probabilities):.3f}",
-                "Brier score": f"{brier.mean():.3f}",
-                "ECE": f"{errors.mean():.3f}",
-                "ECE by chance": f"{chance_calibration_error(probabilities).mean():.3f}",
-                **{f"ECE, {name}": f"{value:.3f}" for name, value in zip(classes, errors, strict=True)},
-                **{f"Brier score, {name}": f"{value:.3f}" for name, value in zip(classes, brier, strict=True)},
+                "Brier score": number_text(nan_mean(brier)),
+                "ECE": number_text(nan_mean(errors)),
+                "ECE by chance": number_text(nan_mean(chance_calibration_error(labels, probabilities))),
+                **{f"ECE, {name}": number_text(value) for name, value in zip(classes, errors, strict=True)},
+                **{f"Brier score, {name}": number_text(value) for name, value in zip(classes, brier, strict=True)},
             }
     return pd.DataFrame(columns)
 
@@ -380,22 +384,20 @@ def ensemble_note(
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1, of the validation set.
+        0, 1, or NaN where not known, of the validation set.
     methods : dict of str to Predictions
         With ENSEMBLE and its two MEMBERS, whose scores are probabilities.
     units, resamples, seed
         Of the bootstrap; see `uncertainty.evaluate`.
     """
-    known = ~np.isnan(labels).all(axis=1)
-    labels, units = labels[known], units[known]
-    losses = {name: nan_mean(log_losses(labels, methods[name].scores[known])) for name in (ENSEMBLE, *MEMBERS)}
+    losses = {name: log_losses(labels, methods[name].scores) for name in (ENSEMBLE, *MEMBERS)}
     said = []
     for name in MEMBERS:
         gaps = losses[ENSEMBLE] - losses[name]
         low, high = bootstrap_interval(gaps, units, resamples, seed, folds)
         order = "lower than" if high < 0 else "higher than" if low > 0 else "not significantly different from"
-        said.append(f"{order} that of *{label_of(name)}* ({gaps.mean():+.3f}, {low:+.3f} to {high:+.3f})")
+        said.append(f"{order} that of *{label_of(name)}* ({np.nanmean(gaps):+.3f}, {low:+.3f} to {high:+.3f})")
     return (
-        f"Averaging the probabilities of head and probe gives a cross-entropy of {losses[ENSEMBLE].mean():.3f}, "
+        f"Averaging the probabilities of head and probe gives a cross-entropy of {np.nanmean(losses[ENSEMBLE]):.3f}, "
         f"{' and '.join(said)}. Brackets hold the difference and its 95 % interval, without calibration."
     )

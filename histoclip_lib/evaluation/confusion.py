@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
-from histoclip_lib.common.arrays import agreement, nan_mean
+from histoclip_lib.common.arrays import agreement
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.evaluation.uncertainty import LEVEL, draw_units, stretch, unit_sums
 
@@ -145,9 +145,11 @@ def errors_by_group(labels: np.ndarray, decisions: np.ndarray, groups: np.ndarra
     """
     if groups is None:
         raise HistoCLIPError("Errors by group need groups, and this data set has none. Leave this table out.")
-    wrong = pd.Series(1 - nan_mean(agreement(labels, decisions))).groupby(np.asarray(groups), sort=True)
-    table = pd.DataFrame({"patches": wrong.size(), "mAcc": 1 - wrong.mean(), "error rate": wrong.mean()})
-    table["share of errors"] = wrong.sum() / max(wrong.sum().sum(), np.finfo(float).tiny)
+    right = pd.DataFrame(agreement(labels, decisions)).groupby(np.asarray(groups), sort=True)
+    table = pd.DataFrame({"patches": right.size(), "mAcc": right.mean().mean(axis=1)})
+    table["error rate"] = 1 - table["mAcc"]
+    wrong = (right.count() - right.sum()).sum(axis=1)
+    table["share of errors"] = wrong / max(wrong.sum(), 1)
     return table.rename_axis("group").sort_values("error rate", ascending=False, kind="stable")
 
 
@@ -157,15 +159,15 @@ def errors_by_label_set(labels: np.ndarray, decisions: np.ndarray, classes: list
     `labels` and `decisions` have shape (B, N). A line for each set of labels that occurs, in words: `patches`, `exact
     match`, `mAcc`, `most common wrong prediction` (in words, empty where none is wrong) and `patches with it`.
     """
-    right = nan_mean(agreement(labels, decisions))
+    right = pd.DataFrame(agreement(labels, decisions))
     labels, decisions = labels == 1, decisions.astype(bool) & ~np.isnan(labels)
     sets, code = np.unique(np.concatenate([labels, decisions]), axis=0, return_inverse=True)
     words = np.array([" + ".join(np.array(classes, dtype=object)[row]) or "none" for row in sets], dtype=object)
     truth, answer = np.split(code.ravel(), 2)
-    frame = pd.DataFrame({"truth": truth, "answer": answer, "exact": truth == answer, "right": right})
+    frame = pd.DataFrame({"truth": truth, "answer": answer, "exact": truth == answer})
     grouped = frame.groupby("truth")
     table = pd.DataFrame({"patches": grouped.size(), "exact match": grouped["exact"].mean()})
-    table["mAcc"] = grouped["right"].mean()
+    table["mAcc"] = right.groupby(truth).mean().mean(axis=1)
     wrong = frame[~frame["exact"]].groupby(["truth", "answer"]).size().rename("n").reset_index()
     worst = wrong.sort_values("n", ascending=False, kind="stable").drop_duplicates("truth").set_index("truth")
     answers = pd.Series(words[worst["answer"]], index=worst.index, dtype=object)

@@ -10,10 +10,19 @@ import numpy as np
 import pandas as pd
 
 from histoclip_lib.common import arrays
-from histoclip_lib.common.predictions import Predictions
+from histoclip_lib.common.arrays import nan_mean
+from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.evaluation.artifacts import ValidationPredictions
-from histoclip_lib.evaluation.uncertainty import accuracy_shares, bootstrap_interval, pairwise_gaps
+from histoclip_lib.evaluation.uncertainty import (
+    SHARE,
+    accuracy_shares,
+    draw_units,
+    pairwise_gaps,
+    percentile_interval,
+    resampled_means,
+)
 
+RESAMPLES = 1000
 SEED = 0  # of the bootstrap and of the permutations, which all encoders share
 
 
@@ -94,15 +103,17 @@ def rank(aligned: Aligned, method: str, folds: int = 1) -> Ranking:
     folds : int
         Of the cross-validation that the predictions come from; 1 for a single split.
     """
-    run = aligned.first
-    correct = {
-        name: accuracy_shares(arrays.agreement(run.labels, own.decisions)) for name, own in aligned.of(method).items()
-    }
-    names = sorted(correct, key=lambda name: -correct[name].mean())
-    values = np.stack([correct[name] for name in names])  # (K, B)
-    tables = (pd.DataFrame(found, names, names) for found in pairwise_gaps(values.T, run.units, SEED, folds))
-    intervals = np.array([bootstrap_interval(own, run.units, seed=SEED, folds=folds) for own in values])
-    return Ranking(names, values.mean(axis=1), intervals, *tables)
+    run, of_method = aligned.first, aligned.of(method)
+    accuracy = {name: mean_accuracy(run.labels, own.decisions) for name, own in of_method.items()}
+    names = sorted(accuracy, key=lambda name: -accuracy[name])
+    right = {name: arrays.agreement(run.labels, of_method[name].decisions) for name in names}
+    draws, shares = draw_units(run.units, RESAMPLES, SEED), np.stack(list(map(accuracy_shares, right.values())), axis=1)
+    tables = (pd.DataFrame(found, names, names) for found in pairwise_gaps(shares, run.units, SEED, folds))
+    intervals = [
+        percentile_interval(nan_mean(resampled_means(right[name], draws)), accuracy[name], folds, SHARE)
+        for name in names
+    ]
+    return Ranking(names, np.array([accuracy[name] for name in names]), np.array(intervals), *tables)
 
 
 def agreement(aligned: Aligned, method: str) -> pd.DataFrame:

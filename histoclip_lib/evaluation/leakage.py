@@ -33,6 +33,7 @@ from histoclip_lib.evaluation.comparisons import BETTER, WORSE, finding
 from histoclip_lib.evaluation.methods import in_table_order, label_of
 from histoclip_lib.evaluation.text import signed_text, value_text
 from histoclip_lib.evaluation.uncertainty import (
+    SHARE,
     Difference,
     draw_units,
     percentile_interval,
@@ -331,8 +332,10 @@ def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000,
                 own[metric][0] + stretch(part.folds) * (own[metric] - own[metric][0])
                 for part, own in zip(parts, found, strict=True)
             )
-            columns = (one, other, one - other)
-            shown = (Difference(float(drawn[0]), *percentile_interval(drawn[1:])) for drawn in columns)
+            columns = ((one, SHARE), (other, SHARE), (one - other, (-1.0, 1.0)))
+            shown = (
+                Difference(float(drawn[0]), *percentile_interval(drawn[1:], bounds=bounds)) for drawn, bounds in columns
+            )
             gaps.append(SplitGap(method, metric, *shown))
     return gaps
 

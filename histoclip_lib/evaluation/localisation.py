@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.comparisons import finding
 from histoclip_lib.evaluation.text import number_text, signed_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, resampled_means
+from histoclip_lib.evaluation.uncertainty import SHARE, Difference, Draws, percentile_interval, resampled_means
 from histoclip_lib.models.attention import MAP_LABELS, PROBE, TRAINED, bilinear_weights, square_crop
 
 MEASURES = {"pointing": "pointing game", "mass": "mass in the mask", "ap": "per-pixel AP"}
@@ -125,16 +125,16 @@ def agreement_by_class(scores: MapScores, classes: list[str], measure: str, draw
     """
     lines = {}
     for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
-        lines[MAP_LABELS[name]] = [value_text(gap) for gap in _by_class(values, draws)]
+        lines[MAP_LABELS[name]] = [value_text(gap) for gap in _by_class(values, draws, SHARE)]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=classes)
     table.loc["Patches"] = (~np.isnan(scores.area)).sum(axis=0).astype(str)
     return table
 
 
-def _by_class(values: np.ndarray, draws: Draws) -> list[Difference]:
+def _by_class(values: np.ndarray, draws: Draws, bounds: tuple[float, float] = (-np.inf, np.inf)) -> list[Difference]:
     """Return the mean over the patches of values (n, N), NaN left out, of each class, with its bootstrap interval."""
     means = zip(class_means(values).tolist(), resampled_means(values, draws).T, strict=True)
-    return [Difference(mean, *percentile_interval(drawn, mean, draws.folds)) for mean, drawn in means]
+    return [Difference(mean, *percentile_interval(drawn, mean, draws.folds, bounds)) for mean, drawn in means]
 
 
 def _over_classes(values: np.ndarray, draws: Draws) -> Difference:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
-from histoclip_lib.common.arrays import all_right
+from histoclip_lib.common.arrays import all_right, nan_mean
 from histoclip_lib.common.html import as_typed
 from histoclip_lib.common.predictions import Predictions, mean_accuracy
 from histoclip_lib.evaluation.methods import short_label
@@ -17,7 +17,7 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0, 1, or NaN where not known: such cells count in no metric. Each class has a known label.
+        0, 1, or NaN where not known: such cells count in no metric.
     predictions : Predictions
         For the same patches.
     classes : list of str
@@ -27,8 +27,9 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
     -------
     dict
         `mAcc`, `mAP`, `macro_f1`, `micro_f1`, `auroc`, `exact_match` (whether all known labels of a patch are right)
-        and `per_class`, there with `n`, the known labels. `mAP` and `auroc` are means over the classes for which they
-        are defined (both a positive and, for `auroc`, a negative patch); None if there are none.
+        and `per_class`, there with `n`, the known labels. Means over classes leave out those for which a metric is not
+        defined: without a known label, for `mAP` and `auroc` without a positive patch, and for `auroc` without a
+        negative one. None if it is defined for no class.
     """
     scores, decisions, known = predictions.scores, predictions.decisions, ~np.isnan(labels)
     per_class = {
@@ -38,15 +39,20 @@ def point_metrics(labels: np.ndarray, predictions: Predictions, classes: list[st
     return {
         "mAcc": mean_accuracy(labels, decisions),
         "mAP": _mean([values["ap"] for values in per_class.values()]),
-        "macro_f1": float(np.mean([values["f1"] for values in per_class.values()])),
-        "micro_f1": float(f1_score(labels[known], decisions[known], zero_division=0)),
+        "macro_f1": _mean([values["f1"] for values in per_class.values()]),
+        "micro_f1": float(f1_score(labels[known], decisions[known], zero_division=0)) if known.any() else None,
         "auroc": _mean([values["auroc"] for values in per_class.values()]),
-        "exact_match": float(all_right(labels, decisions)[known.any(axis=1)].mean()),
+        "exact_match": float(nan_mean(np.where(known.any(axis=1), all_right(labels, decisions), np.nan))),
         "per_class": per_class,
     }
 
 
+CLASS_METRICS = ("accuracy", "ap", "auroc", "precision", "recall", "f1", "prevalence", "predicted")
+
+
 def _class_metrics(labels: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -> dict[str, float | None]:
+    if not len(labels):
+        return dict.fromkeys(CLASS_METRICS) | {"n": 0}
     precision, recall, f1, _ = precision_recall_fscore_support(labels, decisions, average="binary", zero_division=0)
     has_positive, has_negative = bool(labels.any()), not labels.all()
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +11,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.predictions import THRESHOLD, Predictions
 from histoclip_lib.evaluation.methods import label_of
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import SHARE, Difference, Draws, percentile_interval, unit_sums
 
 LEVELS = 1000  # thresholds that are tried, evenly from 0 to 1
 DRAWS = 500  # random divisions of the units on which the promise is tried
@@ -137,19 +139,19 @@ def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: Draws) -> Diff
     shares, counts = sums[there, 0] / sums[there, 1], draws.counts[:, there]
     value = float(shares.mean())
     with np.errstate(invalid="ignore"):
-        interval = percentile_interval(counts @ shares / counts.sum(axis=1), value, draws.folds)
-    return Difference(value, *np.clip(interval, 0, 1))
+        return Difference(value, *percentile_interval(counts @ shares / counts.sum(axis=1), value, draws.folds, SHARE))
 
 
 def risk_note(alpha: float, n_units: int) -> str:
     """Say in Markdown what the thresholds promise, and what the promise rests on."""
     note = (
         "For a new group (or patch, if groups are unknown) from the same source, the expected false-negative rate of "
-        f"each class is at most {alpha:.0%}. "
+        f"each class is at most {100 * alpha:g}%. "
         "This holds on average over groups and over the choice of training groups, not for every single group and not "
         "for another hospital. The thresholds come from out-of-fold predictions of models fitted on fewer patches than "
         "the final model; the last column of the table shows how well the guarantee holds."
     )
-    if n_units + 1 < 1 / alpha:
-        note += f" With only {n_units} groups a class must always be predicted; {int(1 / alpha)} or more are needed."
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    if n_units < needed:
+        note += f" With only {n_units} groups a class must always be predicted; {needed} or more are needed."
     return note

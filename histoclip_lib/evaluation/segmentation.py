@@ -13,7 +13,7 @@ from histoclip_lib.common.arrays import nan_mean
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.text import number_text, value_text
-from histoclip_lib.evaluation.uncertainty import Difference, Draws, percentile_interval, unit_sums
+from histoclip_lib.evaluation.uncertainty import SHARE, Difference, Draws, percentile_interval, unit_sums
 from histoclip_lib.models.attention import MAP_LABELS, bilinear_weights, square_crop
 
 ONE_CLASS = "one_class"
@@ -141,7 +141,7 @@ def _fit(
         area += np.bincount(truth, minlength=n_classes + 1)[1:]
         for number, maps in enumerate(fitting):
             fine = enlarged(maps[i], side, patch, STEP)
-            for k in np.flatnonzero(patches.labels[patch]):
+            for k in np.flatnonzero(patches.labels[patch] == 1):
                 level = (fine[k] * LEVELS).astype(int)
                 counts[0, number, k] += np.bincount(level[truth == k + 1], minlength=LEVELS + 1)
                 counts[1, number, k] += np.bincount(level, minlength=LEVELS + 1)
@@ -206,7 +206,8 @@ def segmentation_table(found: Segmentation, classes: list[str], draws: Draws) ->
         line = {}
         for key, label in MEASURES.items():
             value = float(pooled[key])
-            line[label] = value_text(Difference(value, *percentile_interval(measures(drawn)[key], value, draws.folds)))
+            interval = percentile_interval(measures(drawn)[key], value, draws.folds, SHARE)
+            line[label] = value_text(Difference(value, *interval))
         line |= {f"IoU, {c}": number_text(value) for c, value in zip(classes, pooled["iou"], strict=True)}
         hits, called, true = found.binary[number].sum(axis=0).T
         alone = hits / np.maximum(called + true - hits, 1)

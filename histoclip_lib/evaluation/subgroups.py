@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from histoclip_lib.common.arrays import agreement
+from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import METRICS
 from histoclip_lib.evaluation.text import number_text, p_clause, range_text
-from histoclip_lib.evaluation.uncertainty import accuracy_shares, evaluate, holm, unit_sums
+from histoclip_lib.evaluation.uncertainty import evaluate, holm, unit_sums
 
 UNKNOWN = "unknown"
 PERMUTATIONS = 9999
@@ -20,12 +20,16 @@ FEWEST_UNITS = 2  # a subgroup of fewer units takes no part in the test
 
 @dataclass(frozen=True)
 class SubgroupGap:
-    """The largest difference in mAcc between two subgroups: the better, the worse, how far apart they are, and p."""
+    """The largest difference in mAcc between two subgroups: the better, the worse, how far apart they are, and p.
+
+    `left_out` counts the classes of which some subgroup has no known label.
+    """
 
     best: str
     worst: str
     value: float
     p: float
+    left_out: int = 0
 
 
 def subgroup_table(
@@ -43,7 +47,7 @@ def subgroup_table(
     Parameters
     ----------
     labels : ndarray of shape (B, N)
-        0 or 1.
+        0, 1, or NaN where not known.
     predictions : Predictions
         For the same patches.
     classes : list of str
@@ -73,6 +77,9 @@ def largest_gap(
 ) -> SubgroupGap | None:
     """Test the largest difference in mAcc between two subgroups; None where fewer than two can be compared.
 
+    The mean is over the classes with known labels in every subgroup: a class that is hard would otherwise count against
+    those alone that know it.
+
     Units are dealt to the subgroups at random, as many to each as it has, and p is how often the largest difference is
     as large as the one found: that it is the largest of several needs no further correction. Where patches of one unit
     belong to several subgroups, patches are dealt and p is too small.
@@ -80,32 +87,39 @@ def largest_gap(
     Parameters
     ----------
     labels, decisions : ndarray of shape (B, N)
-        Truth, and what a method decides.
+        Truth, NaN where not known, and what a method decides.
     values : ndarray of shape (B,), str
-        The subgroup of each patch; those without one, and of subgroups with fewer than FEWEST_UNITS, are left out.
+        The subgroup of each patch; those without one, and of subgroups with fewer than FEWEST_UNITS, are left out, as
+        are patches without a known label.
     units : ndarray of shape (B,)
         What is exchangeable.
     seed : int
         Of the PERMUTATIONS.
     """
-    _, unit = np.unique(units, return_inverse=True)
-    if any(len(set(values[unit == number])) > 1 for number in range(unit.max() + 1)):
-        unit = np.arange(len(units))
-    names = [v for v in sorted(set(values) - {""}) if len(np.unique(unit[values == v])) >= FEWEST_UNITS]
-    if len(names) < 2:
+    if pd.Series(values).groupby(units).nunique().max() > 1:
+        units = np.arange(len(units))
+    right = agreement(labels, decisions)
+    used = ~np.isnan(right).all(axis=1)
+    names = [v for v in sorted(set(values) - {""}) if len(np.unique(units[used & (values == v)])) >= FEWEST_UNITS]
+    common = np.array([~np.isnan(right[values == v]).all(axis=0) for v in names]).all(axis=0)  # (N,)
+    if len(names) < 2 or not common.any():
         return None
-    used = np.isin(values, names)
-    _, first, unit = np.unique(unit[used], return_index=True, return_inverse=True)
-    correct = accuracy_shares(agreement(labels, decisions)[used])
-    sums = unit_sums(np.stack([correct, np.ones(len(correct))], axis=1), unit)  # (U, 2)
+    used = np.isin(values, names) & ~np.isnan(right[:, common]).all(axis=1)
+    right = right[used][:, common]
+    _, first, unit = np.unique(units[used], return_index=True, return_inverse=True)
+    sums, known = unit_sums(np.nan_to_num(right), unit), unit_sums(~np.isnan(right), unit)  # (U, N)
     group = np.searchsorted(names, values[used][first])  # of each unit
     generator = np.random.default_rng(seed)
     dealt = np.concatenate([group[None], generator.permuted(np.tile(group, (PERMUTATIONS, 1)), axis=1)])
-    totals = np.stack([(dealt == k) @ sums for k in range(len(names))], axis=1)  # (1 + P, K, 2)
-    means = totals[..., 0] / totals[..., 1]
+    means = np.empty((len(dealt), len(names)))  # mAcc of each subgroup
+    for k in range(len(names)):
+        own = (dealt == k).astype(float)
+        with np.errstate(invalid="ignore"):  # a subgroup may be dealt no known label of a class
+            means[:, k] = nan_mean((own @ sums) / (own @ known))
     gaps = np.ptp(means, axis=1)
     p = float(np.mean(gaps >= gaps[0] - 1e-12))  # gaps[0]: the 1 + in p
-    return SubgroupGap(names[int(means[0].argmax())], names[int(means[0].argmin())], float(gaps[0]), p)
+    order = np.argsort(-means[0], kind="stable")
+    return SubgroupGap(str(names[order[0]]), str(names[order[-1]]), float(gaps[0]), p, int((~common).sum()))
 
 
 def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:
@@ -118,12 +132,17 @@ def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:
     lines = []
     for column, gap in gaps.items():
         if gap is None:
-            lines.append(f"- {column}: fewer than two subgroups have {FEWEST_UNITS} groups, so none can be compared.")
+            lines.append(
+                f"- {column}: fewer than two subgroups have {FEWEST_UNITS} groups and labels of the same classes, so "
+                "none can be compared."
+            )
             continue
         said = "more than chance explains" if corrected[column] < 0.05 else "not significantly different"
         lines.append(
             f"- {column}: mAcc is {gap.value:.3f} higher for *{gap.best}* than for *{gap.worst}*, {said} "
             f"({p_clause(corrected[column])} for the largest difference)."
+            + f" Classes without labels in some subgroup are left out: {gap.left_out}."
+            * (gap.left_out > 0)
         )
     if len(tested) > 1:
         lines += ["", f"p is corrected by Holm's method for {len(tested)} columns."]

@@ -25,6 +25,7 @@ from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.metrics import auroc, average_precision, cut_counts, point_metrics
 
 LEVEL = 0.95  # coverage that the intervals aim at
+SHARE = (0.0, 1.0)  # what an interval of an accuracy, or of any other share, is cut off at
 HEADLINES = ("mAcc", "mAP", "macro_f1", "micro_f1", "auroc", "exact_match")
 PERMUTATIONS = 9999  # of the test in mAcc, which is cheap: enough for Holm's correction over a hundred pairs
 EXACT_UNITS = 10  # with as few units every swap is tried
@@ -97,20 +98,19 @@ def whole_and_drawn(draws: Draws) -> Draws:
 def bootstrap_interval(
     values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0, folds: int = 1
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of `values` (B,), by resampling whole units.
+    """Return the 95 % percentile interval of the mean of `values` (B,) or (B, N), by resampling whole units.
 
-    Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See `draw_units`;
-    `folds` as for `percentile_interval`.
+    NaN is left out. Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See
+    `draw_units`; `folds` as for `percentile_interval`.
     """
-    drawn = resampled_means(values[:, None], draw_units(units, resamples, seed))
-    return percentile_interval(drawn, float(nan_mean(values)), folds)
+    return percentile_interval(_resampled_mean(values, draw_units(units, resamples, seed)), np.nanmean(values), folds)
 
 
 def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws) -> dict[str, np.ndarray]:
     """Compute the metrics of one method in every bootstrap sample.
 
     A sample in which a class has no positive patch (or, for AUROC, no negative one) leaves it out of the mean over
-    classes, as `metrics.point_metrics` does.
+    classes, as `metrics.point_metrics` does; macro F1 leaves out only classes without any known label.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws
     return {
         "mAcc": nan_mean(accuracy),
         "mAP": nan_mean(ap),
-        "macro_f1": (2 * hits / np.maximum(total, 1)).mean(axis=1),
+        "macro_f1": nan_mean(np.where(known.any(axis=0), 2 * hits / np.maximum(total, 1), np.nan)),
         "micro_f1": 2 * hits.sum(axis=1) / np.maximum(total.sum(axis=1), 1),
         "auroc": nan_mean(areas),
         "exact_match": resampled_means(exact[:, None], draws)[:, 0],
@@ -202,7 +202,7 @@ def proper_scores(
 ) -> dict:
     """Return `cross_entropy` and `brier` of probabilities (B, N), with their intervals, for `metrics.json`.
 
-    Both are means over patches and classes, and lowest in expectation for the true probabilities (Gneiting and Raftery,
+    Both are means over all known labels, and lowest in expectation for the true probabilities (Gneiting and Raftery,
     Strictly proper scoring rules, prediction, and estimation, JASA 102, 2007). Other arguments as for `evaluate`.
 
     Raises
@@ -213,15 +213,16 @@ def proper_scores(
     losses = {"cross_entropy": log_losses(labels, probabilities), "brier": (probabilities - labels) ** 2}
     draws, found = draw_units(units, resamples, seed), {}
     for name, values in losses.items():
-        by_patch = nan_mean(values)
-        drawn, found[name] = resampled_means(by_patch[:, None], draws), float(np.nanmean(by_patch))
-        found[f"{name}_ci"] = _as_json(drawn, found[name], folds, most=np.inf)
+        found[name] = float(np.nanmean(values))
+        found[f"{name}_ci"] = _as_json(_resampled_mean(values, draws), found[name], folds, (0.0, np.inf))
     return found
 
 
-def _as_json(values: np.ndarray, point: float | None, folds: int, most: float = 1.0) -> list[float] | None:
-    low, high = percentile_interval(values, point, folds)
-    return None if np.isnan(low) else [max(low, 0.0), min(high, most)]
+def _as_json(
+    values: np.ndarray, point: float | None, folds: int, bounds: tuple[float, float] = SHARE
+) -> list[float] | None:
+    low, high = percentile_interval(values, point, folds, bounds)
+    return None if point is None or np.isnan(low) else [low, high]
 
 
 def compare(
@@ -399,11 +400,12 @@ def _flips(n_units: int, permutations: int, seed: int) -> np.ndarray:
 
 def _resampled_ranking(labels: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
     """Return average precision and AUROC of each class in every bootstrap sample, both (R, N)."""
-    ap, areas = (np.empty((len(draws.counts), labels.shape[1])) for _ in range(2))
+    ap, areas = (np.full((len(draws.counts), labels.shape[1]), np.nan) for _ in range(2))
+    known = ~np.isnan(labels)
     for block in _blocks(len(draws.counts), len(labels)):
         weights = draws.counts[block][:, draws.unit]
-        for k in range(labels.shape[1]):
-            own = np.flatnonzero(~np.isnan(labels[:, k]))
+        for k in np.flatnonzero(known.any(axis=0)):
+            own = np.flatnonzero(known[:, k])
             counts = cut_counts(labels[own, k], scores[own, k], weights if len(own) == len(labels) else weights[:, own])
             ap[block, k], areas[block, k] = average_precision(*counts), auroc(*counts)
     return ap, areas
@@ -416,6 +418,14 @@ def resampled_means(values: np.ndarray, draws: Draws) -> np.ndarray:
         return (draws.counts @ sums) / (draws.counts @ known)
 
 
+def _resampled_mean(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """Return the mean of all defined values (B,) or (B, N) in every bootstrap sample, (R,)."""
+    cells = values.reshape(len(values), -1)
+    sums = unit_sums(np.stack([np.nansum(cells, axis=1), (~np.isnan(cells)).sum(axis=1)], axis=1), draws.unit)
+    with np.errstate(invalid="ignore"):
+        return np.divide(*(draws.counts @ sums).T)
+
+
 def unit_sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """Sum each column of values (B, K) over the patches of each unit, (U, K)."""
     return np.stack([np.bincount(unit, weights=column) for column in values.T], axis=1)
@@ -426,11 +436,16 @@ def _blocks(n: int, width: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def percentile_interval(values: np.ndarray, point: float | None = None, folds: int = 1) -> tuple[float, float]:
+def percentile_interval(
+    values: np.ndarray,
+    point: float | None = None,
+    folds: int = 1,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> tuple[float, float]:
     """Return the 95 % percentile interval of the defined values (R,) of bootstrap samples; NaN if none is defined.
 
     With several folds it is stretched about the `point` estimate for their dependence, where there is one; the module
-    says by how much, and why.
+    says by how much, and why. It is then cut off at the `bounds`.
     """
     defined = values[~np.isnan(values)]
     if not len(defined):
@@ -438,7 +453,7 @@ def percentile_interval(values: np.ndarray, point: float | None = None, folds: i
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if folds > 1 and point is not None and not np.isnan(point):
         low, high = (point + stretch(folds) * (end - point) for end in (low, high))
-    return float(low), float(high)
+    return float(max(low, bounds[0])), float(min(high, bounds[1]))
 
 
 def stretch(folds: int) -> float:

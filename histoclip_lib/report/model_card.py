@@ -201,8 +201,10 @@ def _classes(patches: PatchDataset, methods: dict[str, dict]) -> str:
     for name, prevalence in zip(patches.classes, patches.prevalence, strict=True):
         line = f"- {as_typed(name)}: present in {prevalence:.0%} of the patches"
         if name in ours:
-            precision = "not defined" if ours[name]["ap"] is None else f"{ours[name]['ap']:.3f}"
-            line += f"; patch head: accuracy {ours[name]['accuracy']:.3f}, average precision {precision}"
+            accuracy, precision = (
+                "not defined" if ours[name][key] is None else f"{ours[name][key]:.3f}" for key in ("accuracy", "ap")
+            )
+            line += f"; patch head: accuracy {accuracy}, average precision {precision}"
         lines.append(line)
     return "\n".join(lines)
 

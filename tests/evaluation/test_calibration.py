@@ -208,7 +208,9 @@ def test_chance_error_equals_the_error_of_calibrated_probabilities_on_few_patche
     observed = [
         expected_calibration_error(simulated(100, 3, seed)[0], expit(simulated(100, 3, seed)[1])) for seed in range(60)
     ]
-    expected = [chance_calibration_error(expit(simulated(100, 3, seed)[1])) for seed in range(5)]
+    expected = [chance_calibration_error(np.ones((100, 3)), expit(simulated(100, 3, seed)[1])) for seed in range(5)]
+    half = np.where(np.arange(200) < 100, 1, np.nan)[:, None].repeat(3, axis=1)  # as few known labels in more patches
+    expected += [chance_calibration_error(half, expit(simulated(200, 3, seed)[1])) for seed in range(5)]
     assert np.mean(expected) == pytest.approx(np.mean(observed), rel=0.1)
     assert np.mean(expected) > 0.05
 

@@ -1,5 +1,7 @@
 """Encoders on common patches: alignment, ranks with paired tests, agreement and hard patches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -55,6 +57,16 @@ def test_ranks_are_by_mean_accuracy_and_tests_are_those_of_two_methods():
     assert ranking.p.loc["good", "poor"] < 0.05 < ranking.p.loc["good", "fair"]
     folded = rank(aligned, METHOD, folds=5)
     assert (np.diff(folded.intervals) > 1.4 * np.diff(ranking.intervals)).all()
+
+
+def test_unknown_labels_widen_no_interval_beyond_what_is_possible():
+    run = make_run(1, 0)
+    labels = np.where(np.random.default_rng(0).random((60, 2)) < 0.5, np.nan, run.labels)
+    ranking = rank(align_runs({"one": replace(run, labels=labels)}), METHOD, folds=5)
+    assert ranking.intervals.tolist() == [[1, 1]]
+    slips = np.where(np.arange(60)[:, None] < 1, ~run.methods[METHOD].decisions, run.methods[METHOD].decisions)
+    nearly = replace(run, labels=labels, methods={METHOD: from_probabilities(np.where(slips, 0.9, 0.1))})
+    assert rank(align_runs({"one": nearly}), METHOD, folds=5).intervals.max() <= 1
 
 
 def test_agreement_is_cohen_s_kappa_over_all_labels():

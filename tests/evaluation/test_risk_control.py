@@ -5,7 +5,14 @@ import pytest
 from scipy.special import expit
 
 from histoclip_lib.common.predictions import from_probabilities
-from histoclip_lib.evaluation.risk_control import LEVELS, missed_shares, promise_kept, risk_table, risk_thresholds
+from histoclip_lib.evaluation.risk_control import (
+    LEVELS,
+    missed_shares,
+    promise_kept,
+    risk_note,
+    risk_table,
+    risk_thresholds,
+)
 from histoclip_lib.evaluation.uncertainty import draw_units
 
 
@@ -53,6 +60,9 @@ def test_expected_share_missed_is_within_the_bounds_of_the_theorem():
 def test_too_few_units_predict_the_class_always():
     labels, probabilities, units = simulated(8, 1)
     assert risk_thresholds(missed_shares(labels, probabilities, units), 0.1).tolist() == [0, 0]
+    assert "only 8 groups a class must always be predicted; 9 or more" in risk_note(0.1, 8)
+    assert "must always" not in risk_note(0.1, 9)
+    assert risk_thresholds(np.zeros((9, 1, LEVELS + 1)), 0.1) == 1
 
 
 def test_table_shows_what_is_missed_and_what_it_costs():

@@ -1,6 +1,7 @@
 """Maps as segmentation: counts equal to scikit-learn's, thresholds to brute force, and a known answer."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,17 @@ def test_maps_that_are_the_masks_score_one_and_one_class_scores_its_share(quarte
     table = segmentation_table(found, ["tumor", "stroma"], draw_units(np.arange(3), 50, 0))
     assert table.loc["Trained head", "mIoU"] == "1.000 (1.000 to 1.000)"
     assert table.loc["One class everywhere", "IoU, stroma"] == f"{stroma:.3f}"
+
+
+def test_maps_of_a_label_that_is_not_known_fit_no_threshold(quarters):
+    index, noise = np.arange(3), np.random.default_rng(0).random((3, 2, 8, 8))
+    thresholds = []
+    for unknown in (0, np.nan):
+        labels = np.full((6, 2), 1.0)
+        labels[1] = unknown
+        patches = replace(quarters, labels=labels)
+        thresholds.append(segment({"trained": noise}, index, {"trained": noise}, index, labels[:3] == 1, patches))
+    np.testing.assert_array_equal(*(found.thresholds for found in thresholds))
 
 
 def test_measures_are_those_of_scikit_learn():

@@ -43,6 +43,25 @@ def test_the_largest_gap_is_found_where_it_is_planted():
     assert "more than chance" in gap_note({"site": gap})
 
 
+def test_labels_that_are_not_known_make_no_gap():
+    labels, _, sites, units = made(3)
+    hidden = np.random.default_rng(0).random(labels.shape) < 0.5
+    labels = np.where(hidden & (sites == "b")[:, None], np.nan, labels)
+    assert largest_gap(labels, labels == 1, sites, units, 0).value == 0
+
+    labels = np.column_stack([labels, np.where(sites == "a", 0, np.nan)])  # only one site knows this class
+    wrong = np.column_stack([labels[:, :2], np.ones(len(labels))]) == 1
+    gap = largest_gap(labels, wrong, sites, units, 0)
+    assert (gap.value, gap.left_out) == (0, 1)
+    assert "left out: 1" in gap_note({"site": gap})
+    lines = subgroup_table(labels, Predictions(wrong + 0.1, wrong), ["x", "y", "z"], {"site": sites}, units, 20, 0)
+    assert lines.loc[("site", "b"), "mAcc"].startswith("1.000")
+    assert lines.loc[("site", "a"), "mAcc"].startswith("0.667")
+    labels[sites == "b"] = np.nan
+    lines = subgroup_table(labels, Predictions(wrong + 0.1, wrong), ["x", "y", "z"], {"site": sites}, units, 20, 0)
+    assert lines.loc[("site", "b"), "mAcc"] == lines.loc[("site", "b"), "micro F1"] == "—"
+
+
 def test_without_a_gap_the_test_holds_its_level():
     """Units are what is dealt: by patches the same data would reject far more often."""
     p = np.array([largest_gap(*made(seed), seed).p for seed in range(100, 160)])

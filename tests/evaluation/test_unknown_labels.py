@@ -7,16 +7,25 @@ from sklearn.metrics import accuracy_score, average_precision_score, brier_score
 from histoclip_lib.common.predictions import cross_entropy, from_probabilities, mean_accuracy
 from histoclip_lib.data.base import PatchDataset
 from histoclip_lib.evaluation.artifacts import read_predictions, save_predictions
-from histoclip_lib.evaluation.calibration import brier_score, fit_calibration, reliability
+from histoclip_lib.evaluation.calibration import (
+    ENSEMBLE,
+    MEMBERS,
+    brier_score,
+    calibration_table,
+    ensemble_note,
+    fit_calibration,
+    reliability,
+)
 from histoclip_lib.evaluation.confusion import (
     co_occurrence_bias,
     confusion,
     errors_by_group,
+    errors_by_label_set,
     multilabel_confusion,
     predicted_when_missed,
 )
 from histoclip_lib.evaluation.metrics import point_metrics
-from histoclip_lib.evaluation.uncertainty import accuracy_gap, compare, evaluate, smallest_p
+from histoclip_lib.evaluation.uncertainty import accuracy_gap, compare, evaluate, proper_scores, smallest_p
 
 CLASSES = ["a", "b", "c"]
 
@@ -83,6 +92,50 @@ def test_what_is_said_of_unknown_cells_changes_nothing(case):
         lambda scores: errors_by_group(labels, scores >= 0.5, units).to_dict(),
     ):
         assert function(first) == function(other)
+
+
+def test_a_class_without_a_known_label_is_left_out_of_all_means(case):
+    labels, first, _, units = case
+    more = np.column_stack([labels, np.full(len(labels), np.nan, np.float32)])
+    scores = np.column_stack([first, first[:, 0]])
+    alone = evaluate(labels, from_probabilities(first), CLASSES, units, 50, 0, folds=5)
+    found = evaluate(more, from_probabilities(scores), [*CLASSES, "d"], units, 50, 0, folds=5)
+    unknown = found["per_class"].pop("d")
+    assert found == alone
+    assert unknown.pop("n") == 0
+    assert set(unknown.values()) == {None}
+
+    fitted = fit_calibration(more, scores)
+    assert fitted.thresholds["accuracy"][3] == fitted.thresholds["f1"][3] == 0.5
+    assert fitted.temperature == fit_calibration(labels, first).temperature
+    methods = {"knn": from_probabilities(scores)}
+    table = calibration_table(more, methods, {"knn": fitted}, [*CLASSES, "d"])
+    assert set(table.loc["ECE, d"]) == {"—"}
+    assert "—" not in set(table.loc["ECE"]) | set(table.loc["ECE by chance"])
+
+
+def test_errors_by_group_and_by_label_set_count_known_labels_alike(case):
+    labels, first, _, units = case
+    decisions = first >= 0.5
+    table = errors_by_group(labels, decisions, units)
+    wrong = (labels != decisions) & ~np.isnan(labels)
+    for unit in table.index:
+        own = units == unit
+        assert table.loc[unit, "mAcc"] == pytest.approx(mean_accuracy(labels[own], decisions[own]))
+        assert table.loc[unit, "share of errors"] == pytest.approx(wrong[own].sum() / wrong.sum())
+    none = (labels != 1).all(axis=1)
+    by_set = errors_by_label_set(labels, decisions, CLASSES)
+    assert by_set.loc["none", "mAcc"] == pytest.approx(mean_accuracy(labels[none], decisions[none]))
+
+
+def test_every_known_label_counts_alike_in_the_cross_entropy(case):
+    labels, first, second, units = case
+    found = proper_scores(labels, first, units, 200, 0)
+    assert found["cross_entropy"] == pytest.approx(cross_entropy(labels, first))
+    assert found["cross_entropy_ci"][0] < found["cross_entropy"] < found["cross_entropy_ci"][1]
+    methods = {ENSEMBLE: (first + second) / 2, **dict(zip(MEMBERS, (first, second), strict=True))}
+    note = ensemble_note(labels, {name: from_probabilities(p) for name, p in methods.items()}, units, 50, 0)
+    assert f"gives a cross-entropy of {cross_entropy(labels, methods[ENSEMBLE]):.3f}" in note
 
 
 def test_without_a_gap_the_interval_holds_and_the_difference_is_that_of_the_means(case):
