@@ -119,7 +119,7 @@ def units_text(units: np.ndarray) -> str:
     return f"{count} {'patches' if count == len(units) else 'groups'}"
 
 
-def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, folds: int = 1) -> str:
+def correction_note(comparisons: dict[str, Comparison], units: np.ndarray) -> str:
     """Say in Markdown how p is corrected, and where there are too few units for a small one.
 
     Parameters
@@ -128,11 +128,9 @@ def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, folds
         As `against_every_method` returns.
     units : ndarray of shape (B,)
         What the tests swapped, as `uncertainty.bootstrap_units` returns.
-    folds : int
-        See `uncertainty.compare`.
     """
     note = f"p is corrected by Holm's method for {len(comparisons)} comparisons in each metric."
-    if (smallest := smallest_p(units, folds)) * len(comparisons) >= ALPHA:
+    if (smallest := smallest_p(units)) * len(comparisons) >= ALPHA:
         note += (
             f" With {units_text(units)} the smallest possible p is {p_text(smallest)} before correction, "
             f"so no corrected p can be below {ALPHA}."
@@ -206,7 +204,7 @@ def finding_sentence(metrics: RunMetrics, predictions: ValidationPredictions | N
             said = "is far above" if scores[OURS] - scores[best] > FAR else "is above"
         sentence += f"; HistoCLIP {said} {labels[best]} ({short_label(best)}, {scores[best]:.3f})"
     units = predictions.units
-    if smallest_p(units, metrics.folds) * len(gaps) >= ALPHA:
+    if smallest_p(units) * len(gaps) >= ALPHA:
         sentence += f". With {units_text(units)} no difference can be significant after correction"
     return f"{sentence}."
 

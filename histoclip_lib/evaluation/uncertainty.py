@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binom, rankdata
+from scipy.stats import rankdata
 
 from histoclip_lib.common.arrays import agreement, all_right, nan_mean
 from histoclip_lib.common.predictions import Predictions, log_losses
@@ -329,15 +329,13 @@ def pairwise_gaps(values: np.ndarray, units: np.ndarray, seed: int, folds: int =
     return differences, p
 
 
-def smallest_p(units: np.ndarray, folds: int = 1) -> float:
+def smallest_p(units: np.ndarray) -> float:
     """Return the p below which a permutation test cannot fall for want of units; 0 where that is less than 0.001.
 
-    Where every unit speaks for the same method, by as much, the swap of all of them gives the same difference with the
-    other sign. In a cross-validation swaps count that come within the `stretch` of it.
+    Besides no swap, the swap of all units gives as large a difference, with the other sign. In a cross-validation more
+    swaps count as extreme; how many depends on how the units differ, so that no higher bound holds.
     """
-    n_units = len(np.unique(units))
-    fewest = int((n_units - n_units / stretch(folds)) / 2 + 1e-9)
-    p = 2 * float(binom.cdf(fewest, n_units, 0.5))
+    p = 2 * 0.5 ** len(np.unique(units))
     return p if p >= 0.001 else 0.0
 
 
@@ -495,7 +493,7 @@ def interval_note(patches: PatchDataset, val: np.ndarray, folds: int = 1) -> str
     )
     if n_groups < ENOUGH_GROUPS and folds == 1:
         note += " With so few groups, intervals are somewhat too narrow."
-    if smallest := smallest_p(patches.groups[val], folds):
+    if smallest := smallest_p(patches.groups[val]):
         note += f" No p can fall below {smallest:.2g}."
     return note + folds_note(folds)
 

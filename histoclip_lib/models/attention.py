@@ -365,21 +365,24 @@ def deletion_test(
     import torch
 
     head.to(reader.device).eval()
-    tokens = reader.take(index)  # (n, L, d)
-    n, length, _ = tokens.shape
+    length = reader.features.shape[2]
     generator = np.random.default_rng(seed)
+    random = [generator.random((len(index), length)).argsort(axis=1) for _ in range(draws)]
 
     @torch.inference_mode()
-    def mean_logits(orders: np.ndarray) -> np.ndarray:
-        """Return the mean logits (n, N) over REMOVED, without the first tokens of the orders (n, L)."""
+    def mean_logits(tokens: torch.Tensor, orders: np.ndarray) -> np.ndarray:
+        """Return the mean logits (b, N) over REMOVED, without the first tokens of the orders (b, L)."""
         orders = torch.from_numpy(orders).to(tokens.device)[:, :, None]
         kept = [orders[:, max(1, round(part * length)) :].expand(-1, -1, tokens.shape[2]) for part in REMOVED]
         return torch.stack([head(tokens.gather(1, rest))[0].float() for rest in kept]).mean(dim=0).cpu().numpy()
 
-    chance = np.mean([mean_logits(generator.random((n, length)).argsort(axis=1)) for _ in range(draws)], axis=0)
-    falls = {}
-    for name, values in maps.items():
-        orders = (-values.reshape(n, -1, length)).argsort(axis=2, kind="stable")  # (n, N, L)
-        own = [mean_logits(orders[:, k])[:, k] for k in range(orders.shape[1])]
-        falls[name] = chance - np.stack(own, axis=1)
+    falls = {name: np.empty(values.shape[:2]) for name, values in maps.items()}
+    for start in range(0, len(index), BATCH):
+        batch = slice(start, start + BATCH)
+        tokens = reader.take(index[batch])  # (b, L, d)
+        chance = np.mean([mean_logits(tokens, orders[batch]) for orders in random], axis=0)
+        for name, values in maps.items():
+            orders = (-values[batch].reshape(*chance.shape, length)).argsort(axis=2, kind="stable")  # (b, N, L)
+            for k in range(chance.shape[1]):
+                falls[name][batch, k] = chance[:, k] - mean_logits(tokens, orders[:, k])[:, k]
     return falls

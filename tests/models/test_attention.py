@@ -172,8 +172,9 @@ class MeanHead(nn.Module):
         return tokens.mean(dim=1), None
 
 
-def test_deletion_by_hand():
+def test_deletion_by_hand(monkeypatch):
     """One of 16 tokens holds 16: the logit is 1 whatever else is there, 0 without it, 16 / n among n that remain."""
+    monkeypatch.setattr("histoclip_lib.models.attention.BATCH", 2)
     tokens = torch.zeros(3, 16, 2)
     tokens[:, 3] = 16
     reader = FeatureReader(Shards([tokens[:, None].numpy()]), torch.device("cpu"))

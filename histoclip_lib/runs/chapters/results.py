@@ -125,7 +125,7 @@ class Results(Chapter):
 
     def correction_note(self) -> Markdown:
         """Say which differences remain significant after correction."""
-        return Markdown(comparisons.correction_note(self._against, self.units, len(self.run.folds)))
+        return Markdown(comparisons.correction_note(self._against, self.units))
 
     def all_pairs(self) -> Image:
         """Draw the difference in mAcc of every pair of methods."""
