@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import METRICS
 from histoclip_lib.evaluation.text import number_text, p_clause, range_text
-from histoclip_lib.evaluation.uncertainty import evaluate, holm, unit_sums
+from histoclip_lib.evaluation.uncertainty import blocks, evaluate, holm, unit_sums
 
 UNKNOWN = "unknown"
 PERMUTATIONS = 9999
@@ -109,17 +109,20 @@ def largest_gap(
     _, first, unit = np.unique(units[used], return_index=True, return_inverse=True)
     sums, known = unit_sums(np.nan_to_num(right), unit), unit_sums(~np.isnan(right), unit)  # (U, N)
     group = np.searchsorted(names, values[used][first])  # of each unit
-    generator = np.random.default_rng(seed)
-    dealt = np.concatenate([group[None], generator.permuted(np.tile(group, (PERMUTATIONS, 1)), axis=1)])
-    means = np.empty((len(dealt), len(names)))  # mAcc of each subgroup
-    for k in range(len(names)):
-        own = (dealt == k).astype(float)
+
+    def accuracies(dealt: np.ndarray) -> np.ndarray:
+        """Return mAcc of each subgroup (P, K) where the units are dealt to them (P, U)."""
+        own = [(dealt == k).astype(float) for k in range(len(names))]
         with np.errstate(invalid="ignore"):  # a subgroup may be dealt no known label of a class
-            means[:, k] = nan_mean((own @ sums) / (own @ known))
-    gaps = np.ptp(means, axis=1)
-    p = float(np.mean(gaps >= gaps[0] - 1e-12))  # gaps[0]: the 1 + in p
-    order = np.argsort(-means[0], kind="stable")
-    return SubgroupGap(str(names[order[0]]), str(names[order[-1]]), float(gaps[0]), p, int((~common).sum()))
+            return np.stack([nan_mean((part @ sums) / (part @ known)) for part in own], axis=1)
+
+    generator, (found,) = np.random.default_rng(seed), accuracies(group[None])
+    n_extreme, value = 0, float(np.ptp(found))
+    for block in blocks(PERMUTATIONS, len(group)):
+        dealt = generator.permuted(np.tile(group, (block.stop - block.start, 1)), axis=1)
+        n_extreme += (np.ptp(accuracies(dealt), axis=1) >= value - 1e-12).sum()
+    order, p = np.argsort(-found, kind="stable"), float((1 + n_extreme) / (1 + PERMUTATIONS))
+    return SubgroupGap(str(names[order[0]]), str(names[order[-1]]), value, p, int((~common).sum()))
 
 
 def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:

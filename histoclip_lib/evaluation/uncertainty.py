@@ -308,7 +308,7 @@ def mean_gap_p(gaps: np.ndarray, units: np.ndarray, seed: int, folds: int = 1) -
     sums = unit_sums(gaps, unit)
     observed, n_extreme = np.abs(sums.sum(axis=0)), np.zeros(sums.shape[1])
     flips = _flips(len(sums), PERMUTATIONS, seed)
-    for block in _blocks(len(flips), len(sums)):
+    for block in blocks(len(flips), len(sums)):
         permuted = stretch(folds) * np.abs((1.0 - 2.0 * flips[block]) @ sums)
         n_extreme += (permuted >= observed - 1e-9).sum(axis=0)  # equal sums may differ in their last digit
     return (1 + n_extreme) / (1 + len(flips))
@@ -378,7 +378,7 @@ def _precision_gap(
     everything = [
         cut_counts(twice[own, k], pool[own, k], np.ones((1, len(own)), np.int32)) for k, own in enumerate(kept)
     ]
-    for block in _blocks(len(flips), len(pool)):
+    for block in blocks(len(flips), len(pool)):
         swapped = flips[block][:, unit]
         mine = np.concatenate([~swapped, swapped], axis=1).astype(np.int32)
         for k, (all_hits, all_called) in enumerate(everything):
@@ -400,7 +400,7 @@ def _resampled_ranking(labels: np.ndarray, scores: np.ndarray, draws: Draws) -> 
     """Return average precision and AUROC of each class in every bootstrap sample, both (R, N)."""
     ap, areas = (np.full((len(draws.counts), labels.shape[1]), np.nan) for _ in range(2))
     known = ~np.isnan(labels)
-    for block in _blocks(len(draws.counts), len(labels)):
+    for block in blocks(len(draws.counts), len(labels)):
         weights = draws.counts[block][:, draws.unit]
         for k in np.flatnonzero(known.any(axis=0)):
             own = np.flatnonzero(known[:, k])
@@ -429,9 +429,10 @@ def unit_sums(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(unit, weights=column) for column in values.T], axis=1)
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Divide n resamples of so many patches or units into parts of at most BLOCK_CELLS."""
     step = max(1, BLOCK_CELLS // width)
-    return (slice(start, start + step) for start in range(0, n, step))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def percentile_interval(
