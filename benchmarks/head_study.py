@@ -21,10 +21,9 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import log_loss
 
 from histoclip_lib.clip.encoder import load_clip
-from histoclip_lib.common.predictions import from_probabilities
+from histoclip_lib.common.predictions import cross_entropy, from_probabilities
 from histoclip_lib.data.registry import load_dataset
 from histoclip_lib.data.splits import grouped_folds, split_dataset
 from histoclip_lib.evaluation.metrics import point_metrics
@@ -116,7 +115,7 @@ def study(name, dataset, data_dir, split):
         for _, held_out in folds:
             probabilities[held_out] = next(found)
         points = point_metrics(labels, from_probabilities(probabilities), patches.classes)
-        loss = log_loss(labels.ravel(), probabilities.ravel())
+        loss = cross_entropy(labels, probabilities)
         lines.append(
             {"data": name, "choice": choice, "mAcc": points["mAcc"], "mAP": points["mAP"], "cross-entropy": loss}
         )

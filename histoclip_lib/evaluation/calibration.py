@@ -85,11 +85,6 @@ class FoldCalibrations:
         """The geometric mean over the folds."""
         return float(np.exp(np.mean([np.log(fit.temperature) for fit in self.fits])))
 
-    def platt_scaled(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return probabilities (B, N), each with the slope and intercept of its fold."""
-        scaled = np.stack([fit.platt_scaled(probabilities) for fit in self.fits])
-        return scaled[self.fold, np.arange(len(probabilities))]
-
     @property
     def thresholds(self) -> dict[str, np.ndarray]:
         """The mean over the folds."""
@@ -97,14 +92,20 @@ class FoldCalibrations:
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
         """Return probabilities (B, N), each at the temperature of its fold."""
-        stages = np.stack([fit.calibrate(probabilities) for fit in self.fits])
-        return stages[self.fold, np.arange(len(probabilities))]
+        return self._of_its_fold([fit.calibrate(probabilities) for fit in self.fits])
+
+    def platt_scaled(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities (B, N), each with the slope and intercept of its fold."""
+        return self._of_its_fold([fit.platt_scaled(probabilities) for fit in self.fits])
 
     def predict(self, probabilities: np.ndarray, objective: str = "accuracy") -> Predictions:
         """Calibrate probabilities (B, N) and decide, each at the thresholds of its fold."""
         calibrated = self.calibrate(probabilities)
         cuts = np.stack([fit.thresholds[objective] for fit in self.fits])
         return Predictions(calibrated, calibrated >= cuts[self.fold])
+
+    def _of_its_fold(self, values: list[np.ndarray]) -> np.ndarray:
+        return np.stack(values)[self.fold, np.arange(len(self.fold))]
 
 
 def fit_calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:

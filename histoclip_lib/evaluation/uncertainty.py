@@ -103,7 +103,8 @@ def bootstrap_interval(
     NaN is left out. Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See
     `draw_units`; `folds` as for `percentile_interval`.
     """
-    return percentile_interval(_resampled_mean(values, draw_units(units, resamples, seed)), np.nanmean(values), folds)
+    drawn = _resampled_mean(values, draw_units(units, resamples, seed))
+    return percentile_interval(drawn, float(nan_mean(values, axis=None)), folds)
 
 
 def resampled_metrics(labels: np.ndarray, predictions: Predictions, draws: Draws) -> dict[str, np.ndarray]:
@@ -367,25 +368,20 @@ def _precision_gap(
     The ranks of both methods lie in one pool of 2 B entries, sorted once. A permutation takes one of the two entries
     of each patch for the first method and leaves the other to the second.
     """
-    known = ~np.isnan(labels)
-    pool, twice = (np.full((2 * len(labels), labels.shape[1]), np.nan) for _ in range(2))
-    for k, own in enumerate(known.T):
-        pool[np.tile(own, 2), k] = np.concatenate([rankdata(scores[own, k]) for scores in (first, second)])
-        twice[np.tile(own, 2), k] = np.tile(labels[own, k], 2)
+    by_class = []
+    for k, known in enumerate(~np.isnan(labels).T):
+        ranks = np.concatenate([rankdata(scores[known, k]) for scores in (first, second)])
+        truth, entries = np.tile(labels[known, k], 2), np.flatnonzero(np.tile(known, 2))
+        by_class.append((entries, truth, ranks, *cut_counts(truth, ranks, np.ones((1, len(ranks)), np.int32))))
     flips = np.concatenate([np.zeros((1, unit.max() + 1), bool), _flips(unit.max() + 1, permutations, seed)])
     gaps = np.zeros(len(flips))
-    kept = [np.flatnonzero(~np.isnan(column)) for column in twice.T]
-    everything = [
-        cut_counts(twice[own, k], pool[own, k], np.ones((1, len(own)), np.int32)) for k, own in enumerate(kept)
-    ]
-    for block in blocks(len(flips), len(pool)):
+    for block in blocks(len(flips), 2 * len(labels)):
         swapped = flips[block][:, unit]
         mine = np.concatenate([~swapped, swapped], axis=1).astype(np.int32)
-        for k, (all_hits, all_called) in enumerate(everything):
-            own = kept[k]
-            hits, called = cut_counts(twice[own, k], pool[own, k], mine[:, own])
+        for entries, truth, ranks, all_hits, all_called in by_class:
+            hits, called = cut_counts(truth, ranks, mine[:, entries])
             gaps[block] += average_precision(hits, called) - average_precision(all_hits - hits, all_called - called)
-    gaps /= len(everything)
+    gaps /= len(by_class)
     return float(gaps[0]), float(np.mean(factor * np.abs(gaps) >= np.abs(gaps[0]) - 1e-12))  # gaps[0]: the 1 + in p
 
 
