@@ -11,7 +11,7 @@ from histoclip_lib.common.arrays import agreement, nan_mean
 from histoclip_lib.common.predictions import Predictions
 from histoclip_lib.evaluation.artifacts import METRICS
 from histoclip_lib.evaluation.text import number_text, p_clause, range_text
-from histoclip_lib.evaluation.uncertainty import blocks, evaluate, holm, unit_sums
+from histoclip_lib.evaluation.uncertainty import MIN_GROUPS, blocks, evaluate, holm, unit_sums
 
 UNKNOWN = "unknown"
 PERMUTATIONS = 9999
@@ -42,7 +42,7 @@ def subgroup_table(
     seed: int,
     folds: int = 1,
 ) -> pd.DataFrame:
-    """Return every headline metric of each subgroup with its 95 % interval, as text.
+    """Return every headline metric of each subgroup as text, with its 95 % interval from MIN_GROUPS groups on.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ def subgroup_table(
             found = evaluate(labels[part], own, classes, units[part], resamples, seed, folds)
             line = {"patches": int(part.sum()), "groups": len(np.unique(units[part]))}
             for key, label in METRICS.items():
-                known = found[f"{key}_ci"] and line["groups"] > 1  # one group drawn again and again has no spread
-                interval = f" ({range_text(found[f'{key}_ci'])})" if known else ""
+                shown = found[f"{key}_ci"] and line["groups"] >= MIN_GROUPS
+                interval = f" ({range_text(found[f'{key}_ci'])})" if shown else ""
                 line[label] = number_text(found[key]) + interval
             lines[column, value or UNKNOWN] = line
     return pd.DataFrame.from_dict(lines, orient="index")

@@ -31,6 +31,10 @@ def test_each_line_is_the_part_alone():
     assert line["mAcc"].startswith(f"{expected['mAcc']:.3f} (")
     assert line["macro F1"].startswith(f"{expected['macro_f1']:.3f} (")
     assert line["patches"] == part.sum()
+    assert "(" not in table.loc[("site", "unknown"), "mAcc"]  # of one group
+    few = np.where(units < 4, "few", "many")  # from so few an interval would be narrow by chance
+    table = subgroup_table(labels, predictions, ["x", "y"], {"site": few}, units, 50, 0)
+    assert "(" not in table.loc[("site", "few"), "mAcc"] and "(" in table.loc[("site", "many"), "mAcc"]
 
 
 def test_the_largest_gap_is_found_where_it_is_planted():

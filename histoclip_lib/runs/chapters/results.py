@@ -162,7 +162,8 @@ class Results(Chapter):
             self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws
         )
         caption = (
-            f"HistoCLIP with patch tokens by subgroup of {len(self.truth):,} held-out patches, with 95 % intervals."
+            f"HistoCLIP with patch tokens by subgroup of {len(self.truth):,} held-out patches, with 95 % intervals "
+            f"where there are {uncertainty.MIN_GROUPS} groups or more."
         )
         return Table(table, caption)
 
