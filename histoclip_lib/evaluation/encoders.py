@@ -107,7 +107,8 @@ def rank(aligned: Aligned, method: str, folds: int = 1) -> Ranking:
     accuracy = {name: mean_accuracy(run.labels, own.decisions) for name, own in of_method.items()}
     names = sorted(accuracy, key=lambda name: -accuracy[name])
     right = {name: arrays.agreement(run.labels, of_method[name].decisions) for name in names}
-    draws, shares = draw_units(run.units, RESAMPLES, SEED), np.stack(list(map(accuracy_shares, right.values())), axis=1)
+    draws = draw_units(run.units, RESAMPLES, SEED)
+    shares = np.stack([accuracy_shares(own) for own in right.values()], axis=1)  # (B, K)
     tables = (pd.DataFrame(found, names, names) for found in pairwise_gaps(shares, run.units, SEED, folds))
     intervals = [
         percentile_interval(nan_mean(resampled_means(right[name], draws)), accuracy[name], folds, SHARE)
