@@ -96,7 +96,7 @@ def largest_gap(
     seed : int
         Of the PERMUTATIONS.
     """
-    if pd.Series(values).groupby(units).nunique().max() > 1:
+    if pd.Series(values).where(values != "").groupby(units).nunique().max() > 1:
         units = np.arange(len(units))
     right = agreement(labels, decisions)
     used = ~np.isnan(right).all(axis=1)

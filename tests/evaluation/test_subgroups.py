@@ -73,6 +73,15 @@ def test_without_a_gap_the_test_holds_its_level():
     assert 0.4 < p.mean() < 0.6
 
 
+def test_units_with_some_unknown_patches_are_dealt_whole():
+    labels, decisions, sites, units = made(2)
+    sites[units < 3] = ""
+    whole = largest_gap(labels, decisions, sites, units, 0)
+    added = [np.concatenate([part, part[-1:]]) for part in (labels, decisions, sites, units)]
+    added[2][-1] = ""
+    assert largest_gap(*added, 0) == whole
+
+
 def test_subgroups_of_one_unit_are_not_compared():
     labels, decisions, _, units = made(2)
     sites = np.where(units == 0, "rare", "a")
