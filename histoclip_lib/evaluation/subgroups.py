@@ -140,7 +140,7 @@ def gap_note(gaps: dict[str, SubgroupGap | None]) -> str:
                 "none can be compared."
             )
             continue
-        said = "more than chance explains" if corrected[column] < 0.05 else "not significantly different"
+        said = "more than chance explains" if corrected[column] < 0.05 else "which is not significant"
         lines.append(
             f"- {column}: mAcc is {gap.value:.3f} higher for *{gap.best}* than for *{gap.worst}*, {said} "
             f"({p_clause(corrected[column])} for the largest difference)."

@@ -404,8 +404,8 @@ def _require_finite(head: CMM | MLP, losses: np.ndarray, epoch: int, rate: float
     batch = wrong[0] if len(wrong) else len(losses) - 1
     kept = epoch // CHECKPOINT_EVERY * CHECKPOINT_EVERY if checkpoint and checkpoint.is_file() else 0
     raise HistoCLIPError(
-        f"epoch {epoch + 1}, batch {batch + 1} of {len(losses)}: the loss is {losses[batch]:g}, and not finite are "
-        f"{', '.join(damaged[:5]) or 'no parameters, so look at the features'}"
+        f"epoch {epoch + 1}, batch {batch + 1} of {len(losses)}: the loss is {losses[batch]:g}; parameters that are "
+        f"not finite: {', '.join(damaged[:5]) or 'none, so check the features'}"
         f"{f' and {len(damaged) - 5} more' * (len(damaged) > 5)}. Lower learning_rate ({rate:g}), or "
         f"use precision: fp32.{f' The state after epoch {kept} is kept in {checkpoint}.' * (kept > 0)}"
     )

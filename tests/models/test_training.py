@@ -364,7 +364,7 @@ def test_loss_that_is_not_finite_stops_with_epoch_batch_and_parameters_named(fea
     options = TrainingOptions(epochs=2, warmup_epochs=1, batch_size=15)
     batches = np.array_split(np.random.default_rng([options.seed, 0]).permutation(45), 3)
     number = next(n for n, index in enumerate(batches, 1) if 7 in index)
-    message = rf"epoch 1, batch {number} of 3: the loss is nan, .* layers\.0\.\S+weight.*learning_rate \(0\.001\)"
+    message = rf"epoch 1, batch {number} of 3: the loss is nan; .* layers\.0\.\S+weight.*learning_rate \(0\.001\)"
     with pytest.raises(HistoCLIPError, match=message):
         fit((Shards([broken]), labels), replace(options, mixup=0.0))
 
@@ -383,7 +383,7 @@ def test_diverging_training_keeps_the_last_good_checkpoint(features, tmp_path, m
         return loss
 
     monkeypatch.setattr(TrainingStep, "__call__", spoiled)
-    message = r"epoch 5, batch 3 of 3: .* not finite are layers\.0\.linear1\.bias\. .*after epoch 4 is kept in .*state"
+    message = r"epoch 5, batch 3 of 3: .* not finite: layers\.0\.linear1\.bias\. .*after epoch 4 is kept in .*state"
     with pytest.raises(HistoCLIPError, match=message):
         fit(features, options, checkpoint)
     monkeypatch.setattr(TrainingStep, "__call__", step)
