@@ -63,9 +63,13 @@ def risk_thresholds(shares: np.ndarray, alpha: float) -> np.ndarray:
     ----------
     Angelopoulos, Bates, Fisch, Lei and Schuster, Conformal risk control, ICLR 2024, eq. (4) with B = 1.
     """
-    counted = ~np.isnan(shares[:, :, 0])
-    bound = (np.nansum(shares, axis=0) + 1) / (counted.sum(axis=0)[:, None] + 1)  # (N, LEVELS + 1), rising
-    return np.maximum((bound <= alpha + 1e-12).sum(axis=1) - 1, 0) / LEVELS
+    return _highest(np.nansum(shares, axis=0), (~np.isnan(shares[:, :, 0])).sum(axis=0), alpha) / LEVELS
+
+
+def _highest(missed: np.ndarray, counted: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the number of the highest level that keeps the promise, from sums (K, LEVELS + 1) over so many units."""
+    bound = (missed + 1) / (counted[:, None] + 1)  # rising with the level
+    return np.maximum((bound <= alpha + 1e-12).sum(axis=1) - 1, 0)
 
 
 def promise_kept(shares: np.ndarray, alpha: float, seed: int = 0) -> np.ndarray:
@@ -73,14 +77,18 @@ def promise_kept(shares: np.ndarray, alpha: float, seed: int = 0) -> np.ndarray:
 
     The units are divided at random DRAWS times. NaN for a class that no fifth has.
     """
-    generator = np.random.default_rng(seed)
-    missed = np.empty((DRAWS, shares.shape[1]))
-    for number in range(DRAWS):
-        order = generator.permutation(len(shares))
-        fit, held_out = shares[order[: len(order) * 4 // 5]], shares[order[len(order) * 4 // 5 :]]
-        at = np.round(risk_thresholds(fit, alpha) * LEVELS).astype(int)
-        missed[number] = nan_mean(held_out[:, np.arange(shares.shape[1]), at], axis=0)
-    return nan_mean(missed, axis=0)
+    generator, fit = np.random.default_rng(seed), np.zeros((DRAWS, len(shares)))
+    for own in fit:
+        own[generator.permutation(len(shares))[: len(shares) * 4 // 5]] = 1
+    kept = np.empty(shares.shape[1])
+    for k, of_class in enumerate(np.moveaxis(shares, 1, 0)):
+        of_class = of_class[~np.isnan(of_class[:, 0])]  # (u, LEVELS + 1)
+        inside = fit[:, ~np.isnan(shares[:, k, 0])]  # (DRAWS, u)
+        at = _highest(inside @ of_class, inside.sum(axis=1), alpha)  # (DRAWS,)
+        missed = ((1 - inside) * of_class[:, at].T).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            kept[k] = nan_mean(missed / (1 - inside).sum(axis=1))
+    return kept
 
 
 def risk_table(
