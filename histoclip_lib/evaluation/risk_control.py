@@ -40,9 +40,11 @@ def missed_shares(labels: np.ndarray, probabilities: np.ndarray, units: np.ndarr
     cells = (unit[:, None] * n_classes + np.arange(n_classes)) * (LEVELS + 1) + level
     counts = np.bincount(cells[labels == 1], minlength=n_units * n_classes * (LEVELS + 1))
     counts = counts.reshape(n_units, n_classes, LEVELS + 1)
-    below = counts.cumsum(axis=2) - counts
+    shares = counts.cumsum(axis=2, dtype=float)  # in place from here on: these arrays are large
+    shares -= counts
     with np.errstate(invalid="ignore"):
-        return below / counts.sum(axis=2, keepdims=True)
+        shares /= counts.sum(axis=2, keepdims=True)
+    return shares
 
 
 def risk_thresholds(shares: np.ndarray, alpha: float) -> np.ndarray:
