@@ -38,9 +38,10 @@ def missed_shares(labels: np.ndarray, probabilities: np.ndarray, units: np.ndarr
     n_units, n_classes = unit.max() + 1, labels.shape[1]
     level = np.floor(probabilities * LEVELS + 1e-9).astype(int)  # the highest threshold that the probability reaches
     cells = (unit[:, None] * n_classes + np.arange(n_classes)) * (LEVELS + 1) + level
-    counts = np.bincount(cells[labels == 1], minlength=n_units * n_classes * (LEVELS + 1))
+    cells = cells[labels == 1]
+    counts = np.bincount(cells, np.ones(len(cells)), n_units * n_classes * (LEVELS + 1))
     counts = counts.reshape(n_units, n_classes, LEVELS + 1)
-    shares = counts.cumsum(axis=2, dtype=float)  # in place from here on: these arrays are large
+    shares = counts.cumsum(axis=2)  # in place from here on: these arrays are large
     shares -= counts
     with np.errstate(invalid="ignore"):
         shares /= counts.sum(axis=2, keepdims=True)
