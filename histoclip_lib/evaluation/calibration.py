@@ -357,7 +357,7 @@ def calibration_table(
             errors, brier = expected_calibration_error(labels, probabilities), brier_score(labels, probabilities)
             columns[label_of(method), stage] = {
                 "cross-entropy": f"{cross_entropy(labels, probabilities):.3f}",
-                "Brier score": number_text(nan_mean(brier)),
+                "Brier score": f"{np.nanmean((probabilities - labels) ** 2):.3f}",
                 "ECE": number_text(nan_mean(errors)),
                 "ECE by chance": number_text(nan_mean(chance_calibration_error(labels, probabilities))),
                 **{f"ECE, {name}": number_text(value) for name, value in zip(classes, errors, strict=True)},
