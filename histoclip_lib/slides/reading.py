@@ -501,7 +501,7 @@ class _WholeImage:
             self._rgb = as_rgb(image, many_bits, str(file))
 
     def close(self) -> None:
-        del self._rgb
+        self._rgb = None
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         return self._rgb[y : y + height, x : x + width]

@@ -186,6 +186,9 @@ def _polygons(found: object, path: Path) -> list[list]:
         raise HistoCLIPError(f"{path}: is not GeoJSON: {shown(found)} was found where an object is expected.")
     kind, corners = found.get("type"), found.get("coordinates")
     if kind in ("Polygon", "MultiPolygon"):
-        return [corners or []] if kind == "Polygon" else list(corners or [])
+        polygons = [corners] if kind == "Polygon" else corners
+        if not isinstance(polygons, list) or not all(isinstance(rings, list) for rings in polygons):
+            raise HistoCLIPError(f"{path}: is not GeoJSON: a {kind} has a list of rings, not {shown(corners)}.")
+        return polygons
     inside = [found.get(key) for key in ("features", "geometries", "geometry")]
     return [rings for each in inside if each is not None for rings in _polygons(each, path)]

@@ -168,6 +168,17 @@ def test_a_heat_map_has_channels_and_the_physical_size_of_its_pixels(tmp_path):
     np.testing.assert_array_equal(values, expected)
 
 
+def test_tiles_of_several_grids_and_of_a_step_between_pixels_make_no_holes_and_no_huge_map(tmp_path):
+    """CLAM begins a grid at each piece of tissue; tiles of 56.4 pixels lie 56 or 57 pixels apart."""
+    pieces = [grid(20, 2), grid(20, 2).assign(x=lambda t: t.x + 1, y=lambda t: t.y + 301)]
+    exchange.write_heatmap(tmp_path / "a.ome.tif", pd.concat(pieces, ignore_index=True), (2100, 600), 1)
+    assert tifffile.imread(tmp_path / "a.ome.tif").shape == (2, 6, 21)
+    places = np.rint(np.arange(700) * 56.4).astype(int)
+    tiles = pd.DataFrame({"x": places, "y": 0, "width": 56, "height": 56, "prob_tumor": 0.5})
+    exchange.write_heatmap(tmp_path / "b.ome.tif", tiles, (39480, 56), 1)
+    assert np.isfinite(tifffile.imread(tmp_path / "b.ome.tif")).mean() > 0.998
+
+
 def test_overlapping_tiles_are_averaged(tmp_path):
     tiles = grid(2, 1, side=100, step=50, classes=("a",)).assign(prob_a=[0.2, 0.6])
     exchange.write_heatmap(tmp_path / "a.ome.tif", tiles, (200, 100), 1)
