@@ -52,10 +52,12 @@ class EncoderGrid:
     def names(self) -> dict[str, GridRun]:
         """The runs by their encoder, with what else varies where one encoder has several runs."""
         called = [_name(run) for run in self.grid]
-        return {
-            name if called.count(name) == 1 else f"{name}, {_others(run)}": run
-            for name, run in zip(called, self.grid, strict=True)
-        }
+        for distinguish in (_others, lambda run: run.name):  # two weights files may have one name
+            called = [
+                name if called.count(name) == 1 else ", ".join(filter(None, [name, distinguish(run)]))
+                for name, run in zip(called, self.grid, strict=True)
+            ]
+        return dict(zip(called, self.grid, strict=True))
 
     @cached_property
     def metrics(self) -> dict[str, RunMetrics]:
