@@ -18,6 +18,7 @@ import numpy as np
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.executors import run_tasks
 from histoclip_lib.common.files import replacing
+from histoclip_lib.slides.reading import DICOM, SCANNERS, TIFF, dicom_series, is_dicom_slide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from histoclip_lib.slides import SlideResult
     from histoclip_lib.slides.aggregation import SlideTable
 
-SCANNERS = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".dcm", ".czi")
-TIFF = (".tif", ".tiff")
 PATIENCE = 3600.0  # seconds to wait for another process that predicts the same slide
 SLIDES, SLIDES_CSV = "slides.parquet", "slides.csv"
 HEATMAP = "heatmap.ome.tif"
@@ -63,10 +62,10 @@ class SlideOptions:
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a path is a slide: a scanner's file, a DICOM folder, a tiled TIFF, or an image too large for a patch."""
-    if path.is_dir():
-        return any(path.glob("*.dcm"))
-    if path.suffix.lower() in SCANNERS or path.name.lower().endswith(".ome.tif"):
+    """Whether a file is a slide: a scanner's, a tiled TIFF, or an image too large for a patch."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in (*SCANNERS, DICOM) or path.name.lower().endswith(".ome.tif"):
         return True
     from PIL import Image
 
@@ -106,12 +105,9 @@ def find_slides(inputs: Sequence[Path], all_files: bool = False) -> tuple[SlideT
         return read_slide_table(tables[0]), []
     found, others = [], []
     for path in inputs:
-        if is_slide(path) or (all_files and path.is_file()):
-            found.append(path)
-        elif path.is_dir() and (inside := _slides_inside(path)):
-            found += inside
-        else:
-            others.append(path)
+        inside = _slides_inside(path) if path.is_dir() else [path] * (is_slide(path) or (all_files and path.is_file()))
+        found += inside
+        others += [] if inside else [path]
     if not found:
         return None, others
     nothing = np.full(len(found), np.nan)
@@ -124,9 +120,11 @@ def _slides_inside(folder: Path) -> list[Path]:
 
     there = [file for file in sorted(folder.rglob("*")) if file.name != HEATMAP]
     there = [file for file in there if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    found = [file for file in there if is_slide(file) and not is_slide(file.parent)]  # not the files of a DICOM folder
-    masks = {labels_beside(file, MASK) for file in found}
-    return [file for file in found if file not in masks]
+    found = [file for file in there if is_slide(file) and file.suffix.lower() != DICOM]
+    for place in dict.fromkeys(file.parent for file in there if file.suffix.lower() == DICOM):
+        found += [place] if is_dicom_slide(place) else dicom_series(place)
+    masks = {labels_beside(slide, MASK) for slide in found}
+    return sorted(slide for slide in found if slide not in masks)
 
 
 def slide_folders(paths: Sequence[Path], out: Path) -> list[Path]:

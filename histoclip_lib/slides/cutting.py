@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.data.importers.plan import Found, ImportOptions, Item
 from histoclip_lib.data.regions import Field
+from histoclip_lib.slides.reading import is_dicom_slide
 
 if TYPE_CHECKING:
     from histoclip_lib.slides.reading import Slide
@@ -139,4 +140,4 @@ def _is_of(name: str, slide: str) -> bool:
 
 
 def _is_slide(path: Path) -> bool:
-    return path.is_file() or any(path.glob("*.dcm"))  # a DICOM slide is a folder
+    return path.is_file() or (path.is_dir() and is_dicom_slide(path))

@@ -89,6 +89,27 @@ def test_what_lies_beside_slides_and_below_them_is_no_slide(tmp_path, slides, mo
     assert [path.name for path in find_slides([slides])[0].paths] == ["no.svs", "one.tif", "two two.tif"]
 
 
+def test_dicom_slides_are_folders_of_one_series_or_the_first_file_of_each(tmp_path):
+    def write(name, series):
+        path = tmp_path / "s" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"DICM \x20\x00\x0e\x00UI\x03\x00" + series)
+
+    for name, series in (
+        ("one/0.dcm", b"1.2"),
+        ("one/1.dcm", b"1.2"),
+        ("flat/a0.dcm", b"1.3"),
+        ("flat/a1.dcm", b"1.3"),
+    ):
+        write(name, series)
+    write("flat/b.dcm", b"1.4")
+    write("mixed/c.dcm", b"1.5")
+    (tmp_path / "s" / "mixed" / "d.svs").touch()
+    found = [path.relative_to(tmp_path / "s").as_posix() for path in find_slides([tmp_path / "s"])[0].paths]
+    assert found == ["flat/a0.dcm", "flat/b.dcm", "mixed/c.dcm", "mixed/d.svs", "one"]
+    assert find_slides([tmp_path / "s" / "one"])[0].paths == [tmp_path / "s" / "one"]
+
+
 def test_the_table_of_the_user_is_not_overwritten(saved_model, slides):
     (slides / "slides.csv").write_text("slide,group\none.tif,a\n")
     table, _ = find_slides([slides / "slides.csv"])
