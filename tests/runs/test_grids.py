@@ -335,6 +335,25 @@ def test_what_is_ahead_is_a_row_that_the_library_knows():
 # Encoders
 
 
+@pytest.mark.parametrize(
+    ("patch_px", "size", "match", "said"),
+    [
+        (224, 224, False, "tissue appears larger by a factor of 2.0"),
+        (224, 448, False, "tissue appears larger by a factor of 4.0"),  # resized to the encoder's input
+        (448, [224, 224], False, "as in its training"),
+        (224, 224, True, "as in its training"),
+        (896, 224, True, "tissue appears smaller by a factor of 2.0"),
+    ],
+)
+def test_the_field_of_view_is_that_of_the_resized_patch(patch_px, size, match, said):
+    from types import SimpleNamespace
+
+    from histoclip_lib.runs.encoders import _field_text
+
+    config = SimpleNamespace(mpp=0.25, patch_px=patch_px, preprocessing={"size": size}, match_mpp=match)
+    assert _field_text((0.5,), config) == said
+
+
 def test_weights_files_of_one_name_are_told_apart(tmp_path):
     from histoclip_lib.runs.encoders import EncoderGrid
     from histoclip_lib.runs.grids import GridRun
