@@ -55,7 +55,9 @@ def read_label_mask(path: str | Path, n_classes: int, size: tuple[int, int]) -> 
         with Image.open(path, formats=FORMATS) as image:
             mode, mask = image.mode, np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise HistoCLIPError(f"{path} cannot be read as an image ({error}). Save it as PNG.") from error
+        raise HistoCLIPError(
+            f"{path} cannot be read as an image ({error}). Save it as PNG; any scale will do."
+        ) from error
     if mode not in ("P", "L"):
         raise HistoCLIPError(
             f"{path}: a label mask must have mode P or L, not {mode}. Save the class numbers, not colours."
