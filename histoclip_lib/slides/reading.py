@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown, silenced
 from histoclip_lib.data.images import DARK, FORMATS, ORIENTATION, as_rgb, has_many_bits
 
 SCANNERS = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".czi")
@@ -265,7 +265,8 @@ def _open_pixels(path: Path) -> Pixels:
         ) from error
     for reader in (_TiffPixels, _WholeImage):
         try:
-            return reader(file)
+            with silenced("tifffile"):
+                return reader(file)
         except HistoCLIPError as error:
             raise HistoCLIPError(f"{path}: {error}") from error
         except _NotThisKind as error:
