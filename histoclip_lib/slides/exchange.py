@@ -161,7 +161,7 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
     """Read the polygons of a GeoJSON file, as QuPath and others write it.
 
     A class is `properties.classification.name`, or `properties.classification`, `class_name` or `label` where that is a
-    text. Several classes of one object, which QuPath joins with `: `, are one name.
+    text. Several classes of one object (`classification.names`) are one name, joined with `: ` as QuPath shows them.
 
     Returns
     -------
@@ -199,8 +199,10 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
 
 def _annotation(properties: object, polygons: tuple, place: str) -> Annotation:
     properties = properties if isinstance(properties, dict) else {}
-    classification = properties.get("classification")
-    named = classification.get("name") if isinstance(classification, dict) else classification
+    named = properties.get("classification")
+    if isinstance(named, dict):
+        several = named.get("names")  # as QuPath since 0.5 has them
+        named = named.get("name") or (": ".join(map(str, several)) if isinstance(several, list) else None)
     names = (named, properties.get("class_name"), properties.get("label"))
     measured = properties.get("measurements") or {}
     if isinstance(measured, list):  # as QuPath before 0.4 has them

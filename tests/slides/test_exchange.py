@@ -100,13 +100,14 @@ def test_geojson_of_qupath_is_read_with_holes_and_classes(tmp_path):
         {"geometry": polygon, "properties": {"classification": {"name": "Tumor: in situ", "color": [1, 2, 3]}}},
         {"geometry": several, "properties": {"classification": "Stroma", "measurements": [{"name": "a", "value": 1}]}},
         {"geometry": polygon, "properties": {"objectType": "detection"}},
+        {"geometry": polygon, "properties": {"classification": {"names": ["Tumor", "Positive"]}}},
         {"geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": None},
     ]
     for content in (features, {"type": "FeatureCollection", "features": features}):
         (tmp_path / "a.geojson").write_text(json.dumps(content))
         annotations, left_out = exchange.read_geojson(tmp_path / "a.geojson")
-        assert [each.name for each in annotations] == ["Tumor: in situ", "Stroma", ""]
-        assert [[len(rings) for rings in each.polygons] for each in annotations] == [[2], [1, 2], [2]]
+        assert [each.name for each in annotations] == ["Tumor: in situ", "Stroma", "", "Tumor: Positive"]
+        assert [[len(rings) for rings in each.polygons] for each in annotations] == [[2], [1, 2], [2], [2]]
         assert annotations[1].measurements == {"a": 1} and annotations[2].kind == "detection"
         assert left_out == ["Point"]
 
