@@ -53,7 +53,7 @@ def test_the_notebooks_are_those_that_a_run_executes():
     [
         "epochs: 0", "epochs: -1", "batch_size: 0", "views: 9", "hidden: -3", "dropout: 1.5", "token_dropout: 1.0",
         "resamples: 0", "seed: -1", "baseline_rule: foo", "precision: fp16", "device: gpu", "prompts_file: gone.yaml",
-        "warmup_epochs: 800", "mask_coverage: 0", "split: half",
+        "warmup_epochs: 800", "mask_coverage: 0", "split: half", "split: ''", "device:",
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_before_anything_runs(tmp_path, schema, line):

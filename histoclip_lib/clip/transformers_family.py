@@ -146,7 +146,9 @@ def _build(files: list[Path], beside: list[Path]) -> tuple[ModelOfTransformers, 
         if weights.name not in ("model.safetensors", "pytorch_model.bin"):  # a file with a name of its own
             standard = "model.safetensors" if weights.suffix == ".safetensors" else "pytorch_model.bin"
             (folder / standard).symlink_to(weights.absolute())
-        model, found = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        model, found = model_class.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if missing := sorted(found["missing_keys"]):
         raise HistoCLIPError(f"{weights}: these weights of the model are not there:\n{bullet_list(missing)}")

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML, Image, Markdown
 
 from histoclip_lib.clip.availability import find_encoder
-from histoclip_lib.clip.field import TOLERANCE, nearest_mpp
+from histoclip_lib.clip.field import TOLERANCE, nearest_mpp, shorter_side
 from histoclip_lib.clip.registry import encoder_entry
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.common.files import resolve
@@ -22,6 +22,7 @@ from histoclip_lib.evaluation.comparisons import ALPHA, OURS, PROBE
 from histoclip_lib.evaluation.encoders import Aligned, Ranking, agreement, align_runs, hardest, rank
 from histoclip_lib.evaluation.methods import label_of, methods
 from histoclip_lib.evaluation.text import UNDEFINED, p_text
+from histoclip_lib.models.bundle import ModelConfig, read_config
 from histoclip_lib.report import figures
 from histoclip_lib.report.explorers import Explorer, noted_patches
 from histoclip_lib.report.figures.base import as_image
@@ -52,10 +53,12 @@ class EncoderGrid:
     def names(self) -> dict[str, GridRun]:
         """The runs by their encoder, with what else varies where one encoder has several runs."""
         called = [_name(run) for run in self.grid]
-        return {
-            name if called.count(name) == 1 else f"{name}, {_others(run)}": run
-            for name, run in zip(called, self.grid, strict=True)
-        }
+        for distinguish in (_others, lambda run: run.name):  # two weights files may have one name
+            called = [
+                name if called.count(name) == 1 else ", ".join(filter(None, [name, distinguish(run)]))
+                for name, run in zip(called, self.grid, strict=True)
+            ]
+        return dict(zip(called, self.grid, strict=True))
 
     @cached_property
     def metrics(self) -> dict[str, RunMetrics]:
@@ -179,7 +182,7 @@ class EncoderGrid:
                 "TCGA": entry.tcga + (f" ({entry.tcga_source})" if entry.tcga_source else ""),
                 f"saw {data.title}": _may_have_seen(entry.tcga, data.tcga),
                 "µm per pixel": ", ".join(f"{mpp:g}" for mpp in entry.mpp) or "unknown",
-                "field of view": _field_text(entry, run, data.mpp),
+                "field of view": _field_text(entry.mpp, self._config(run)),
                 "licence": entry.licence,
             }
         caption = "What the pretraining of each encoder may have seen of this data, its resolution, and its licence."
@@ -235,6 +238,12 @@ class EncoderGrid:
             return f"cannot be had here. {found.reason.splitlines()[0]}{missing}"
         return "not finished"
 
+    def _config(self, run: GridRun) -> ModelConfig | None:
+        try:
+            return read_config(self.reports / run.name / "model")
+        except HistoCLIPError:  # not finished
+            return None
+
     @staticmethod
     def _entry(run: GridRun) -> object:
         return encoder_entry(str(run.values["backbone"]), str(run.values["pretrained"]))
@@ -269,14 +278,17 @@ def _may_have_seen(tcga_of_encoder: str, tcga_of_data: str) -> str:
     return {"yes": f"may have seen it{part}", "no": "not through TCGA"}.get(tcga_of_encoder, "unknown")
 
 
-def _field_text(entry: object, run: GridRun, mpp_of_data: float | None) -> str:
-    mpp = float(run.values.get("mpp") or 0) or mpp_of_data
-    if not mpp or not entry.mpp:
+def _field_text(trained: tuple[float, ...], config: ModelConfig | None) -> str:
+    """Say how tissue appears to an encoder that was trained at some resolutions; patches are resized to its input."""
+    if config is None:
+        return UNDEFINED
+    if not config.mpp or not trained:
         return "unknown"
-    ratio = mpp / nearest_mpp(mpp, entry.mpp)
-    if max(ratio, 1 / ratio) <= TOLERANCE:
+    seen = config.mpp * config.patch_px / shorter_side(config.preprocessing["size"])
+    ratio = seen / nearest_mpp(seen, trained)
+    if max(ratio, 1 / ratio) <= TOLERANCE or (config.match_mpp and ratio < 1):
         return "as in its training"
-    return f"patches are {'coarser' if ratio > 1 else 'finer'} by a factor of {max(ratio, 1 / ratio):.1f}"
+    return f"tissue appears {'smaller' if ratio > 1 else 'larger'} by a factor of {max(ratio, 1 / ratio):.1f}"
 
 
 def _wrong_text(labels: np.ndarray, wrong: np.ndarray, classes: list[str]) -> str:

@@ -75,7 +75,7 @@ def read_runs(paths: list[Path], schema: Schema) -> list[tuple[Path, dict[str, o
     """
     runs = []
     for path in paths:
-        if "name" not in (read_yaml(path)[0] or {"name": ""}):
+        if isinstance(given := read_yaml(path)[0], dict) and "name" not in given:
             raise HistoCLIPError(f"{path} has no `name`, which names the run and its folder. Add `name: {path.stem}`.")
         found = [run.values for run in read_grid(path, schema)] if is_grid(path) else [read_params(path, schema)]
         runs += [(path, values) for values in found]

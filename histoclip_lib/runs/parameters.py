@@ -43,7 +43,7 @@ class Parameter:
         if "|" in self.range:
             choices = [choice.strip() for choice in self.range.split("|")]
             patterns = "|".join(re.escape(choice).replace("N", r"\d+") for choice in choices)
-            fits = value == "" or re.fullmatch(patterns, str(value))
+            fits = value == self.default or re.fullmatch(patterns, str(value))
             return "" if fits else f"is none of {', '.join(choices)}"
         for comparison in filter(None, self.range.split(",")):
             words, bound = comparison.strip().rsplit(" ", 1)

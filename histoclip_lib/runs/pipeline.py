@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -175,8 +177,9 @@ class _Steps:
     ) -> None:
         self.folder, self.params, self.schema, self.paths = folder, params, schema, paths
         packages = repr([sys.version, *(version(package) for package in PACKAGES)])
-        self.slides = _data_digest(params, workplace, (SLIDES,))
-        self.common = f"{packages}{plugin_digest()}{_data_digest(params, workplace)}"
+        self.slides = _files_digest(_slides_of(params, workplace), workplace)
+        data = _files_digest(_named(params, workplace, *DATA_PARAMETERS), workplace)
+        self.common = f"{packages}{plugin_digest()}{data}"
 
     def is_current(self, step: str) -> bool:
         """Whether a step is finished, its products are as it left them, and nothing that it depends on has changed."""
@@ -287,11 +290,27 @@ def _commit() -> str:
     return described.stdout.strip()
 
 
-def _data_digest(params: dict[str, object], workplace: Path, parameters: tuple[str, ...] = DATA_PARAMETERS) -> str:
-    """Digest the names, sizes and times of the files that parameters name: data, prompts and local weights."""
+def _named(params: dict[str, object], workplace: Path, *parameters: str) -> list[Path]:
+    """Return the files and folders that parameters name: data, prompts and local weights."""
+    return [workplace / str(params[key]).removeprefix("local-dir:") for key in parameters if params.get(key)]
+
+
+def _slides_of(params: dict[str, object], workplace: Path) -> list[Path]:
+    """Return the slides of a run, those in its table too, and the files beside them that may hold their labels."""
+    roots = _named(params, workplace, SLIDES)
+    for table in [path for path in roots if path.name == "slides.csv"]:
+        from histoclip_lib.slides.aggregation import read_slide_table
+
+        with suppress(HistoCLIPError):  # the notebook says what is wrong with it
+            roots += read_slide_table(table).paths
+    files = [path for path in roots if path.is_file()]
+    return roots + [beside for path in files for beside in path.parent.glob(f"{glob.escape(path.stem)}_*")]
+
+
+def _files_digest(roots: list[Path], workplace: Path) -> str:
+    """Digest the names, sizes and times of files, and of those in folders."""
     digest = hashlib.sha256()
-    named = [params.get(key) for key in parameters]
-    for root in [workplace / str(name).removeprefix("local-dir:") for name in named if name]:
+    for root in roots:
         for path in sorted([root, *root.rglob("*")]):
             if path.is_file():
                 facts, name = path.stat(), os.path.relpath(path, workplace)

@@ -139,7 +139,9 @@ def predict_images(
             table.to_parquet(temporary, index=False)
         with replacing(out / "predictions.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-        _write_attention(out / ATTENTION, parts)
+        with replacing(out / ATTENTION, durable=False) as temporary:
+            # Not a memory map: on a full disk writing to one ends the process.
+            np.save(temporary, np.concatenate([part["attention"] for part in parts]))
         summary = {
             "model": model.config.name, "identity": model.identity, "classes": model.classes, "images": len(index),
             "ood_threshold": model.config.ood_threshold, "skipped": skipped, "calibrated": model.config.calibrated,
@@ -166,7 +168,8 @@ def _predict_parts(
     starts = range(0, len(images), CHUNK)
     paths = {start: folder / f"{start:08d}.npz" for start in starts}
     missing = deque(start for start in starts if not paths[start].is_file())
-    report(sum(len(images[start : start + CHUNK]) for start in starts if paths[start].is_file()), len(images))
+    done = sum(len(images[start : start + CHUNK]) for start in starts if paths[start].is_file())
+    report(done, len(images))
     prepare = partial(_prepared, model)
     with ThreadPoolExecutor(min(8, n_cores())) as pool:
         ahead: deque[list] = deque()  # of the part in work, and of the next one
@@ -178,7 +181,8 @@ def _predict_parts(
                 ready = [future.result() for future in ahead.popleft()]
                 with replacing(paths[start], durable=False) as temporary:
                     np.savez(temporary, **_predict_part(model, ready, images, start, views, batch_size))
-                report(min(start + CHUNK, len(images)), len(images))
+                done += len(ready)
+                report(done, len(images))
             with np.load(paths[start], allow_pickle=False) as part:
                 yield dict(part)
 
@@ -220,17 +224,6 @@ def _table(model: SavedModel, files: list[str], probabilities: np.ndarray, parts
     )
 
 
-def _write_attention(path: Path, parts: list[dict]) -> None:
-    total, shape = sum(len(part["index"]) for part in parts), parts[0]["attention"].shape[1:]
-    with replacing(path, durable=False) as temporary:
-        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(total, *shape))
-        at = 0
-        for part in parts:
-            whole[at : at + len(part["index"])] = part["attention"]
-            at += len(part["index"])
-        whole.flush()
-
-
 def _columns(classes: list[str], patches: PatchDataset) -> list[int]:
     """Return where each class of the model stands among those of a labelled data set."""
     if missing := [name for name in classes if name not in patches.classes]:
@@ -252,13 +245,24 @@ def write_prediction_pages(folder: Path, report: Callable[[StepEvent], None]) ->
     """Write the pages of what lies in a folder: images, slides, and one for each of the first MOST_PAGES slides.
 
     Each is the page of an executed notebook. The first, which links the others, is returned: `index.html`.
+
+    Raises
+    ------
+    HistoCLIPError
+        If there is nothing to show: there are no images, and no slide could be predicted.
     """
     from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES, Link
     from histoclip_lib.report.run_pages import write_page
     from histoclip_lib.runs.pipeline import execute_notebook, find_notebooks
 
-    name = folder.resolve().name
-    has_images, has_slides = (folder / SUMMARY).is_file(), (folder / "slides.parquet").is_file()
+    name, has_images, predicted = folder.resolve().name, (folder / SUMMARY).is_file(), pd.DataFrame()
+    if (folder / "slides.parquet").is_file():
+        slides = pd.read_parquet(folder / "slides.parquet")
+        predicted = slides[slides.n_predicted > 0] if "n_predicted" in slides else slides[:0]
+        if predicted.empty and not has_images:
+            reasons = bullet_list([f"{line.slide}: {line.error}" for line in slides.itertuples()])
+            raise HistoCLIPError(f"None of the {len(slides)} slides could be predicted:\n{reasons}")
+    has_slides = not predicted.empty
     over_slides = "slides" if has_images else "index"
     links = [Link("Images", "index.html")] * has_images + [Link("Slides", f"{over_slides}.html")] * has_slides
 
@@ -269,8 +273,6 @@ def write_prediction_pages(folder: Path, report: Callable[[StepEvent], None]) ->
         write_page(place / f"{stem}.ipynb", title, navigation)
 
     if has_slides:
-        slides = pd.read_parquet(folder / "slides.parquet")
-        predicted = slides[slides.get("n_predicted", pd.Series(dtype=float)) > 0]
         for line in predicted.head(MOST_PAGES).itertuples():
             write(SLIDE, folder / line.folder, "index", line.slide, "../", slide=line.folder)
         write(SLIDES, folder, over_slides, f"Slides: {name}", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -17,6 +18,7 @@ import numpy as np
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.executors import run_tasks
 from histoclip_lib.common.files import replacing
+from histoclip_lib.slides.reading import DICOM, SCANNERS, TIFF, dicom_series, is_dicom_slide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
     from histoclip_lib.slides import SlideResult
     from histoclip_lib.slides.aggregation import SlideTable
 
-SCANNERS = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".dcm", ".czi")
-TIFF = (".tif", ".tiff")
 PATIENCE = 3600.0  # seconds to wait for another process that predicts the same slide
-SLIDES = "slides.parquet"
+SLIDES, SLIDES_CSV = "slides.parquet", "slides.csv"
+HEATMAP = "heatmap.ome.tif"
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class SlideOptions:
     mpp, overlap, min_tissue, views, batch_size
         As there; the column `mpp` of `slides.csv` comes before `mpp`.
     tissue, coordinates : Path or None
-        A mask or polygons, and an H5 file of TRIDENT or CLAM; or a folder with one for each slide, whose name begins
-        with the slide's.
+        A mask or polygons, and an H5 file of TRIDENT or CLAM; or a folder with one for each slide, called as it is;
+        TRIDENT adds `_patches`.
     patch_mpp : float or None
         Of the training patches, where the model does not say.
     device, precision : str
@@ -61,20 +62,22 @@ class SlideOptions:
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a path is a slide: a scanner's file, a DICOM folder, a tiled TIFF, or an image too large for a patch."""
-    if path.is_dir():
-        return any(path.glob("*.dcm"))
-    if path.suffix.lower() in SCANNERS or path.name.lower().endswith(".ome.tif"):
+    """Whether a file is a slide: a scanner's, a tiled TIFF, or an image too large for a patch."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in (*SCANNERS, DICOM) or path.name.lower().endswith(".ome.tif"):
         return True
     from PIL import Image
 
     from histoclip_lib.data.images import MAX_PIXELS
 
     try:
-        with Image.open(path) as image:
-            tiled = path.suffix.lower() in TIFF and 322 in image.tag_v2  # TileWidth
-            return tiled or image.width * image.height > MAX_PIXELS
-    except Image.DecompressionBombError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                tiled = path.suffix.lower() in TIFF and 322 in image.tag_v2  # TileWidth
+                return tiled or image.width * image.height > MAX_PIXELS
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return True
     except (OSError, ValueError, AttributeError):
         return False
@@ -86,7 +89,8 @@ def find_slides(inputs: Sequence[Path], all_files: bool = False) -> tuple[SlideT
     Parameters
     ----------
     inputs : sequence of Path
-        Files; folders, in which slides are looked for at any depth; or one `slides.csv`.
+        Files; folders, in which slides are looked for at any depth, hidden files, earlier heat maps and label masks
+        aside; or one `slides.csv`.
     all_files : bool
         Whether every file is a slide, whatever it looks like.
     """
@@ -94,24 +98,33 @@ def find_slides(inputs: Sequence[Path], all_files: bool = False) -> tuple[SlideT
 
     from histoclip_lib.slides.aggregation import SlideTable, read_slide_table
 
-    tables = [path for path in inputs if path.name == "slides.csv"]
+    tables = [path for path in inputs if path.name == SLIDES_CSV]
     if tables:
         if len(inputs) > 1:
             raise HistoCLIPError(f"{tables[0]}: give slides.csv alone; its slides follow.")
         return read_slide_table(tables[0]), []
     found, others = [], []
     for path in inputs:
-        if is_slide(path) or (all_files and path.is_file()):
-            found.append(path)
-        elif path.is_dir() and (inside := [file for file in sorted(path.rglob("*")) if is_slide(file)]):
-            found += [file for file in inside if not is_slide(file.parent)]  # not the files of a DICOM folder
-        else:
-            others.append(path)
+        inside = _slides_inside(path) if path.is_dir() else [path] * (is_slide(path) or (all_files and path.is_file()))
+        found += inside
+        others += [] if inside else [path]
     if not found:
         return None, others
     nothing = np.full(len(found), np.nan)
     groups = np.array([str(path) for path in found])
     return SlideTable(found, groups, nothing, nothing, pd.DataFrame(index=range(len(found)))), others
+
+
+def _slides_inside(folder: Path) -> list[Path]:
+    from histoclip_lib.slides.scoring import MASK, labels_beside
+
+    there = [file for file in sorted(folder.rglob("*")) if file.name != HEATMAP]
+    there = [file for file in there if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    found = [file for file in there if is_slide(file) and file.suffix.lower() != DICOM]
+    for place in dict.fromkeys(file.parent for file in there if file.suffix.lower() == DICOM):
+        found += [place] if is_dicom_slide(place) else dicom_series(place)
+    masks = {labels_beside(slide, MASK) for slide in found}
+    return sorted(slide for slide in found if slide not in masks)
 
 
 def slide_folders(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -159,9 +172,15 @@ def predict_slides(
     -------
     DataFrame
         As `slides.aggregate_slides` returns it.
+
+    Raises
+    ------
+    HistoCLIPError
+        If `slides.csv` in `out` is not such a result, or slides were predicted by different models.
     """
     from histoclip_lib.slides.aggregation import aggregate_slides
 
+    _keep_table_of_user(out / SLIDES_CSV)
     folders = slide_folders(table.paths, out)
     mpps = [options.mpp if np.isnan(mpp) else float(mpp) for mpp in table.mpp]
     calls = [
@@ -175,12 +194,19 @@ def predict_slides(
         for call in calls:
             errors.append(predict_one(*call, lambda done, total, slide=call[1]: progress(slide, done, total)))
             report(call[1], errors[-1])
-    slides = aggregate_slides(table, folders)
-    slides["folder"], slides["error"] = [folder.name for folder in folders], errors
-    for name, write in ((SLIDES, slides.to_parquet), ("slides.csv", slides.to_csv)):
+    slides = aggregate_slides(table, folders, errors)
+    slides["folder"] = [folder.name for folder in folders]
+    for name, write in ((SLIDES, slides.to_parquet), (SLIDES_CSV, slides.to_csv)):
         with replacing(out / name) as temporary:
             write(temporary, index=False)
     return slides
+
+
+def _keep_table_of_user(path: Path) -> None:
+    """Refuse a folder whose `slides.csv` is not a result: it may be the table that named the slides."""
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        if not file.readline().startswith("slide,folder,"):
+            raise HistoCLIPError(f"{path} would be overwritten by the results. Write them to another folder.")
 
 
 def predict_one(
@@ -219,7 +245,7 @@ def write_exports(folder: Path, result: SlideResult) -> None:
     from histoclip_lib.slides.prediction import TABLE, read_attention, read_tiles
 
     made = (folder / TABLE).stat().st_mtime_ns
-    named = [folder / name for name in ("tiles.csv", "tiles.geojson", "heatmap.ome.tif")]
+    named = [folder / name for name in ("tiles.csv", "tiles.geojson", HEATMAP)]
     if all(path.is_file() and path.stat().st_mtime_ns >= made for path in named) or not result.n_predicted:
         return
     tiles = read_tiles(folder)
@@ -229,13 +255,14 @@ def write_exports(folder: Path, result: SlideResult) -> None:
 
 
 def _of_slide(given: Path | None, slide: Path) -> Path | None:
-    """Return the file for a slide: the one that is given, or in a folder the one whose name begins with the slide's."""
+    """Return the file for a slide: the one that is given, or in a folder the one with the slide's name."""
     if given is None or not given.is_dir():
         return given
-    found = sorted(path for path in given.iterdir() if path.name.startswith(f"{slide.stem}."))
+    names = (f"{slide.stem}.", f"{slide.stem}_patches.")  # TRIDENT's, of coordinates
+    found = sorted(path for path in given.iterdir() if path.name.startswith(names))
     if not found:
-        raise HistoCLIPError(f"{given} holds no file for {slide.name}: its name would begin with {slide.stem}.")
-    return found[0]
+        raise HistoCLIPError(f"{given} holds no file for {slide.name}: its name would begin with {' or '.join(names)}")
+    return min(found, key=lambda path: len(path.name))  # a.h5 rather than a.b.h5, which is that of a.b.svs
 
 
 @lru_cache(maxsize=1)

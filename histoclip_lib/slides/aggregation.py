@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -253,7 +254,7 @@ def _share_interval(present: np.ndarray, share: float, weights: np.ndarray, bloc
     return float((centre - half) / (1 + z**2 / n)), float((centre + half) / (1 + z**2 / n))
 
 
-def aggregate_slides(table: SlideTable, folders: list[Path]) -> pd.DataFrame:
+def aggregate_slides(table: SlideTable, folders: list[Path], errors: Sequence[str] | None = None) -> pd.DataFrame:
     """Return one line for each slide: what `slides.parquet` holds.
 
     Parameters
@@ -262,6 +263,8 @@ def aggregate_slides(table: SlideTable, folders: list[Path]) -> pd.DataFrame:
         The slides.
     folders : list of Path
         Where `prediction.predict_slide` has written; a folder that is not finished gives a line without numbers.
+    errors : sequence of str, optional
+        Why slides failed, empty where they did not. A result that an earlier call left of such a slide does not count.
 
     Returns
     -------
@@ -278,12 +281,14 @@ def aggregate_slides(table: SlideTable, folders: list[Path]) -> pd.DataFrame:
     import pandas as pd
 
     lines, models = [], {}
-    for path, folder in zip(table.paths, folders, strict=True):
+    for path, folder, failure in zip(table.paths, folders, errors or [""] * len(folders), strict=True):
         line = {"slide": path.name, "folder": str(folder)}
         try:
             result = read_slide_result(folder)
+            if failure and failure != result.error:
+                raise HistoCLIPError(failure)
         except HistoCLIPError as error:
-            lines.append({**line, "error": str(error)})
+            lines.append({**line, "error": failure or str(error)})
             continue
         models.setdefault(result.model, path.name)
         line |= {"n_tiles": result.n_tiles, "n_predicted": result.n_predicted, "n_ood": result.n_ood}

@@ -46,11 +46,7 @@ def read_qupath(source: Path, options: ImportOptions) -> Found:
         annotations, others = read_geojson(path)
         for kind in others:
             found.leave_out("geometries that are not polygons", f"{path.name}: {kind}")
-        if (
-            annotations
-            and not any(each.name for each in annotations)
-            and any(each.measurements for each in annotations)
-        ):
+        if any(each.measurements for each in annotations) and not any(each.name for each in annotations):
             _add_tiles(annotations, cutter, found)
         else:
             _add_grid(_regions(annotations, path, cutter, options, found), cutter, options, found)

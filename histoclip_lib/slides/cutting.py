@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from histoclip_lib.common.errors import HistoCLIPError, shown
 from histoclip_lib.data.importers.plan import Found, ImportOptions, Item
 from histoclip_lib.data.regions import Field
+from histoclip_lib.slides.reading import is_dicom_slide
 
 if TYPE_CHECKING:
     from histoclip_lib.slides.reading import Slide
@@ -102,7 +103,7 @@ def sources(
     """Yield each file of labels with its slide.
 
     Where `source` or `--slide` is a folder, a file belongs to the slide whose name, without suffix, is the longest that
-    its own name begins with.
+    its own name begins with; no letter or digit follows, so that `patient10.csv` does not belong to `patient1.svs`.
 
     Raises
     ------
@@ -121,7 +122,7 @@ def sources(
     used = 0
     for path in files:
         only = slides == [options.slide] and source.is_file()
-        slide = next((slide for slide in slides if only or path.name.startswith(slide.stem)), None)
+        slide = next((slide for slide in slides if only or _is_of(path.name, slide.stem)), None)
         if slide is None:
             found.leave_out(f"no slide of that name in {options.slide}", path.name)
             continue
@@ -134,5 +135,9 @@ def sources(
         raise HistoCLIPError(f"{source}: no file of labels has a slide in {options.slide}. Slides there: {names}.")
 
 
+def _is_of(name: str, slide: str) -> bool:
+    return name.startswith(slide) and not name[len(slide) :][:1].isalnum()
+
+
 def _is_slide(path: Path) -> bool:
-    return path.is_file() or any(path.glob("*.dcm"))  # a DICOM slide is a folder
+    return path.is_file() or (path.is_dir() and is_dicom_slide(path))

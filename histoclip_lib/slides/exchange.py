@@ -66,7 +66,9 @@ def read_wsinfer_csv(path: str | Path) -> pd.DataFrame:
         raise HistoCLIPError(f"{path}: no column {lacking}. It has {shown(list(table.columns), 300)}.")
     tiles = table[[*WSINFER.values(), *probabilities]].rename(columns={new: old for old, new in WSINFER.items()})
     words = [
-        name for name in tiles.columns if not pd.api.types.is_numeric_dtype(tiles[name]) or tiles[name].isna().any()
+        name
+        for name in tiles.columns
+        if not pd.api.types.is_numeric_dtype(tiles[name]) or not np.isfinite(tiles[name]).all()
     ]
     if words:
         raise HistoCLIPError(f"{path}: the columns {', '.join(words)} must hold a number on every line.")
@@ -159,7 +161,7 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
     """Read the polygons of a GeoJSON file, as QuPath and others write it.
 
     A class is `properties.classification.name`, or `properties.classification`, `class_name` or `label` where that is a
-    text. Several classes of one object, which QuPath joins with `: `, are one name.
+    text. Several classes of one object (`classification.names`) are one name, joined with `: ` as QuPath shows them.
 
     Returns
     -------
@@ -197,8 +199,10 @@ def read_geojson(path: str | Path) -> tuple[list[Annotation], list[str]]:
 
 def _annotation(properties: object, polygons: tuple, place: str) -> Annotation:
     properties = properties if isinstance(properties, dict) else {}
-    classification = properties.get("classification")
-    named = classification.get("name") if isinstance(classification, dict) else classification
+    named = properties.get("classification")
+    if isinstance(named, dict):
+        several = named.get("names")  # as QuPath since 0.5 has them
+        named = named.get("name") or (": ".join(map(str, several)) if isinstance(several, list) else None)
     names = (named, properties.get("class_name"), properties.get("label"))
     measured = properties.get("measurements") or {}
     if isinstance(measured, list):  # as QuPath before 0.4 has them
@@ -299,6 +303,18 @@ def write_heatmap(
         )
 
 
+def _step(x: np.ndarray, y: np.ndarray, side: float) -> float:
+    """Return the step of a grid of tiles: the typical distance between neighbours in a row, a tile's side at most.
+
+    The smallest distance of any two would not do: CLAM begins a grid of its own at each piece of tissue. Corners are
+    whole pixels, so distances are one pixel more or less than the step, which is their mean.
+    """
+    order = np.lexsort((x, y))
+    gaps = np.diff(x[order])[np.diff(y[order]) == 0]
+    gaps = gaps[(gaps > 0) & (gaps <= side + 1)]
+    return float(gaps[np.abs(gaps - np.median(gaps)) <= 1].mean()) if len(gaps) else float(side)
+
+
 @dataclass(frozen=True)
 class _Grid:
     """Where tiles lie on a map: `step` is a pixel of the map in level-0 pixels, `span` a tile in pixels of the map."""
@@ -317,11 +333,7 @@ class _Grid:
             raise HistoCLIPError(f"a heat map needs square tiles of one size, not {shown(sizes.tolist())}.")
         side = sizes[0, 0]
         x, y = tiles["x"].to_numpy(float), tiles["y"].to_numpy(float)
-        if attention is None:
-            gaps = np.concatenate([np.diff(np.unique(x)), np.diff(np.unique(y)), [side]])
-            step = float(gaps[gaps > 0].min())
-        else:
-            step = side / attention.shape[-1]
+        step = _step(x, y, side) if attention is None else side / attention.shape[-1]
         width, height = (max(1, int(np.ceil(length / step))) for length in slide_size)
         span = max(1, round(side / step))
         return cls(step, span, np.rint(y / step).astype(int), np.rint(x / step).astype(int), height, width)
@@ -380,7 +392,7 @@ def read_coordinates(path: str | Path) -> pd.DataFrame:
         raise HistoCLIPError(f"{path}: is not an HDF5 file that can be read ({error}).") from error
     side = [_number(facts, name) for name in ("patch_size_level0", "patch_size")]
     downsample = _number(facts, "downsample") or (1.0 if _number(facts, "patch_level") == 0 else None)
-    if side[0] is None and (side[1] is None or downsample is None):
+    if not side[0] and (side[1] is None or downsample is None):
         raise HistoCLIPError(
             f"{path}: `coords` does not say how large a patch is at level 0. It needs the attribute patch_size_level0, "
             f"or patch_size and downsample; it has {', '.join(map(str, facts)) or 'none'}."

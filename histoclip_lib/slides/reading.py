@@ -16,9 +16,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
+from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown, silenced
 from histoclip_lib.data.images import DARK, FORMATS, ORIENTATION, as_rgb, has_many_bits
 
+SCANNERS = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".czi")
+DICOM, TIFF = ".dcm", (".tif", ".tiff")
 MIN_MPP, MAX_MPP = 0.05, 20.0  # micrometres per pixel of level 0; no scanner of tissue is outside
 MOST_ASPECT = 1.05  # of a pixel
 MOST_AT_ODDS = 1.5  # between the mpp and what the objective power lets expect
@@ -263,7 +265,8 @@ def _open_pixels(path: Path) -> Pixels:
         ) from error
     for reader in (_TiffPixels, _WholeImage):
         try:
-            return reader(file)
+            with silenced("tifffile"):
+                return reader(file)
         except HistoCLIPError as error:
             raise HistoCLIPError(f"{path}: {error}") from error
         except _NotThisKind as error:
@@ -284,20 +287,31 @@ class _NotThisKind(Exception):
     """A file that another reader may know."""
 
 
+def dicom_series(folder: Path) -> list[Path]:
+    """Return the first file of each DICOM series in a folder; a slide is one series, and OpenSlide finds the others."""
+    series: dict[bytes | None, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.casefold() == DICOM and file.name[0] != ".":
+            with file.open("rb") as stream:
+                match = SERIES_UID.search(stream.read(HEADER))
+            series.setdefault(match and match[1], file)
+    return list(series.values())
+
+
+def is_dicom_slide(folder: Path) -> bool:
+    """Whether a folder is a DICOM slide, and not one in which slides lie."""
+    others = any(file.suffix.casefold() in (*SCANNERS, *TIFF) for file in folder.iterdir())
+    return not others and len(dicom_series(folder)) == 1
+
+
 def _dicom_file(folder: Path) -> Path:
-    """Return one file of the DICOM slide in a folder; OpenSlide finds the others."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.casefold() == ".dcm")
+    files = dicom_series(folder)
     if not files:
         raise HistoCLIPError(f"{folder}: is a folder without DICOM files (*.dcm). Give a slide's file.")
-    series = {}
-    for file in files:
-        with file.open("rb") as stream:
-            match = SERIES_UID.search(stream.read(HEADER))
-        series.setdefault(match and match[1], file)
-    if len(series) > 1:
+    if len(files) > 1:
         raise HistoCLIPError(
-            f"{folder}: holds {len(series)} DICOM series, but a slide is a single series. Give one of its files:\n"
-            + bullet_list([str(file) for file in series.values()])
+            f"{folder}: holds {len(files)} DICOM series, but a slide is a single series. Give one of its files:\n"
+            + bullet_list([str(file) for file in files])
         )
     return files[0]
 
@@ -501,7 +515,7 @@ class _WholeImage:
             self._rgb = as_rgb(image, many_bits, str(file))
 
     def close(self) -> None:
-        del self._rgb
+        self._rgb = None
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         return self._rgb[y : y + height, x : x + width]

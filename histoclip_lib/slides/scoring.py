@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MASK, POINTS = "_mask.png", "_points.csv"  # how the files beside a slide end that hold its labels
 BLOCK_TILES = 8  # tiles on a side of the blocks that count as independent: neighbours are alike
 MOST_ASPECT = 1.02  # between a mask and its slide
+NUDGE = 1e-4  # pixels
 
 
 def labels_beside(slide: str | Path, ending: str) -> Path | None:
@@ -54,7 +55,9 @@ def read_label_mask(path: str | Path, n_classes: int, size: tuple[int, int]) -> 
         with Image.open(path, formats=FORMATS) as image:
             mode, mask = image.mode, np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise HistoCLIPError(f"{path} cannot be read as an image ({error}). Save it as PNG.") from error
+        raise HistoCLIPError(
+            f"{path} cannot be read as an image ({error}). Save it as PNG; any scale will do."
+        ) from error
     if mode not in ("P", "L"):
         raise HistoCLIPError(
             f"{path}: a label mask must have mode P or L, not {mode}. Save the class numbers, not colours."
@@ -200,7 +203,11 @@ def read_points(path: str | Path, classes: list[str]) -> pd.DataFrame:
     for name in ("x", "y", *there):
         cells = table.columns[name]
         numbers = pd.to_numeric(pd.Series(cells), errors="coerce").to_numpy(np.float64)
-        bad = ~np.isfinite(numbers) if name in "xy" else ~(np.isin(numbers, (0, 1)) | np.array([not c for c in cells]))
+        bad = (
+            ~np.isfinite(numbers)
+            if name in ("x", "y")
+            else ~(np.isin(numbers, (0, 1)) | np.array([not c for c in cells]))
+        )
         wrong += [f"line {table.lines[i]}, {name}: {shown(cells[i])}" for i in np.flatnonzero(bad)]
         columns[name] = numbers
     if wrong:
@@ -211,14 +218,16 @@ def read_points(path: str | Path, classes: list[str]) -> pd.DataFrame:
 def tiles_at(points: pd.DataFrame, tiles: pd.DataFrame) -> np.ndarray:
     """Return for each point (`x`, `y`) the index of the tile that holds it, -1 where none does.
 
-    Of several the one whose centre is nearest: a square tile holds a point at most half its side off in x and in y.
+    A tile holds its left and upper edge. Of several the one whose centre is nearest counts: a square tile holds a point
+    at most half its side off in x and in y.
     """
     from scipy.spatial import cKDTree
 
     places = points[["x", "y"]].to_numpy(np.float64)
     half = tiles[["width", "height"]].to_numpy(np.float64) / 2
     corners = tiles[["x", "y"]].to_numpy(np.float64)
-    _, nearest = cKDTree(corners + half).query(places, p=np.inf)
+    # On the edge of two tiles their centres are equally near; a nudge decides for the one that holds its left edge.
+    _, nearest = cKDTree(corners + half).query(places + NUDGE, p=np.inf)
     off = places - corners[nearest]
     held = ((off >= 0) & (off < 2 * half[nearest])).all(axis=1)
     return np.where(held, nearest, -1)

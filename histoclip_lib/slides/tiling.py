@@ -54,7 +54,7 @@ def tiles(
     ------
     HistoCLIPError
         For values out of range, a slide smaller than a tile, more than `MAX_TILES` tiles, and coordinates that are not
-        square or do not lie on the slide.
+        square, do not lie on the slide, or of which none lies on the tissue.
 
     Examples
     --------
@@ -83,6 +83,11 @@ def tiles(
         return table.assign(tissue=np.float32(np.nan))
     table = table.assign(tissue=tissue_fraction(slide, mask, table))
     if coordinates is not None:
+        if not table.tissue.any():
+            raise HistoCLIPError(
+                f"{slide.path}: none of its {len(table):,} coordinates lies on the tissue that was given. Do mask and "
+                "coordinates belong to the same slide?"
+            )
         return table
     return table[(table.tissue >= min_tissue) & (table.tissue > 0)].reset_index(drop=True)
 

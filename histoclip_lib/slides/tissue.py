@@ -69,7 +69,9 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float = MASK_MPP) -> np.ndarray:
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import isotropic_closing, isotropic_dilation, remove_small_holes, remove_small_objects
 
-    hue, saturation, value = np.moveaxis(rgb2hsv(gaussian(thumbnail / 255.0, 0.7, channel_axis=-1)), -1, 0)
+    hue, saturation, value = np.moveaxis(
+        rgb2hsv(gaussian(thumbnail.astype(np.float32) / 255, 0.7, channel_axis=-1)), -1, 0
+    )
     of_a_mm2 = (1000 / mpp) ** 2
     ink = remove_small_objects(_ink(hue, saturation, value), max_size=int(SPECK * of_a_mm2))
     ink = isotropic_dilation(ink, HALO / mpp)
@@ -141,7 +143,8 @@ def _from_image(path: Path, slide: Slide) -> np.ndarray:
         raise
     except Exception as error:  # Pillow raises some ten kinds
         raise HistoCLIPError(
-            f"{path} cannot be read as a mask ({error}). Use a PNG with the slide's aspect ratio, or GeoJSON."
+            f"{path} cannot be read as a mask ({error}). Use a PNG with the slide's aspect ratio, at any scale, or "
+            "GeoJSON."
         ) from error
     height, width = mask.shape
     ratio = (width / height) / (slide.width / slide.height)
@@ -160,16 +163,18 @@ def _from_polygons(path: Path, slide: Slide) -> np.ndarray:
     size = (max(1, round(slide.width * scale)), max(1, round(slide.height * scale)))
     offset = np.asarray(slide.bounds)
     factor = np.array(size) / (slide.width, slide.height)
-    mask, polygons = np.zeros((size[1], size[0]), bool), list(_polygons(found, path))
+    polygons, drawn = _polygons(found, path), Image.new("1", size)
     if not polygons:
         raise HistoCLIPError(f"{path}: holds no Polygon or MultiPolygon. Export annotations of areas from QuPath.")
     for rings in polygons:
-        one = Image.new("1", size)
+        one = Image.new("1", size) if len(rings) > 1 else drawn  # a hole is none in other polygons
         draw = ImageDraw.Draw(one)
         for number, ring in enumerate(rings):
             corners = (as_ring(ring, str(path)) + offset) * factor - 0.5  # to the centres of pixels
             draw.polygon([tuple(corner) for corner in corners], fill=0 if number else 1)
-        mask |= np.asarray(one)
+        if one is not drawn:
+            drawn.paste(1, mask=one)
+    mask = np.asarray(drawn)
     if not mask.any():
         raise HistoCLIPError(
             f"{path}: none of its {len(polygons)} polygons lies on the slide {slide.path.name}, which has "
@@ -186,6 +191,9 @@ def _polygons(found: object, path: Path) -> list[list]:
         raise HistoCLIPError(f"{path}: is not GeoJSON: {shown(found)} was found where an object is expected.")
     kind, corners = found.get("type"), found.get("coordinates")
     if kind in ("Polygon", "MultiPolygon"):
-        return [corners or []] if kind == "Polygon" else list(corners or [])
+        polygons = [corners] if kind == "Polygon" else corners
+        if not isinstance(polygons, list) or not all(isinstance(rings, list) for rings in polygons):
+            raise HistoCLIPError(f"{path}: is not GeoJSON: a {kind} has a list of rings, not {shown(corners)}.")
+        return polygons
     inside = [found.get(key) for key in ("features", "geometries", "geometry")]
     return [rings for each in inside if each is not None for rings in _polygons(each, path)]

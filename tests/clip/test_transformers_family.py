@@ -113,6 +113,13 @@ def test_a_token_is_projected_as_the_tower_projects_an_image_of_this_token_alone
     torch.testing.assert_close(tokens[:, 5], expected, rtol=0, atol=1e-5)
 
 
+def test_weights_in_16_bits_are_computed_in_32(tmp_path):
+    model, _, _ = write(tmp_path / "model", "clip")
+    model.half().save_pretrained(tmp_path / "model")
+    clip = load_clip(f"local-dir:{tmp_path / 'model'}", device="cpu")
+    assert all(values.dtype == torch.float32 for values in (*clip.encode_images(pixels(2, 32)), clip.model.logit_scale))
+
+
 def test_a_prompt_that_fills_the_context_warns(tmp_path):
     write(tmp_path / "model", "clip")
     clip = load_clip(f"local-dir:{tmp_path / 'model'}", device="cpu")

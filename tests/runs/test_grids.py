@@ -242,6 +242,12 @@ def test_one_name_for_two_runs_is_refused_whatever_its_case(tmp_path):
         read_runs([grid, grid], SCHEMA)
 
 
+@pytest.mark.parametrize("text", ["", "5\n", "- a\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    with pytest.raises(HistoCLIPError, match="must hold"):
+        read_runs([write(tmp_path, text)], SCHEMA)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "name: g\n"])
 def test_what_is_no_grid_is_an_error_for_who_wants_one(tmp_path, text):
     assert refusal(tmp_path, text)
@@ -327,6 +333,34 @@ def test_what_is_ahead_is_a_row_that_the_library_knows():
 
 
 # Encoders
+
+
+@pytest.mark.parametrize(
+    ("patch_px", "size", "match", "said"),
+    [
+        (224, 224, False, "tissue appears larger by a factor of 2.0"),
+        (224, 448, False, "tissue appears larger by a factor of 4.0"),  # resized to the encoder's input
+        (448, [224, 224], False, "as in its training"),
+        (224, 224, True, "as in its training"),
+        (896, 224, True, "tissue appears smaller by a factor of 2.0"),
+    ],
+)
+def test_the_field_of_view_is_that_of_the_resized_patch(patch_px, size, match, said):
+    from types import SimpleNamespace
+
+    from histoclip_lib.runs.encoders import _field_text
+
+    config = SimpleNamespace(mpp=0.25, patch_px=patch_px, preprocessing={"size": size}, match_mpp=match)
+    assert _field_text((0.5,), config) == said
+
+
+def test_weights_files_of_one_name_are_told_apart(tmp_path):
+    from histoclip_lib.runs.encoders import EncoderGrid
+    from histoclip_lib.runs.grids import GridRun
+
+    varied = [{"backbone": "B", "pretrained": f"{folder}/model.pt", "seed": 0} for folder in "ab"]
+    runs = [GridRun({"name": f"g{k}", **values}, values) for k, values in enumerate(varied)]
+    assert list(EncoderGrid(tmp_path, runs).names) == ["B, model.pt, seed 0, g0", "B, model.pt, seed 0, g1"]
 
 
 def test_a_grid_over_encoders_has_a_page_of_its_own_and_leaves_out_those_that_cannot_be_had(tmp_path, monkeypatch):

@@ -234,6 +234,19 @@ def library(project, monkeypatch):
     record._module_digest.cache_clear()
 
 
+def test_changed_slides_of_a_table_and_their_labels_rerun_the_step_that_reads_them(new):
+    new.write("03_train", parameters=PARAMETERS["03_train"] + 'slides: str = ""  # slides\n')
+    (new.root / "s").mkdir()
+    table, slide, mask = (new.root / "s" / name for name in ("slides.csv", "a.svs", "a_mask.png"))
+    table.write_text("slide\na.svs\n")
+    slide.write_text("1")
+    new.run(slides=str(table))
+    assert new.run(slides=str(table)) == []
+    for path in (slide, mask):
+        path.write_text("other")
+        assert new.run(slides=str(table)) == ["03_train"]
+
+
 def test_a_change_in_a_module_that_no_step_imported_reruns_nothing(library):
     assert library("other/module.py") == []
 

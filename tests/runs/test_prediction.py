@@ -83,6 +83,12 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(model, images, tmp_path, 
     assert not (tmp_path / "out" / prediction.PARTS).exists()
 
 
+def test_where_no_slide_could_be_predicted_all_reasons_are_given(tmp_path):
+    pd.DataFrame({"slide": ["a.svs", "b.svs"], "error": ["is empty", "no mpp"]}).to_parquet(tmp_path / "slides.parquet")
+    with pytest.raises(HistoCLIPError, match=r"2 slides could be predicted:\n.*a\.svs: is empty\n.*no mpp"):
+        prediction.write_prediction_pages(tmp_path, lambda event: None)
+
+
 def test_labelled_images_are_scored_whatever_the_order_of_the_columns(model, saved_model, write_folder, tmp_path):
     patches = saved_model[1]
     labels = {name: patches.labels[:6, k].tolist() for k, name in enumerate(patches.classes)}

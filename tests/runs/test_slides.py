@@ -1,12 +1,14 @@
 """A saved model on slides: what is written, a slide that fails beside others, and slides as tasks of Dask."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.executors import open_executor
-from histoclip_lib.runs.slides import SlideOptions, find_slides, is_slide, predict_slides, slide_folders
+from histoclip_lib.runs.slides import SlideOptions, _of_slide, find_slides, is_slide, predict_slides, slide_folders
 from tests.local_cluster import Cluster
 from tests.slides.painted import halved, picture, save_image, write_slide
 
@@ -47,6 +49,9 @@ def test_a_slide_that_fails_stops_no_other_and_is_named_with_its_reason(saved_mo
     before = (tmp_path / "out" / "one" / "tiles.parquet").stat().st_mtime_ns
     predict_slides(saved_model[0], table, tmp_path / "out", OPTIONS)
     assert (tmp_path / "out" / "one" / "tiles.parquet").stat().st_mtime_ns == before
+    (slides / "one.tif").write_text("damaged since")
+    found = predict_slides(saved_model[0], table, tmp_path / "out", OPTIONS)
+    assert found.n_predicted.notna().tolist() == [False, False, True]  # an earlier result is not this one's
 
 
 @pytest.mark.slow
@@ -73,6 +78,52 @@ def test_a_patch_is_no_slide_and_large_or_tiled_images_are(tmp_path):
     assert not is_slide(patch) and is_slide(tiled)
     assert find_slides([patch])[1] == [patch]
     assert find_slides([patch], all_files=True)[0].paths == [patch]
+
+
+def test_what_lies_beside_slides_and_below_them_is_no_slide(tmp_path, slides, monkeypatch):
+    monkeypatch.setattr("histoclip_lib.data.images.MAX_PIXELS", 1000)  # the mask alone would count as a slide
+    save_image(slides / "one_mask.png", np.zeros((70, 90), np.uint8))
+    (slides / "._one.tif").write_text("macOS writes this on disks of others")
+    (slides / "one").mkdir()
+    write_slide(slides / "one" / "heatmap.ome.tif", [picture(256, 256)])  # of an earlier call with this --out
+    assert [path.name for path in find_slides([slides])[0].paths] == ["no.svs", "one.tif", "two two.tif"]
+
+
+def test_dicom_slides_are_folders_of_one_series_or_the_first_file_of_each(tmp_path):
+    def write(name, series):
+        path = tmp_path / "s" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"DICM \x20\x00\x0e\x00UI\x03\x00" + series)
+
+    for name, series in (
+        ("one/0.dcm", b"1.2"),
+        ("one/1.dcm", b"1.2"),
+        ("flat/a0.dcm", b"1.3"),
+        ("flat/a1.dcm", b"1.3"),
+    ):
+        write(name, series)
+    write("flat/b.dcm", b"1.4")
+    write("mixed/c.dcm", b"1.5")
+    (tmp_path / "s" / "mixed" / "d.svs").touch()
+    found = [path.relative_to(tmp_path / "s").as_posix() for path in find_slides([tmp_path / "s"])[0].paths]
+    assert found == ["flat/a0.dcm", "flat/b.dcm", "mixed/c.dcm", "mixed/d.svs", "one"]
+    assert find_slides([tmp_path / "s" / "one"])[0].paths == [tmp_path / "s" / "one"]
+
+
+def test_the_table_of_the_user_is_not_overwritten(saved_model, slides):
+    (slides / "slides.csv").write_text("slide,group\none.tif,a\n")
+    table, _ = find_slides([slides / "slides.csv"])
+    with pytest.raises(HistoCLIPError, match=r"slides\.csv would be overwritten"):
+        predict_slides(saved_model[0], table, slides, OPTIONS)
+    assert (slides / "slides.csv").read_text() == "slide,group\none.tif,a\n"
+
+
+def test_the_file_of_a_slide_has_its_name_and_no_longer_one(tmp_path):
+    for name in ("a.b.h5", "a.h5", "t_patches.h5", "t_patches_old.h5"):
+        (tmp_path / name).touch()
+    assert [_of_slide(tmp_path, Path(name)).name for name in ("a.svs", "t.svs")] == ["a.h5", "t_patches.h5"]
+    with pytest.raises(HistoCLIPError, match=r"its name would begin with o\. or o_patches\."):
+        _of_slide(tmp_path, Path("o.svs"))
 
 
 def test_slides_of_one_name_get_folders_of_their_own(tmp_path):

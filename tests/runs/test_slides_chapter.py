@@ -61,7 +61,8 @@ def test_without_labels_the_finding_says_what_there_is(chapter):
     view = SlideView(chapter.view.path, chapter.view.result, chapter.view.tiles)
     bare = Slides(chapter.root, chapter.place, chapter.slides, view, draws=(200, 0))
     assert bare.finding().data.startswith(
-        f"**240 tiles of {as_typed('one_.tif')} with tissue were predicted; most of it is positive for tumor."
+        f"**240 tiles of {as_typed('one_.tif')} with tissue were predicted; the class with the largest share of "
+        "positive tissue is tumor (50%)."
     )
     assert "_mask.png" in bare.scores().data
 

@@ -100,13 +100,14 @@ def test_geojson_of_qupath_is_read_with_holes_and_classes(tmp_path):
         {"geometry": polygon, "properties": {"classification": {"name": "Tumor: in situ", "color": [1, 2, 3]}}},
         {"geometry": several, "properties": {"classification": "Stroma", "measurements": [{"name": "a", "value": 1}]}},
         {"geometry": polygon, "properties": {"objectType": "detection"}},
+        {"geometry": polygon, "properties": {"classification": {"names": ["Tumor", "Positive"]}}},
         {"geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": None},
     ]
     for content in (features, {"type": "FeatureCollection", "features": features}):
         (tmp_path / "a.geojson").write_text(json.dumps(content))
         annotations, left_out = exchange.read_geojson(tmp_path / "a.geojson")
-        assert [each.name for each in annotations] == ["Tumor: in situ", "Stroma", ""]
-        assert [[len(rings) for rings in each.polygons] for each in annotations] == [[2], [1, 2], [2]]
+        assert [each.name for each in annotations] == ["Tumor: in situ", "Stroma", "", "Tumor: Positive"]
+        assert [[len(rings) for rings in each.polygons] for each in annotations] == [[2], [1, 2], [2], [2]]
         assert annotations[1].measurements == {"a": 1} and annotations[2].kind == "detection"
         assert left_out == ["Point"]
 
@@ -166,6 +167,17 @@ def test_a_heat_map_has_channels_and_the_physical_size_of_its_pixels(tmp_path):
     expected[1, :4, :7] = np.arange(28, 56).reshape(4, 7) / 100
     expected[:, 1, 2] = expected[:, 1, 6] = np.nan
     np.testing.assert_array_equal(values, expected)
+
+
+def test_tiles_of_several_grids_and_of_a_step_between_pixels_make_no_holes_and_no_huge_map(tmp_path):
+    """CLAM begins a grid at each piece of tissue; tiles of 56.4 pixels lie 56 or 57 pixels apart."""
+    pieces = [grid(20, 2), grid(20, 2).assign(x=lambda t: t.x + 1, y=lambda t: t.y + 301)]
+    exchange.write_heatmap(tmp_path / "a.ome.tif", pd.concat(pieces, ignore_index=True), (2100, 600), 1)
+    assert tifffile.imread(tmp_path / "a.ome.tif").shape == (2, 6, 21)
+    places = np.rint(np.arange(700) * 56.4).astype(int)
+    tiles = pd.DataFrame({"x": places, "y": 0, "width": 56, "height": 56, "prob_tumor": 0.5})
+    exchange.write_heatmap(tmp_path / "b.ome.tif", tiles, (39480, 56), 1)
+    assert np.isfinite(tifffile.imread(tmp_path / "b.ome.tif")).mean() > 0.998
 
 
 def test_overlapping_tiles_are_averaged(tmp_path):

@@ -49,6 +49,12 @@ def test_a_table_without_header_is_row_column_and_class(plan):
     assert plan("20 10 7\n1 64 11\n", name="S1.txt").classes == ["7", "11"]
 
 
+def test_a_table_belongs_to_no_slide_whose_number_its_own_continues(plan, slide):
+    with pytest.raises(HistoCLIPError, match="no file of labels has a slide"):
+        plan("x,y,class\n10,20,tumor\n", name="S10.csv", slide=slide[0].parent)
+    assert labels(plan("x,y,class\n10,20,tumor\n", name="S1_points.csv", slide=slide[0].parent))
+
+
 def test_a_patch_around_each_point_has_all_classes_within_it(plan, tmp_path):
     text = "x,y,class\n100,100,tumor\n120,100,stroma\n300,100,stroma\n10,10,tumor\n500,500,ignored\n,7,tumor\n8,8,\n"
     result = plan(text, around=True, ignore=("ignored",))

@@ -81,6 +81,7 @@ def test_a_point_is_scored_by_the_tile_that_holds_it(tmp_path):
     scored = scoring.score_points(points, tiles, CLASSES)
     assert scored.n_tiles.tolist() == [0, 2]
     assert scored.auroc[1] == float(tiles.prob_stroma[0] > tiles.prob_stroma[21])
+    assert scoring.tiles_at(tiles[["x", "y"]], tiles).tolist() == list(range(len(tiles)))  # corners of four tiles
 
 
 def test_a_perfect_map_of_a_mask_at_points_and_tiles_scores_one(tmp_path):

@@ -61,9 +61,10 @@ def test_tiles_with_enough_tissue_are_kept():
 def test_coordinates_of_another_program_are_taken_as_they_are():
     given = pd.DataFrame({"x": [700, 13], "y": [7, 900], "width": 512, "height": 512}, index=[5, 9])
     mask = np.zeros((10, 10), bool)
+    mask[9] = True
     found = tiles(slide(1000, 1000), 100, mask=mask, coordinates=given)
     assert found[["x", "y", "width", "height"]].to_numpy().tolist() == given.to_numpy().tolist()
-    assert (found.tissue == 0).all()
+    assert (found.tissue == 0).tolist() == [True, False]
     assert tiles(slide(1000, 1000), 100, coordinates=given[["x", "y"]]).width.tolist() == [200, 200]
 
 
@@ -78,6 +79,7 @@ def test_coordinates_of_another_program_are_taken_as_they_are():
         ({"coordinates": pd.DataFrame({"x": [], "y": []})}, "empty"),
         ({"coordinates": pd.DataFrame({"x": [0, 2000], "y": [0, 0]})}, "1 of 2 coordinates do not lie"),
         ({"coordinates": pd.DataFrame({"x": [0], "y": [0], "width": [5], "height": [6]})}, "5 x 6"),
+        ({"coordinates": pd.DataFrame({"x": [0], "y": [0]}), "mask": np.zeros((9, 9), bool)}, "none of its 1 coord"),
     ],
 )
 def test_what_gives_no_grid_is_refused(options, message):

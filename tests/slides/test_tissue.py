@@ -125,6 +125,7 @@ def test_polygons_lie_where_qupath_drew_them_and_holes_stay_open(tmp_path, found
         ("a.geojson", "{", "not JSON"),
         ("a.geojson", '{"type": "Point", "coordinates": [1, 2]}', "no Polygon"),
         ("a.geojson", '["a"]', "not GeoJSON"),
+        ("a.geojson", '{"type": "MultiPolygon", "coordinates": 5}', "a MultiPolygon has a list of rings, not 5"),
         ("a.geojson", json.dumps(feature([(0, 0), (1, 1)])), "at least three"),
         ("a.geojson", json.dumps(feature([(9000, 0), (9999, 0), (9999, 50)])), "none of its 1 polygons"),
         ("a.png", "text", "cannot be read as a mask"),

@@ -60,7 +60,6 @@ class Attention(Chapter):
         grid = f"Maps have {side} x {side} cells: nothing smaller than {1 / side:.0%} of the patch's side is resolved."
         if self.scores is None:
             return Markdown(f"**This data set has no masks, so attention can be shown but not scored.** {grid}")
-
         first, _, _ = localisation.attention_verdict(self.scores, self.samples).partition("\n")
         return Markdown(f"**{first}** {grid}")
 
@@ -131,10 +130,8 @@ class Attention(Chapter):
             else:
                 fitting = self._maps_of([train])
             place = np.searchsorted(run.val, val)
-            maps, decisions = (
-                {name: own[place] for name, own in self.compared.items()},
-                self.run.predictions[OURS].decisions[place],
-            )
+            maps = {name: own[place] for name, own in self.compared.items()}
+            decisions = run.predictions[OURS].decisions[place]
             parts.append(segment(fitting, train, maps, val, decisions, run.patches, bool(run["refine_maps"])))
         found = join_segmentations(parts, run.out_of_folds)
         return Table(
@@ -147,11 +144,8 @@ class Attention(Chapter):
     @cached_property
     def scores(self) -> localisation.MapScores | None:
         """How the maps agree with the masks; None without masks."""
-        return (
-            localisation.score_maps(self.compared, self.run.patches, self.run.val)
-            if self.run.patches.has_masks
-            else None
-        )
+        run = self.run
+        return localisation.score_maps(self.compared, run.patches, run.val) if run.patches.has_masks else None
 
     def verdict(self) -> Markdown:
         """Say whether attention agrees with the masks better than each reference."""

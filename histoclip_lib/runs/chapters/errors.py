@@ -49,7 +49,6 @@ class Errors(Chapter):
 
     @cached_property
     def _by_area(self) -> pd.DataFrame | None:
-
         patches = self.run.patches
         if not patches.has_masks:
             return None
@@ -117,7 +116,6 @@ class Errors(Chapter):
 
     @cached_property
     def _biases(self) -> dict[str, object]:
-
         return {
             label_of(name): confusion.co_occurrence_bias(
                 self.truth, self.run.predictions[name].decisions, self.units, *self.draws

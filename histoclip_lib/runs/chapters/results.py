@@ -308,7 +308,6 @@ class Results(Chapter):
 
     @cached_property
     def _split_gaps(self) -> list | None:
-
         run = self.run
         resamples, seed, folds = self.draws
         arguments = (self.finished, self.methods, run.patches, str(run["split"]), run.val, folds)

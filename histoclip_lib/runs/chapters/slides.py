@@ -115,9 +115,13 @@ class Slides:
                 )
                 break
         else:
-            shares = self.slides[[f"share_{name}" for name in self.classes]].mean()
-            most = self.classes[int(shares.argmax())]
-            said += f" with tissue were predicted; most of it is positive for {most}"
+            shares = self.slides[[f"share_{name}" for name in self.classes]].dropna()
+            most = shares.mean().argmax()
+            over = f" on average over {len(shares)} slides" * (len(shares) > 1)
+            said += (
+                f" with tissue were predicted; the class with the largest share of positive tissue is "
+                f"{self.classes[most]} ({shares.mean().iloc[most]:.0%}{over})"
+            )
         unlike = f"{result.n_ood:,} tile{' is' if result.n_ood == 1 else 's are'} unlike the training patches."
         trouble = f" {failed} of {len(self.slides)} slides could not be read completely." if failed else ""
         return Markdown(f"**{said}.** {unlike}{trouble}")
