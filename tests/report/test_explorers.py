@@ -437,6 +437,7 @@ def expected_names(case, explorer, k, wanted, group, area, low, high):
     found = []
     for place, patch in enumerate(explorer.data["patches"]):
         kinds = outcomes(np.array(patch["labels"]), np.array(patch["probabilities"]))
+        all_right = (kinds == "correct").all()
         sureness = np.round(np.abs(2 * np.array(patch["probabilities"]) - 1) * 10000)
         looked = list(range(len(case.patches.classes))) if k is None else [k]
         fits = {
@@ -445,7 +446,7 @@ def expected_names(case, explorer, k, wanted, group, area, low, high):
             "class absent": lambda c, patch=patch: patch["labels"][c] == 0,
             "errors": lambda c, kinds=kinds: kinds[c] != "correct",
             "false negatives": lambda c, kinds=kinds: kinds[c] == "false negative",
-            "correct in all classes": lambda c, kinds=kinds[looked]: (kinds == "correct").all(),
+            "correct in all classes": lambda c, all_right=all_right: all_right,
         }[wanted]
         fitting = sorted(((kinds[c] != "correct", sureness[c]) for c in looked if fits(c)), reverse=True)
         chosen = group in (None, patch["group"]) and max(patch["areas"][c] for c in looked) >= area / 100
@@ -460,6 +461,7 @@ def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page
         (None, "errors", None, 0, 0, 100),
         (None, "all patches", None, 0, 0, 100),
         (None, "correct in all classes", None, 0, 0, 100),
+        (0, "correct in all classes", None, 0, 0, 100),
         (1, "false negatives", None, 0, 0, 100),
         (1, "class present", "patient 3", 0, 0, 100),
         (2, "class absent", None, 25, 10, 80),
@@ -538,6 +540,23 @@ def test_an_opened_patch_turns_by_arrow_keys_and_gives_the_focus_back(visit, pag
     assert box.locator("li button").first.evaluate("button => button === document.activeElement")
 
 
+def test_filters_that_answer_while_a_patch_is_open_leave_it_open(visit, page):
+    opened = visit(page)
+    box = box_of(opened)
+    box.get_by_role("combobox", name="Show").select_option(label="all patches")
+    box.get_by_text("40 of 40 patches match the filters.").wait_for()
+    dialog = open_first(box, names_in(box)[20])
+    box.locator("select").nth(1).evaluate(
+        "select => { select.value = 'correct'; select.dispatchEvent(new Event('input')); }"
+    )
+    box.get_by_text("12 of 40 patches match the filters.").wait_for()
+    opened.keyboard.press("ArrowRight")
+    assert dialog.get_by_role("status").inner_text().startswith("Patch 22 of 40. ")
+    opened.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    assert box.locator(".pictures li").count() == 12
+
+
 def places_of(dialog):
     """Return the zoom and the place of each picture, as parts of its side."""
     return dialog.locator(".lens").evaluate_all(
@@ -555,7 +574,7 @@ def test_patch_mask_and_maps_zoom_and_move_together_with_a_scale_bar(visit, page
     titles = dialog.locator(".panel .panel-title").all_inner_texts()
     assert titles == ["Patch", "Mask", "Attention", "Linear probe"]
     assert places_of(dialog) == [[1, 0, 0]] * 4
-    lens = dialog.locator(".lens").nth(2).bounding_box()
+    lens = dialog.locator(".lens").first.bounding_box()  # a plain picture, which the browser would drag away
     opened.mouse.move(lens["x"] + lens["width"] / 4, lens["y"] + lens["height"] / 2)
     opened.mouse.wheel(0, -600)
     opened.wait_for_function("document.querySelector('dialog[open] .views').style.getPropertyValue('--zoom') > 3.9")
@@ -569,6 +588,10 @@ def test_patch_mask_and_maps_zoom_and_move_together_with_a_scale_bar(visit, page
     assert float(bar.split()[0]) == pytest.approx(micrometres, rel=0.01)
     opened.keyboard.press("Shift+ArrowRight")
     assert places_of(dialog)[0][1] == pytest.approx(-0.6, abs=0.01)
+    for key in ("Control+0", "Alt+ArrowRight"):  # the browser's own
+        opened.keyboard.press(key)
+    assert places_of(dialog)[0][1] == pytest.approx(-0.6, abs=0.01)
+    assert dialog.get_by_role("status").inner_text().startswith("Patch 1 of ")
     opened.keyboard.press("0")
     assert places_of(dialog) == [[1, 0, 0]] * 4
 
@@ -1080,7 +1103,8 @@ def test_zoom_keeps_the_point_under_the_cursor_and_ends_with_the_whole_slide(vis
     assert drawn(canvas) != ""
 
 
-def test_a_drag_moves_the_slide_and_opens_nothing(visit, slide_page):
+def test_a_drag_moves_the_slide_and_opens_nothing_nor_does_the_right_button(visit, slide_page):
+    tiles, explorer = slide_case()
     opened = visit(slide_page)
     box, canvas = viewer_of(opened)
     canvas.scroll_into_view_if_needed()
@@ -1092,6 +1116,9 @@ def test_a_drag_moves_the_slide_and_opens_nothing(visit, slide_page):
     opened.mouse.move(x + 80, y + 50, steps=3)
     opened.mouse.up()
     assert drawn(canvas) != before
+    box.get_by_role("button", name="Whole slide").click()
+    stored = tiles.loc[explorer.data["top"][0][0]["i"]]
+    opened.mouse.click(*point(canvas, stored.x + 9, stored.y + 9), button="right")
     assert opened.get_by_role("dialog").count() == 0
 
 

@@ -609,6 +609,17 @@ def test_tables_and_figures_are_saved_as_shown(visit, tmp_path):
 
 
 @pytest.mark.browser
+def test_sizes_of_files_are_sorted_by_their_units(visit, tmp_path):
+    sizes = ["300.0 kB", "1.2 MB", "900 B", "12.5 kB"]
+    shown = v4.new_output(
+        "display_data", data={"text/html": Table(pd.DataFrame({"Size": sizes}), "Files.")._repr_html_()}
+    )
+    page = visit(export(tmp_path, [code("t", shown)]))
+    page.get_by_role("button", name="Size").click()
+    assert page.locator("article tbody td").all_inner_texts() == ["1.2 MB", "300.0 kB", "12.5 kB", "900 B"]
+
+
+@pytest.mark.browser
 def test_folded_outputs_are_shown_when_opened_and_on_paper(visit, tmp_path):
     cell = code("t", figure())
     cell.metadata["fold"] = "Every <pair>"
