@@ -1118,7 +1118,8 @@ def test_a_drag_moves_the_slide_and_opens_nothing_nor_does_the_right_button(visi
     assert drawn(canvas) != before
     box.get_by_role("button", name="Whole slide").click()
     stored = tiles.loc[explorer.data["top"][0][0]["i"]]
-    opened.mouse.click(*point(canvas, stored.x + 9, stored.y + 9), button="right")
+    opened.mouse.click(*point(canvas, stored.x + 100, stored.y + 100), button="right")
+    opened.wait_for_timeout(100)
     assert opened.get_by_role("dialog").count() == 0
 
 
