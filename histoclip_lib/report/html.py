@@ -36,7 +36,8 @@ SHORT = 26  # characters of a line's name that are not worth a break
 SHELL_IDS = frozenset({"content", "code", "provenance", "theme"})  # taken by template/index.html.j2
 IMAGE_DATA = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+", re.IGNORECASE)
 SAFE_LINK = re.compile(r"(https?:|mailto:)|[^:/?#]*([/?#]|$)", re.IGNORECASE)
-NUMBER = re.compile(r"(?:[-−+±\d.,%\s\[\]()–eE]|\bto\b)*\d(?:[-−+±\d.,%\s\[\]()–eE]|\bto\b)*|nan|NaN|—|-|")
+IN_NUMBERS = r"(?:[-−+±<>\d.,%\s\[\]()–eE]|\bto\b)*"
+NUMBER = re.compile(rf"{IN_NUMBERS}\d{IN_NUMBERS}|nan|NaN|[—–-]?")
 
 
 @dataclass(frozen=True)

@@ -387,9 +387,9 @@ def test_headings_without_text_are_not_listed_and_equations_in_them_are_read():
 
 
 def test_columns_of_numbers_are_aligned():
-    html = markdown_to_html("| a | b |\n|---|---|\n| x | 0.5 [0.4, 0.6] |\n| y | nan |\n")
+    html = markdown_to_html("| a | b |\n|---|---|\n| x | 0.5 [0.4, 0.6] |\n| y | nan |\n| z | < 0.001 |\n| w | – |\n")
     soup = BeautifulSoup(finish_article(html).html, "html.parser")
-    assert [c.get_text() for c in soup.select(".number")] == ["b", "0.5 [0.4, 0.6]", "nan"]
+    assert [c.get_text() for c in soup.select(".number")] == ["b", "0.5 [0.4, 0.6]", "nan", "< 0.001", "–"]
 
 
 # Figures
