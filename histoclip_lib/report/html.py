@@ -208,11 +208,12 @@ def finish_article(html: str) -> Article:
 def _mend_link(link: Tag) -> None:
     """Point links between notebooks at their pages, and links to headings at the ids given here."""
     link["rel"] = "noopener noreferrer"
-    href = link["href"].strip()
-    if href.startswith("#"):
-        link["href"] = "#" + _slug(unquote(href[1:]))
-    elif ":" not in href:
-        link["href"] = re.sub(r"\.ipynb(?=$|#)", ".html", href)
+    path, _, fragment = link["href"].strip().partition("#")
+    if path.endswith(".ipynb") and ":" not in path:
+        path = path.removesuffix("ipynb") + "html"
+    elif path:
+        return
+    link["href"] = f"{path}#{_slug(unquote(fragment))}" if fragment else path or "#"
 
 
 def _slug(text: str) -> str:

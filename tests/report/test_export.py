@@ -375,10 +375,18 @@ def test_equal_headings_get_different_ids_and_none_of_the_shell():
     assert [h.id for h in article.headings] == ["content-2", "a", "a-2", "section"]
 
 
-@pytest.mark.parametrize("href", ["#The-decision", "#the-decision"])
-def test_links_to_headings_follow_the_ids(href):
+@pytest.mark.parametrize(
+    ("href", "leads_to"),
+    [
+        ("#The-decision", "#the-decision"),
+        ("03_train.ipynb#The-decision", "03_train.html#the-decision"),  # as JupyterLab has it
+        ("03_train.ipynb", "03_train.html"),
+        ("https://example.org/03_train.ipynb#The-decision", "https://example.org/03_train.ipynb#The-decision"),
+    ],
+)
+def test_links_to_headings_follow_the_ids(href, leads_to):
     html = finish_article(f'<h2>The decision</h2><a href="{href}">x</a>').html
-    assert BeautifulSoup(html, "html.parser").select("a")[-1]["href"] == "#the-decision"
+    assert BeautifulSoup(html, "html.parser").select("a")[-1]["href"] == leads_to
 
 
 def test_headings_without_text_are_not_listed_and_equations_in_them_are_read():

@@ -300,7 +300,7 @@ function viewer(data, ask) {
   function summary(patch, { k, p, kind }) {
     if (patch.note) return [patch.note];
     return scored ? [named(classes[k]), element("br"), `${kind}, ${p.toFixed(2)}`]
-      : [named(classes.filter((_, c) => patch.labels[c]).join(", ") || "no label")];
+      : [named(classes.filter((_, c) => patch.labels[c]).join(", ") || (patch.labels.includes(null) ? "no known label" : "no label"))];
   }
 
   // A patch with its pixels, and what was decoded of it, once.
@@ -560,7 +560,7 @@ function thresholds(data) {
       [["mAcc", 0], ["sensitivity", 1], ["specificity", 2], ["macro F1", 4]].map(([name, i]) => {
         const [now, before] = [mean(cuts, i), mean(cuts.map(() => start), i)];
         const change = Number((now - before).toFixed(3));
-        return [name, fixed(now), fixed(before), `${change < 0 ? "−" : "+"}${fixed(Math.abs(change))}`];
+        return [name, fixed(now), fixed(before), `${Number.isNaN(change) ? "" : change < 0 ? "−" : "+"}${fixed(Math.abs(change))}`];
       })));
   }
   const moveAll = (value) => { for (const own of [all, ...sliders]) own.set(value); draw(); };
