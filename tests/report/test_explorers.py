@@ -866,6 +866,21 @@ def test_in_jupyterlab_attention_is_there_for_every_patch(lab, case):
     )
 
 
+LUMINO = """document.addEventListener('keydown', (event) => {
+    for (let node = event.target; node && !node.hasAttribute('data-lm-suppress-shortcuts'); node = node.parentElement) {
+        if (node.matches(':focus')) { event.preventDefault(); event.stopPropagation(); return; }
+    }
+}, true)"""  # what JupyterLab does with the arrow keys, a shortcut on `:focus`
+
+
+def test_in_jupyterlab_keys_reach_what_has_the_focus(lab, case):
+    opened = lab(case.browser())
+    opened.evaluate(LUMINO)
+    dialog = open_first(box_of(opened, "Patches with their labels"))
+    opened.keyboard.press("ArrowRight")
+    dialog.get_by_text("Patch 2 of 45.").wait_for(timeout=5000)
+
+
 def prompts_case(n=20, classes=("tumor", "stroma", "lymphocyte"), names=None, rule="sigmoid"):
     case, names = make_case(n, classes), names or NAMES[: len(classes)]
     pooled = np.random.default_rng(1).normal(size=(n + 5, WIDTH)).astype(np.float32)

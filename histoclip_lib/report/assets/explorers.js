@@ -20,8 +20,12 @@ function element(tag, attributes = {}, ...children) {
 const named = (text, attributes = {}) => element("bdi", attributes, text);
 const button = (text) => element("button", { type: "button" }, text);
 const picker = (...options) => element("select", {}, ...options.map(([value, text]) => element("option", { value }, text)));
-const explorer = (label, ...children) => (
-  element("div", { class: "explorer-live", role: "group", "aria-label": label }, ...children));
+function explorer(label, ...children) {
+  const box = element("div", { class: "explorer-live", role: "group", "aria-label": label }, ...children);
+  // JupyterLab takes the keys of its shortcuts from whatever has the focus and does not bear this.
+  box.addEventListener("focusin", ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", ""));
+  return box;
+}
 
 let explorers = 0; // names of radio groups, and ids
 function uniqueName() {
@@ -384,7 +388,7 @@ function viewer(data, ask) {
   const link = element("a", { hidden: Boolean(ask) }, "Link to this view");
   const [zoomIn, zoomOut, fit, keep, previous, next, close] = [
     "Zoom in", "Zoom out", "Whole patch", "", "Previous", "Next", "Close"].map(button);
-  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id, "data-lm-suppress-shortcuts": true }, title, rows,
+  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id }, title, rows,
     element("div", { class: "choices" }, chooseShown.box, element("div", { class: "overlay-options" },
       element("div", { hidden: !data.maps.length }, opacity.box),
       element("label", { hidden: !masked }, outline, " Outline of the class in the mask"),
