@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from histoclip_lib.common.errors import HistoCLIPError
@@ -73,7 +74,7 @@ def without_paths(text: str, paths: Iterable[str]) -> str:
         written(path): written(Path(path).name)
         for path in paths
         if len(Path(path).parts) > 1  # not the root, which is a sign that any text holds
-        for written in (lambda text: json.dumps(text)[1:-1], html.escape, str)
+        for written in (lambda text: json.dumps(text)[1:-1], partial(html.escape, quote=False), str)
     }
     either = "|".join([BASE64, *map(re.escape, sorted(cut, key=len, reverse=True))])
     return re.sub(either, lambda found: cut.get(found[0], found[0]), text)

@@ -16,7 +16,7 @@ from histoclip_lib.report.publish import publish, without_paths
 @pytest.fixture
 def run(tmp_path):
     """A run whose parameters and pages name folders of this machine."""
-    folder, data = tmp_path / "reports" / "mine", tmp_path / "A & B" / "patients"
+    folder, data = tmp_path / "reports" / "mine", tmp_path / "O'Brien & Co" / "patients"
     (folder / "model").mkdir(parents=True)
     cell = nbformat.v4.new_code_cell(f"data_dir = {str(data)!r}", metadata={"tags": ["injected-parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "01_data.ipynb")

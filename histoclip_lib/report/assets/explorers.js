@@ -269,7 +269,8 @@ const WANTED = {
 function viewer(data, ask) {
   const { classes, patches } = data;
   const [scored, masked] = [patches.some(({ probabilities }) => probabilities), patches.some(({ mask }) => mask)];
-  const groups = [...new Set(patches.map(({ group }) => group).filter((group) => group !== null))].sort();
+  const groups = [...new Set(patches.map(({ group }) => group).filter((group) => group !== null))]
+    .sort(new Intl.Collator("en", { numeric: true }).compare);
   const heat = bytes(data.heat);
 
   const chooseClass = picker([-1, "any class"], ...classes.map((name, k) => [k, name]));
