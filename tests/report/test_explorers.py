@@ -23,6 +23,7 @@ from PIL import Image
 from prompt_vectors import NAMES, SCALE, TEMPLATES, WIDTH, PromptVectors
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix, precision_recall_fscore_support
 
+from histoclip_lib.common.arrays import all_right
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import EXPLORER_TYPE
 from histoclip_lib.common.predictions import mean_accuracy
@@ -482,6 +483,17 @@ def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page
         assert names_in(box) == expected[:24]
         counts.add(len(expected))
     assert len(counts) >= 5  # the filters do filter
+
+
+def test_labels_that_are_not_known_make_no_patch_wrong(visit, tmp_path, case):
+    labels = case.patches.labels.astype(float)
+    labels[:, 0] = np.nan
+    partly = replace(case, patches=replace(case.patches, labels=labels))
+    box = box_of(visit(page_of(tmp_path, partly.gallery())))
+    box.get_by_role("combobox", name="Show").select_option(label="correct in all classes")
+    right = all_right(partly.labels, partly.probabilities >= 0.5).sum()
+    assert 0 < right < 40
+    box.get_by_text(f"{right} of 40 patches match the filters.").wait_for(timeout=5000)
 
 
 def test_more_patches_appear_when_asked_for(visit, page):

@@ -293,7 +293,7 @@ function viewer(data, ask) {
   function fits(patch) {
     const k = Number(chooseClass.value);
     const all = classes.map((_, c) => decision(patch, c));
-    const allRight = all.every(({ kind }) => kind === CORRECT);
+    const allRight = !all.some(({ kind }) => isWrong(kind));
     const areas = k < 0 ? patch.areas : patch.areas && [patch.areas[k]];
     if (chooseGroup.value >= 0 && patch.group !== groups[chooseGroup.value]) return undefined;
     if (least.input.value > 0 && !(areas && Math.max(...areas) >= least.input.value / 100)) return undefined;
