@@ -1151,6 +1151,21 @@ def test_a_drag_moves_the_slide_and_opens_nothing_nor_does_the_right_button(visi
     assert opened.get_by_role("dialog").count() == 0
 
 
+def test_keys_move_the_slide_and_the_tile_in_the_middle_is_told(visit, slide_page):
+    tiles, _ = slide_case()
+    box, canvas = viewer_of(visit(slide_page))
+    canvas.focus()
+    for _ in range(4):
+        box.page.keyboard.press("+")
+    size = canvas.bounding_box()
+    zoom = 1.5**4 * min(size["width"] / SLIDE[0], size["height"] / SLIDE[1])
+    for step in range(1, 7):
+        box.page.keyboard.press("ArrowRight")
+        x, y = SLIDE[0] / 2 + 60 * step / zoom, SLIDE[1] / 2
+        [middle] = np.flatnonzero((tiles.x <= x) & (x < tiles.x + TILE) & (tiles.y <= y) & (y < tiles.y + TILE))
+        assert box.get_by_role("status").inner_text().startswith(said_of(tiles, middle))
+
+
 def test_stored_tiles_open_at_full_size_and_others_say_that_they_are_not_there(visit, slide_page):
     tiles, explorer = slide_case()
     opened = visit(slide_page)

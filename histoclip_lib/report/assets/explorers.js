@@ -784,8 +784,10 @@ function slide(data, ask) {
     for (const [key, factor] of Object.entries(ZOOM_KEYS)) keys[key] = () => zoom(factor);
     if (!keys[event.key] || forBrowser(event)) return;
     event.preventDefault();
-    say(middle());
     keys[event.key]();
+    if (event.key === "Enter") return; // it has told its tile
+    say(middle());
+    draw();
   });
   for (const [node, factor] of [[zoomIn, 1.5], [zoomOut, 1 / 1.5], [fit, 0]]) node.addEventListener("click", () => zoom(factor));
 
