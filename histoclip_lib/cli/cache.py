@@ -38,7 +38,8 @@ def cache(
             old = prune is not None and entry.idle >= prune
             if old:
                 entry.remove()
-            used = "removed" if old else f"{entry.idle:.0f} days ago" if entry.idle >= 1 else "today"
+            days = round(entry.idle)
+            used = "removed" if old else "today" if entry.idle < 1 else f"{days} day{'s' if days > 1 else ''} ago"
             if isinstance(entry, CachedFeatures):
                 about = [f"features, {entry.backbone}", entry.pretrained, entry.dataset]
                 counts = [str(entry.views), str(entry.patches)]

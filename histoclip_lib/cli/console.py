@@ -68,7 +68,7 @@ def described(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return (
             f"{error.filename}: {error.strerror}.\n"
-            "Make it a folder that you may write to, or choose another one, as with --reports DIR."
+            "Check that it is there and that you have access, or choose another place, as with --reports DIR."
         )
     first = next(iter(str(error).splitlines()), "")
     return f"unexpected: {type(error).__name__}: {first}\nRun it again with --debug for the traceback, and report it."

@@ -44,7 +44,9 @@ def encoders(
         if check:
             raise typer.Exit(0 if _check(check, pretrained) else 1)
         lines = [_line(entry) for entry in ENCODERS.load().values() if entry.name != OPEN_CLIP]
-        results().print(aligned(COLUMNS, lines, len(COLUMNS)))
+        table = aligned(COLUMNS, lines, len(COLUMNS))
+        table.columns[0].no_wrap = True  # a name is copied, or looked for with grep
+        results().print(table)
 
 
 def _line(entry: EncoderEntry) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 from tqdm import tqdm
 
 from histoclip_lib.cli.app import Debug, app
-from histoclip_lib.cli.console import complain, messages, say, stoppable, told, visible
+from histoclip_lib.cli.console import complain, is_plain, messages, say, stoppable, told, visible
 
 EXAMPLES = """\b
 Examples:
@@ -71,7 +71,7 @@ def predict(
         if images:
             from histoclip_lib.runs.prediction import predict_images
 
-            with tqdm(total=len(images), desc="predicting", unit="image") as bar:
+            with tqdm(total=len(images), desc="predicting", unit="image", disable=is_plain(messages())) as bar:
                 failed |= predict_images(
                     loaded, images, out, views, batch_size, patches, lambda done, _: bar.update(done - bar.n)
                 )
@@ -105,7 +105,8 @@ def _predict_slides(
 
     def progress(slide: Path, done: int, total: int) -> None:
         if slide not in bars:
-            bars[slide] = tqdm(total=total, initial=done, desc=slide.name, unit="tile")
+            quiet = is_plain(messages())  # bars are for terminals
+            bars[slide] = tqdm(total=total, initial=done, desc=visible(slide.name), unit="tile", disable=quiet)
         bars[slide].update(done - bars[slide].n)
 
     def report(slide: Path, error: str) -> None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -615,15 +615,19 @@ class _Prompts:
                 scored[strategy.label] = None
         return scored
 
+    @cached_property
+    def reported(self) -> dict[str, Predictions | None]:
+        """What every strategy gives with the words of the report."""
+        return self.score(self.vocabulary)
+
     def answer(self, given: dict) -> dict:
         """Return what the strategies score with the words in the fields, and the cosines of the patch at `place`."""
         from histoclip_lib.evaluation.metrics import point_metrics
 
         words, classes = self.read(given), self.patches.classes
-        labels, (scored, reported) = self.patches.labels[self.index], map(self.score, (words, self.vocabulary))
-        lines = []
+        labels, scored, lines = self.patches.labels[self.index], self.score(words), []
         for label, own in scored.items():
-            now, before = (point_metrics(labels, p, classes) if p else None for p in (own, reported[label]))
+            now, before = (point_metrics(labels, p, classes) if p else None for p in (own, self.reported[label]))
             lines.append([label])
             for metric in ("mAcc", "mAP"):
                 lines[-1].append("—" if now is None or now[metric] is None else f"{now[metric]:.3f}")

@@ -36,7 +36,8 @@ SHORT = 26  # characters of a line's name that are not worth a break
 SHELL_IDS = frozenset({"content", "code", "provenance", "theme"})  # taken by template/index.html.j2
 IMAGE_DATA = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+", re.IGNORECASE)
 SAFE_LINK = re.compile(r"(https?:|mailto:)|[^:/?#]*([/?#]|$)", re.IGNORECASE)
-NUMBER = re.compile(r"(?:[-−+±\d.,%\s\[\]()–eE]|\bto\b)*\d(?:[-−+±\d.,%\s\[\]()–eE]|\bto\b)*|nan|NaN|—|-|")
+IN_NUMBERS = r"(?:[-−+±<>\d.,%\s\[\]()–eE]|\bto\b)*"
+NUMBER = re.compile(rf"{IN_NUMBERS}\d{IN_NUMBERS}|nan|NaN|[—–-]?")
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,12 @@ def finish_article(html: str) -> Article:
 def _mend_link(link: Tag) -> None:
     """Point links between notebooks at their pages, and links to headings at the ids given here."""
     link["rel"] = "noopener noreferrer"
-    href = link["href"].strip()
-    if href.startswith("#"):
-        link["href"] = "#" + _slug(unquote(href[1:]))
-    elif ":" not in href:
-        link["href"] = re.sub(r"\.ipynb(?=$|#)", ".html", href)
+    path, _, fragment = link["href"].strip().partition("#")
+    if path.endswith(".ipynb") and ":" not in path:
+        path = path.removesuffix("ipynb") + "html"
+    elif path:
+        return
+    link["href"] = f"{path}#{_slug(unquote(fragment))}" if fragment else path or "#"
 
 
 def _slug(text: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.files import replacing
 from histoclip_lib.report.executed import executed_notebooks, parameter_value, read_executed
+from histoclip_lib.report.notebooks import MODEL_FILES
 
 DATA = (
     "metrics.json", "predictions.parquet", "zero_shot.parquet", "studies.parquet", "split.csv", "history.csv",
@@ -18,6 +21,7 @@ DATA = (
 )  # fmt: skip
 TEXT = frozenset({".html", ".json", ".csv", ".md"})
 LINK = re.compile(r'<a (?:[^>]*\s)?href="([^"#:?]+)(?:#[^"]*)?"[^>]*>(.*?)</a>', re.DOTALL)
+BASE64 = "[A-Za-z0-9+/]{200,}"
 OVERVIEW_ITEM = re.compile(r'<li><a href="\.\./[^"]*">[^<]*</a></li>')
 
 
@@ -32,11 +36,12 @@ def publish(folder: Path) -> Path:
     HistoCLIPError
         If the run has no page.
     """
-    pages = sorted(folder.glob("0*.html"))
+    pages = sorted(folder.glob("*.html"))
     if not pages:
         raise HistoCLIPError(f"{folder} has no pages. `histoclip run` makes them.")
-    beside = sorted(folder.glob("0*_files/*.webp"))
-    files = [*pages, *beside, *(folder / name for name in DATA), *sorted((folder / "model").glob("*"))]
+    beside = sorted(folder.glob("*_files/*.webp"))
+    data = (*DATA, *(f"model/{name}" for name in MODEL_FILES))
+    files = [*pages, *beside, *(folder / name for name in data)]
     names = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
     private = private_paths(folder)
     target = folder.with_name(f"{folder.name}.zip")
@@ -61,9 +66,15 @@ def private_paths(folder: Path) -> list[str]:
 
 
 def without_paths(text: str, paths: Iterable[str]) -> str:
-    """Return text in which each of some paths, the longest first, is its last part; also as HTML writes them."""
-    for path in sorted(set(paths), key=len, reverse=True):
-        if len(Path(path).parts) > 1:  # not the root, which is a sign that any text holds
-            for written in (path, html.escape(path)):
-                text = text.replace(written, Path(path).name)
-    return text
+    """Return text in which each of some paths, the longest first, is its last part; also as HTML and JSON write them.
+
+    Pictures are left as they are: base64 has slashes and letters, so that `/root` may stand in one.
+    """
+    cut = {
+        written(path): written(Path(path).name)
+        for path in paths
+        if len(Path(path).parts) > 1  # not the root, which is a sign that any text holds
+        for written in (lambda text: json.dumps(text)[1:-1], partial(html.escape, quote=False), str)
+    }
+    either = "|".join([BASE64, *map(re.escape, sorted(cut, key=len, reverse=True))])
+    return re.sub(either, lambda found: cut.get(found[0], found[0]), text)

@@ -3,6 +3,8 @@
 import pytest
 from tiny_clip import save_local_dir, tiny_model
 
+from histoclip_lib.clip.registry import ENCODERS, OPEN_CLIP
+
 
 @pytest.fixture(autouse=True)
 def no_hub(tmp_path, monkeypatch):
@@ -16,6 +18,12 @@ def test_encoders_are_listed_with_kind_licence_and_whether_they_are_here(invoke,
     assert " ".join(lines["lite0-minilm"].split()).endswith("no no yes Both towers are Apache 2.0.")
     assert "images and text" in lines["plip"]
     assert lines["pathgen-clip"].index("yes") < lines["pathgen-clip"].index("CC BY 2.0")
+
+
+def test_names_of_encoders_stay_whole_where_there_is_little_room(invoke, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = invoke("encoders").stdout
+    assert {line.split(" ")[0] for line in printed.splitlines()} >= {name for name in ENCODERS if name != OPEN_CLIP}
 
 
 @pytest.mark.parametrize(

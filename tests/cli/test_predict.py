@@ -13,6 +13,7 @@ def test_images_are_predicted_and_a_bad_one_makes_the_exit_code_1(invoke, saved_
     arguments = ("predict", folder, "mine", "--out", "out", "--views", "1")
     result = invoke(*arguments)
     assert (result.exit_code, result.stdout.strip()) == (0, str(tmp_path / "out" / "index.html"))
+    assert "predicting" not in result.stderr  # bars are for terminals
     (tmp_path / "mine" / "bad.png").write_bytes(b"")
     result = invoke(*arguments)
     assert result.exit_code == 1

@@ -23,6 +23,7 @@ from PIL import Image
 from prompt_vectors import NAMES, SCALE, TEMPLATES, WIDTH, PromptVectors
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix, precision_recall_fscore_support
 
+from histoclip_lib.common.arrays import all_right
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.common.html import EXPLORER_TYPE
 from histoclip_lib.common.predictions import mean_accuracy
@@ -437,6 +438,7 @@ def expected_names(case, explorer, k, wanted, group, area, low, high):
     found = []
     for place, patch in enumerate(explorer.data["patches"]):
         kinds = outcomes(np.array(patch["labels"]), np.array(patch["probabilities"]))
+        all_right = (kinds == "correct").all()
         sureness = np.round(np.abs(2 * np.array(patch["probabilities"]) - 1) * 10000)
         looked = list(range(len(case.patches.classes))) if k is None else [k]
         fits = {
@@ -445,7 +447,7 @@ def expected_names(case, explorer, k, wanted, group, area, low, high):
             "class absent": lambda c, patch=patch: patch["labels"][c] == 0,
             "errors": lambda c, kinds=kinds: kinds[c] != "correct",
             "false negatives": lambda c, kinds=kinds: kinds[c] == "false negative",
-            "correct in all classes": lambda c, kinds=kinds[looked]: (kinds == "correct").all(),
+            "correct in all classes": lambda c, all_right=all_right: all_right,
         }[wanted]
         fitting = sorted(((kinds[c] != "correct", sureness[c]) for c in looked if fits(c)), reverse=True)
         chosen = group in (None, patch["group"]) and max(patch["areas"][c] for c in looked) >= area / 100
@@ -460,6 +462,7 @@ def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page
         (None, "errors", None, 0, 0, 100),
         (None, "all patches", None, 0, 0, 100),
         (None, "correct in all classes", None, 0, 0, 100),
+        (0, "correct in all classes", None, 0, 0, 100),
         (1, "false negatives", None, 0, 0, 100),
         (1, "class present", "patient 3", 0, 0, 100),
         (2, "class absent", None, 25, 10, 80),
@@ -480,6 +483,17 @@ def test_the_viewer_lists_exactly_what_fits_the_most_confident_first(visit, page
         assert names_in(box) == expected[:24]
         counts.add(len(expected))
     assert len(counts) >= 5  # the filters do filter
+
+
+def test_labels_that_are_not_known_make_no_patch_wrong(visit, tmp_path, case):
+    labels = case.patches.labels.astype(float)
+    labels[:, 0] = np.nan
+    partly = replace(case, patches=replace(case.patches, labels=labels))
+    box = box_of(visit(page_of(tmp_path, partly.gallery())))
+    box.get_by_role("combobox", name="Show").select_option(label="correct in all classes")
+    right = all_right(partly.labels, partly.probabilities >= 0.5).sum()
+    assert 0 < right < 40
+    box.get_by_text(f"{right} of 40 patches match the filters.").wait_for(timeout=5000)
 
 
 def test_more_patches_appear_when_asked_for(visit, page):
@@ -538,6 +552,23 @@ def test_an_opened_patch_turns_by_arrow_keys_and_gives_the_focus_back(visit, pag
     assert box.locator("li button").first.evaluate("button => button === document.activeElement")
 
 
+def test_filters_that_answer_while_a_patch_is_open_leave_it_open(visit, page):
+    opened = visit(page)
+    box = box_of(opened)
+    box.get_by_role("combobox", name="Show").select_option(label="all patches")
+    box.get_by_text("40 of 40 patches match the filters.").wait_for()
+    dialog = open_first(box, names_in(box)[20])
+    box.locator("select").nth(1).evaluate(
+        "select => { select.value = 'correct'; select.dispatchEvent(new Event('input')); }"
+    )
+    box.get_by_text("12 of 40 patches match the filters.").wait_for()
+    opened.keyboard.press("ArrowRight")
+    assert dialog.get_by_role("status").inner_text().startswith("Patch 22 of 40. ")
+    opened.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    assert box.locator(".pictures li").count() == 12
+
+
 def places_of(dialog):
     """Return the zoom and the place of each picture, as parts of its side."""
     return dialog.locator(".lens").evaluate_all(
@@ -555,7 +586,7 @@ def test_patch_mask_and_maps_zoom_and_move_together_with_a_scale_bar(visit, page
     titles = dialog.locator(".panel .panel-title").all_inner_texts()
     assert titles == ["Patch", "Mask", "Attention", "Linear probe"]
     assert places_of(dialog) == [[1, 0, 0]] * 4
-    lens = dialog.locator(".lens").nth(2).bounding_box()
+    lens = dialog.locator(".lens").first.bounding_box()  # a plain picture, which the browser would drag away
     opened.mouse.move(lens["x"] + lens["width"] / 4, lens["y"] + lens["height"] / 2)
     opened.mouse.wheel(0, -600)
     opened.wait_for_function("document.querySelector('dialog[open] .views').style.getPropertyValue('--zoom') > 3.9")
@@ -569,6 +600,10 @@ def test_patch_mask_and_maps_zoom_and_move_together_with_a_scale_bar(visit, page
     assert float(bar.split()[0]) == pytest.approx(micrometres, rel=0.01)
     opened.keyboard.press("Shift+ArrowRight")
     assert places_of(dialog)[0][1] == pytest.approx(-0.6, abs=0.01)
+    for key in ("Control+0", "Alt+ArrowRight"):  # the browser's own
+        opened.keyboard.press(key)
+    assert places_of(dialog)[0][1] == pytest.approx(-0.6, abs=0.01)
+    assert dialog.get_by_role("status").inner_text().startswith("Patch 1 of ")
     opened.keyboard.press("0")
     assert places_of(dialog) == [[1, 0, 0]] * 4
 
@@ -756,7 +791,8 @@ def test_counts_follow_the_thresholds(visit, tmp_path):
                 assert (0 if shown == "—" else float(shown)) == pytest.approx(value, abs=6e-4)
             assert (others[2] == "—", others[0] == "—") == (not decisions[:, j].any(), not labels[:, j].any())
         now = mean_accuracy(labels, decisions)
-        (_, *accuracies), *_, (_, *f1s) = lines_of(box.locator("table").last)
+        (_, *accuracies), (_, *sensitivities), _, (_, *f1s) = lines_of(box.locator("table").last)
+        assert sensitivities == ["—"] * 3  # not defined for a class that no patch has
         numbers = [float(text.replace("−", "-")) for text in accuracies]
         assert numbers == pytest.approx([now, before, now - before], abs=6e-4)
         assert float(f1s[0]) == pytest.approx(f1.mean(), abs=6e-4)
@@ -840,6 +876,21 @@ def test_in_jupyterlab_attention_is_there_for_every_patch(lab, case):
     assert any(
         own["where"] in dialog.locator("[aria-label^='Attention of']").get_attribute("aria-label") for own in where
     )
+
+
+LUMINO = """document.addEventListener('keydown', (event) => {
+    for (let node = event.target; node && !node.hasAttribute('data-lm-suppress-shortcuts'); node = node.parentElement) {
+        if (node.matches(':focus')) { event.preventDefault(); event.stopPropagation(); return; }
+    }
+}, true)"""  # what JupyterLab does with the arrow keys, a shortcut on `:focus`
+
+
+def test_in_jupyterlab_keys_reach_what_has_the_focus(lab, case):
+    opened = lab(case.browser())
+    opened.evaluate(LUMINO)
+    dialog = open_first(box_of(opened, "Patches with their labels"))
+    opened.keyboard.press("ArrowRight")
+    dialog.get_by_text("Patch 2 of 45.").wait_for(timeout=5000)
 
 
 def prompts_case(n=20, classes=("tumor", "stroma", "lymphocyte"), names=None, rule="sigmoid"):
@@ -1080,7 +1131,8 @@ def test_zoom_keeps_the_point_under_the_cursor_and_ends_with_the_whole_slide(vis
     assert drawn(canvas) != ""
 
 
-def test_a_drag_moves_the_slide_and_opens_nothing(visit, slide_page):
+def test_a_drag_moves_the_slide_and_opens_nothing_nor_does_the_right_button(visit, slide_page):
+    tiles, explorer = slide_case()
     opened = visit(slide_page)
     box, canvas = viewer_of(opened)
     canvas.scroll_into_view_if_needed()
@@ -1092,7 +1144,26 @@ def test_a_drag_moves_the_slide_and_opens_nothing(visit, slide_page):
     opened.mouse.move(x + 80, y + 50, steps=3)
     opened.mouse.up()
     assert drawn(canvas) != before
+    box.get_by_role("button", name="Whole slide").click()
+    stored = tiles.loc[explorer.data["top"][0][0]["i"]]
+    opened.mouse.click(*point(canvas, stored.x + 100, stored.y + 100), button="right")
+    opened.wait_for_timeout(100)
     assert opened.get_by_role("dialog").count() == 0
+
+
+def test_keys_move_the_slide_and_the_tile_in_the_middle_is_told(visit, slide_page):
+    tiles, _ = slide_case()
+    box, canvas = viewer_of(visit(slide_page))
+    canvas.focus()
+    for _ in range(4):
+        box.page.keyboard.press("+")
+    size = canvas.bounding_box()
+    zoom = 1.5**4 * min(size["width"] / SLIDE[0], size["height"] / SLIDE[1])
+    for step in range(1, 7):
+        box.page.keyboard.press("ArrowRight")
+        x, y = SLIDE[0] / 2 + 60 * step / zoom, SLIDE[1] / 2
+        [middle] = np.flatnonzero((tiles.x <= x) & (x < tiles.x + TILE) & (tiles.y <= y) & (y < tiles.y + TILE))
+        assert box.get_by_role("status").inner_text().startswith(said_of(tiles, middle))
 
 
 def test_stored_tiles_open_at_full_size_and_others_say_that_they_are_not_there(visit, slide_page):

@@ -375,10 +375,18 @@ def test_equal_headings_get_different_ids_and_none_of_the_shell():
     assert [h.id for h in article.headings] == ["content-2", "a", "a-2", "section"]
 
 
-@pytest.mark.parametrize("href", ["#The-decision", "#the-decision"])
-def test_links_to_headings_follow_the_ids(href):
+@pytest.mark.parametrize(
+    ("href", "leads_to"),
+    [
+        ("#The-decision", "#the-decision"),
+        ("03_train.ipynb#The-decision", "03_train.html#the-decision"),  # as JupyterLab has it
+        ("03_train.ipynb", "03_train.html"),
+        ("https://example.org/03_train.ipynb#The-decision", "https://example.org/03_train.ipynb#The-decision"),
+    ],
+)
+def test_links_to_headings_follow_the_ids(href, leads_to):
     html = finish_article(f'<h2>The decision</h2><a href="{href}">x</a>').html
-    assert BeautifulSoup(html, "html.parser").select("a")[-1]["href"] == "#the-decision"
+    assert BeautifulSoup(html, "html.parser").select("a")[-1]["href"] == leads_to
 
 
 def test_headings_without_text_are_not_listed_and_equations_in_them_are_read():
@@ -387,9 +395,9 @@ def test_headings_without_text_are_not_listed_and_equations_in_them_are_read():
 
 
 def test_columns_of_numbers_are_aligned():
-    html = markdown_to_html("| a | b |\n|---|---|\n| x | 0.5 [0.4, 0.6] |\n| y | nan |\n")
+    html = markdown_to_html("| a | b |\n|---|---|\n| x | 0.5 [0.4, 0.6] |\n| y | nan |\n| z | < 0.001 |\n| w | – |\n")
     soup = BeautifulSoup(finish_article(html).html, "html.parser")
-    assert [c.get_text() for c in soup.select(".number")] == ["b", "0.5 [0.4, 0.6]", "nan"]
+    assert [c.get_text() for c in soup.select(".number")] == ["b", "0.5 [0.4, 0.6]", "nan", "< 0.001", "–"]
 
 
 # Figures
@@ -606,6 +614,17 @@ def test_tables_and_figures_are_saved_as_shown(visit, tmp_path):
     page.emulate_media(media="print")
     assert page.locator(".save:visible").count() == 0
     assert visit(tmp_path / "02_zero_shot.html", java_script_enabled=False).locator(".save").count() == 0
+
+
+@pytest.mark.browser
+def test_sizes_of_files_are_sorted_by_their_units(visit, tmp_path):
+    sizes = ["300.0 kB", "1.2 MB", "900 B", "12.5 kB"]
+    shown = v4.new_output(
+        "display_data", data={"text/html": Table(pd.DataFrame({"Size": sizes}), "Files.")._repr_html_()}
+    )
+    page = visit(export(tmp_path, [code("t", shown)]))
+    page.get_by_role("button", name="Size").click()
+    assert page.locator("article tbody td").all_inner_texts() == ["1.2 MB", "300.0 kB", "12.5 kB", "900 B"]
 
 
 @pytest.mark.browser

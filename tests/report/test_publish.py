@@ -1,5 +1,6 @@
 """A published run: what is in it opens elsewhere, and says nothing of where it was made."""
 
+import json
 import zipfile
 
 import nbformat
@@ -15,7 +16,7 @@ from histoclip_lib.report.publish import publish, without_paths
 @pytest.fixture
 def run(tmp_path):
     """A run whose parameters and pages name folders of this machine."""
-    folder, data = tmp_path / "reports" / "mine", tmp_path / "A & B" / "patients"
+    folder, data = tmp_path / "reports" / "mine", tmp_path / "O'Brien & Co" / "patients"
     (folder / "model").mkdir(parents=True)
     cell = nbformat.v4.new_code_cell(f"data_dir = {str(data)!r}", metadata={"tags": ["injected-parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "01_data.ipynb")
@@ -48,6 +49,12 @@ def test_a_run_without_pages_cannot_be_published(tmp_path):
 
 def test_the_longest_path_is_cut_first_and_the_root_never():
     assert without_paths("/data/a/b and /data/a, /etc", ["/data/a", "/data/a/b", "/"]) == "b and a, /etc"
+
+
+def test_paths_are_cut_as_json_writes_them_and_pictures_stay_whole():
+    assert without_paths(json.dumps({"data": "/data/Patiënten"}), ["/data/Patiënten"]) == '{"data": "Pati\\u00ebnten"}'
+    picture = f'<img src="data:image/png;base64,{"A" * 500}/root{"A" * 500}=="> /root'
+    assert without_paths(picture, ["/root", "/data/x"]) == picture.removesuffix("/root") + "root"
 
 
 def test_every_term_of_the_glossary_can_be_linked():

@@ -20,8 +20,12 @@ function element(tag, attributes = {}, ...children) {
 const named = (text, attributes = {}) => element("bdi", attributes, text);
 const button = (text) => element("button", { type: "button" }, text);
 const picker = (...options) => element("select", {}, ...options.map(([value, text]) => element("option", { value }, text)));
-const explorer = (label, ...children) => (
-  element("div", { class: "explorer-live", role: "group", "aria-label": label }, ...children));
+function explorer(label, ...children) {
+  const box = element("div", { class: "explorer-live", role: "group", "aria-label": label }, ...children);
+  // JupyterLab takes the keys of its shortcuts from whatever has the focus and does not bear this.
+  box.addEventListener("focusin", ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", ""));
+  return box;
+}
 
 let explorers = 0; // names of radio groups, and ids
 function uniqueName() {
@@ -172,7 +176,9 @@ function movable(node, { zoom, move, point = () => {}, click = () => {} }) {
     const [[x, y], [u, v]] = [...pointers.values()];
     return { far: Math.hypot(x - u, y - v), x: (x + u) / 2, y: (y + v) / 2 };
   };
+  node.addEventListener("dragstart", (event) => event.preventDefault()); // the browser would carry the picture away
   node.addEventListener("pointerdown", (event) => {
+    if (event.button) return; // another button opens a menu
     node.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, at(event));
     dragged = pointers.size > 1 ? Infinity : 0;
@@ -204,6 +210,7 @@ function movable(node, { zoom, move, point = () => {}, click = () => {} }) {
   }, { passive: false });
 }
 const ZOOM_KEYS = { "+": 1.5, "=": 1.5, "-": 1 / 1.5, 0: 0 };
+const forBrowser = (event) => event.ctrlKey || event.metaKey || event.altKey; // as when it zooms or goes back
 
 // A round length that fills up to a quarter of `width` pixels, in pixels and in words.
 function scaleBar(um, width) {
@@ -262,7 +269,8 @@ const WANTED = {
 function viewer(data, ask) {
   const { classes, patches } = data;
   const [scored, masked] = [patches.some(({ probabilities }) => probabilities), patches.some(({ mask }) => mask)];
-  const groups = [...new Set(patches.map(({ group }) => group).filter((group) => group !== null))].sort();
+  const groups = [...new Set(patches.map(({ group }) => group).filter((group) => group !== null))]
+    .sort(new Intl.Collator("en", { numeric: true }).compare);
   const heat = bytes(data.heat);
 
   const chooseClass = picker([-1, "any class"], ...classes.map((name, k) => [k, name]));
@@ -284,12 +292,12 @@ function viewer(data, ask) {
   // The decision of a patch that fits, the most confident error before others; undefined where none fits.
   function fits(patch) {
     const k = Number(chooseClass.value);
-    const all = classes.map((_, c) => decision(patch, c)).filter((own) => k < 0 || own.k === k);
-    const allRight = all.every(({ kind }) => kind === CORRECT);
+    const all = classes.map((_, c) => decision(patch, c));
+    const allRight = !all.some(({ kind }) => isWrong(kind));
     const areas = k < 0 ? patch.areas : patch.areas && [patch.areas[k]];
     if (chooseGroup.value >= 0 && patch.group !== groups[chooseGroup.value]) return undefined;
     if (least.input.value > 0 && !(areas && Math.max(...areas) >= least.input.value / 100)) return undefined;
-    const [found] = all.filter((own) => WANTED[chooseWanted.value][1](own, allRight))
+    const [found] = all.filter((own) => (k < 0 || own.k === k) && WANTED[chooseWanted.value][1](own, allRight))
       .sort((one, other) => isWrong(other.kind) - isWrong(one.kind) || other.confidence - one.confidence || other.label - one.label);
     const inRange = found && found.confidence >= 100 * from.input.value && found.confidence <= 100 * to.input.value;
     return inRange ? found : undefined;
@@ -297,7 +305,7 @@ function viewer(data, ask) {
   function summary(patch, { k, p, kind }) {
     if (patch.note) return [patch.note];
     return scored ? [named(classes[k]), element("br"), `${kind}, ${p.toFixed(2)}`]
-      : [named(classes.filter((_, c) => patch.labels[c]).join(", ") || "no label")];
+      : [named(classes.filter((_, c) => patch.labels[c]).join(", ") || (patch.labels.includes(null) ? "no known label" : "no label"))];
   }
 
   // A patch with its pixels, and what was decoded of it, once.
@@ -381,7 +389,7 @@ function viewer(data, ask) {
   const link = element("a", { hidden: Boolean(ask) }, "Link to this view");
   const [zoomIn, zoomOut, fit, keep, previous, next, close] = [
     "Zoom in", "Zoom out", "Whole patch", "", "Previous", "Next", "Close"].map(button);
-  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id, "data-lm-suppress-shortcuts": true }, title, rows,
+  const dialog = element("dialog", { class: "explorer-patch viewer", "aria-labelledby": id }, title, rows,
     element("div", { class: "choices" }, chooseShown.box, element("div", { class: "overlay-options" },
       element("div", { hidden: !data.maps.length }, opacity.box),
       element("label", { hidden: !masked }, outline, " Outline of the class in the mask"),
@@ -389,7 +397,7 @@ function viewer(data, ask) {
     element("p", { class: "turn-patch" }, previous, next, keep, close));
   close.autofocus = true; // the first radio button would take the arrow keys
   const view = { zoom: 1, x: 0, y: 0 }; // of every picture; lengths in parts of its side
-  let [at, kept, bars] = [0, null, []];
+  let [series, at, kept, bars] = [[], 0, null, []]; // the patches that were listed when one of them was opened
 
   function place() {
     for (const axis of ["x", "y"]) view[axis] = Math.min(Math.max(view[axis], 1 - view.zoom), 0);
@@ -457,31 +465,32 @@ function viewer(data, ask) {
       told.textContent = decided(patch, c);
       told.classList.toggle("wrong", isWrong(decision(patch, c).kind));
     });
-    title.replaceChildren(`Patch ${count(at + 1)} of ${count(fitting.length)}. `, named(classes[k]), `: ${decided(patch, k)}`);
+    title.replaceChildren(`Patch ${count(at + 1)} of ${count(series.length)}. `, named(classes[k]), `: ${decided(patch, k)}`);
     place();
   }, (message) => { title.textContent = message; });
   function draw() {
-    const { patch } = fitting[at];
-    [previous.disabled, next.disabled] = [at === 0, at === fitting.length - 1];
+    const { patch } = series[at];
+    [previous.disabled, next.disabled] = [at === 0, at === series.length - 1];
     keep.textContent = kept ? "Stop comparing" : "Compare";
     link.href = new URL(`#patch=${encodeURIComponent(patch.name)};class=${encodeURIComponent(classes[chooseShown.value()])}`, window.location.href);
     paint(...(kept && kept !== patch ? [kept, patch] : [patch]));
   }
   function open(place_, k = fitting[place_].found.k) {
-    at = place_;
+    [series, at] = [fitting, place_];
     Object.assign(view, { zoom: 1, x: 0, y: 0 });
     chooseShown.set(k);
     if (!dialog.open) dialog.showModal();
     draw();
   }
-  const turn = (by) => { if (fitting[at + by]) { at += by; draw(); } };
+  const turn = (by) => { if (series[at + by]) { at += by; draw(); } };
   for (const [node, act] of [[previous, () => turn(-1)], [next, () => turn(1)], [close, () => dialog.close()],
     [zoomIn, () => zoom(1.5)], [zoomOut, () => zoom(1 / 1.5)], [fit, () => zoom(0)],
-    [keep, () => { kept = kept ? null : fitting[at].patch; draw(); }]]) node.addEventListener("click", act);
+    [keep, () => { kept = kept ? null : series[at].patch; draw(); }]]) node.addEventListener("click", act);
   for (const node of [chooseShown.box, opacity.input, outline]) node.addEventListener("input", draw);
   dialog.addEventListener("keydown", (event) => {
     const [part, plain] = [0.1, !event.target.matches("input")]; // arrow keys belong to radio buttons and sliders
     const arrows = { ArrowLeft: [part, 0], ArrowRight: [-part, 0], ArrowUp: [0, part], ArrowDown: [0, -part] };
+    if (forBrowser(event)) return;
     if (event.key in ZOOM_KEYS) zoom(ZOOM_KEYS[event.key]);
     else if (event.shiftKey && event.key in arrows) move(...arrows[event.key]);
     else if (plain && event.key === "ArrowLeft") turn(-1);
@@ -491,8 +500,10 @@ function viewer(data, ask) {
   });
   dialog.addEventListener("close", () => {
     kept = null;
-    while (shown <= at) show();
-    list.children[at].querySelector("button").focus();
+    const back = fitting.findIndex(({ patch }) => patch === series[at].patch);
+    if (back < 0) return; // the filters have answered meanwhile, and the patch is no longer listed
+    while (shown <= back) show();
+    list.children[back].querySelector("button").focus();
   });
   new ResizeObserver(place).observe(rows);
 
@@ -505,7 +516,7 @@ function viewer(data, ask) {
       for (const [{ set }, value] of [[least, 0], [from, 0], [to, 100]]) set(value);
       await filter();
     }
-    open(fitting.findIndex(({ patch }) => patch.name === name), Math.max(classes.indexOf(of), 0));
+    open(fitting.findIndex(({ patch }) => patch.name === name), classes.includes(of) ? classes.indexOf(of) : undefined);
   }
   filter().then(() => { if (!ask) follow(); });
   if (!ask) window.addEventListener("hashchange", follow);
@@ -554,7 +565,7 @@ function thresholds(data) {
       [["mAcc", 0], ["sensitivity", 1], ["specificity", 2], ["macro F1", 4]].map(([name, i]) => {
         const [now, before] = [mean(cuts, i), mean(cuts.map(() => start), i)];
         const change = Number((now - before).toFixed(3));
-        return [name, fixed(now), fixed(before), `${change < 0 ? "−" : "+"}${fixed(Math.abs(change))}`];
+        return [name, fixed(now), fixed(before), `${Number.isNaN(change) ? "" : change < 0 ? "−" : "+"}${fixed(Math.abs(change))}`];
       })));
   }
   const moveAll = (value) => { for (const own of [all, ...sliders]) own.set(value); draw(); };
@@ -771,10 +782,12 @@ function slide(data, ask) {
       ArrowDown: () => move(0, -step), Enter: () => open(middle()),
     };
     for (const [key, factor] of Object.entries(ZOOM_KEYS)) keys[key] = () => zoom(factor);
-    if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!keys[event.key] || forBrowser(event)) return;
     event.preventDefault();
-    say(middle());
     keys[event.key]();
+    if (event.key === "Enter") return; // it has told its tile
+    say(middle());
+    draw();
   });
   for (const [node, factor] of [[zoomIn, 1.5], [zoomOut, 1 / 1.5], [fit, 0]]) node.addEventListener("click", () => zoom(factor));
 

@@ -89,7 +89,8 @@ def sample_patches(patches: PatchDataset, index: np.ndarray, count: int, seed: i
 
 
 def _labels_of(patches: PatchDataset, i: int) -> str:
-    return ", ".join(patches.classes[k] for k in np.flatnonzero(patches.labels[i] == 1)) or "no label"
+    nothing = "no known label" if np.isnan(patches.labels[i]).any() else "no label"
+    return ", ".join(patches.classes[k] for k in np.flatnonzero(patches.labels[i] == 1)) or nothing
 
 
 def near_duplicate_pairs(patches: PatchDataset, found: NearDuplicates, count: int) -> Figure:

@@ -40,12 +40,13 @@
 
   const compareText = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" }).compare;
   const missingLast = (a, b) => (a === null) - (b === null);
+  const UNITS = { kB: 1e3, MB: 1e6 }; // of sizes of files
   // The number with which a cell begins; null for a dash or nothing, undefined for text.
   function numberIn(text) {
     const plain = text.trim().replace(/^[−–-](?=[\d.])/, "-").replace(/(?<=\d),(?=\d{3})/g, "");
     if (/^[—–-]?$/.test(plain)) return null;
-    const found = /^[<>+]?\s*(-?\d*\.?\d+(?:e-?\d+)?)(?![\w.])/i.exec(plain);
-    return found ? Number(found[1]) : undefined;
+    const found = /^[<>+]?\s*(-?\d*\.?\d+(?:e-?\d+)?)(?![\w.])\s*(\w*)/i.exec(plain);
+    return found ? found[1] * (UNITS[found[2]] ?? 1) : undefined;
   }
 
   // A column of numbers is sorted highest first, then lowest first, one of text the other way round; the third time the
