@@ -40,7 +40,8 @@ def random_effects(values: np.ndarray, variances: np.ndarray) -> Pooled:
 
     The variance between data sets is DerSimonian and Laird's; the interval and p are Hartung and Knapp's, from a t
     distribution with K - 1 degrees of freedom, which with few data sets is the one that holds its level. It is never
-    narrower than the one without their factor.
+    narrower than the one without their factor. A data set whose estimate has no spread, as where two methods decide
+    alike on every patch, would outweigh all others: it counts like the most precise of these.
 
     Parameters
     ----------
@@ -56,7 +57,8 @@ def random_effects(values: np.ndarray, variances: np.ndarray) -> Pooled:
     n = len(values)
     if n < 2:
         raise ValueError(f"{n} data sets cannot be pooled; at least 2 are needed.")
-    variances = np.maximum(variances, 1e-12)
+    spread = variances > 1e-12
+    variances = np.where(spread, variances, variances[spread].min() if spread.any() else 1e-12)
     weights = 1 / variances
     fixed = np.average(values, weights=weights)
     excess = (weights * (values - fixed) ** 2).sum() - (n - 1)

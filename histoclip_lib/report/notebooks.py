@@ -1,4 +1,4 @@
-"""The notebooks of a run in the order of execution: what each shows and writes, and the links between their pages."""
+"""The notebooks of a run in the order of execution: what each writes, and the links between their pages."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ class RunNotebook:
         Stem of its file: `01_data`. Notebooks are executed in the order of their names.
     label : str
         In the navigation of pages.
-    shows : str
-        What its page shows, in one line.
     products : tuple of str
         Files that it writes into the run's folder.
     path : Path or None
@@ -36,7 +34,6 @@ class RunNotebook:
 
     name: str
     label: str
-    shows: str
     products: tuple[str, ...] = ()
     path: Path | None = None
 
@@ -44,11 +41,9 @@ class RunNotebook:
 NOTEBOOKS: Registry[RunNotebook] = Registry("notebook")
 
 
-def register_notebook(
-    name: str, label: str, shows: str, products: tuple[str, ...] = (), path: str | Path | None = None
-) -> None:
+def register_notebook(name: str, label: str, products: tuple[str, ...] = (), path: str | Path | None = None) -> None:
     """Register a notebook of every run; `RunNotebook` has the arguments."""
-    NOTEBOOKS.add(name, RunNotebook(name, label, shows, products, None if path is None else Path(path)))
+    NOTEBOOKS.add(name, RunNotebook(name, label, products, None if path is None else Path(path)))
 
 
 def run_notebooks() -> dict[str, RunNotebook]:
@@ -56,39 +51,19 @@ def run_notebooks() -> dict[str, RunNotebook]:
     return dict(sorted(NOTEBOOKS.load().items()))
 
 
-register_notebook(
-    "01_data", "01 Data", "Classes, prevalence, co-occurrence, the split, and patches to look at.", ("split.csv",)
-)
-register_notebook(
-    "02_zero_shot",
-    "02 Zero-shot",
-    "The zero-shot strategies, and how much they depend on their words.",
-    ("zero_shot.parquet", "class_matrix.npy"),
-)
+register_notebook("01_data", "01 Data", ("split.csv",))
+register_notebook("02_zero_shot", "02 Zero-shot", ("zero_shot.parquet", "class_matrix.npy"))
 register_notebook(
     "03_train",
     "03 Training",
-    "How the two heads were trained; other seeds, designs and numbers of patches.",
     ("baselines.npz", "cmm_global.safetensors", "cmm_patch.safetensors", "folds", "history.csv", "studies.parquet"),
 )
 register_notebook(
-    "04_results",
-    "04 Results",
-    "All methods with intervals and tests, class by class, calibration, leakage, the model card.",
-    ("metrics.json", "predictions.parquet", *(f"model/{name}" for name in MODEL_FILES)),
+    "04_results", "04 Results", ("metrics.json", "predictions.parquet", *(f"model/{name}" for name in MODEL_FILES))
 )
-register_notebook("05_errors", "05 Errors", "What is confused with what, and where the errors lie.")
-register_notebook(
-    "06_attention",
-    "06 Attention",
-    "Which regions support each class, scored against the masks if available.",
-    ("thumbnail.png",),
-)
-register_notebook(
-    "07_slides",
-    "07 Slides",
-    "Whole slides: a viewer with the map of each class, scored against masks if available.",
-)
+register_notebook("05_errors", "05 Errors")
+register_notebook("06_attention", "06 Attention", ("thumbnail.png",))
+register_notebook("07_slides", "07 Slides")
 
 
 # The links between pages

@@ -46,6 +46,13 @@ def test_equal_variances_without_excess_give_the_t_test_s_interval_or_the_wider_
     assert wide.high - wide.value == pytest.approx(stats.t.ppf(0.975, 3) * 0.1 / 2)
 
 
+def test_a_data_set_on_which_two_methods_decide_alike_does_not_outweigh_the_others():
+    found = random_effects(np.array([0.0, 0.01, -0.005]), np.array([0.0, 4e-4, 1e-4]))
+    assert found == random_effects(np.array([0.0, 0.01, -0.005]), np.array([1e-4, 4e-4, 1e-4]))
+    assert found.high - found.low > 0.01
+    assert random_effects(np.zeros(2), np.zeros(2)).high == pytest.approx(0, abs=1e-4)
+
+
 def test_intervals_cover_the_mean_of_data_sets_that_differ():
     random, hits = np.random.default_rng(0), 0
     for _ in range(400):

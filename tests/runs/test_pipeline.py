@@ -87,7 +87,7 @@ def execute_in_process(notebook, output, values, **_):
 
 def replace_library(project, monkeypatch):
     """Let a run execute the project's notebooks."""
-    notebooks = {step: RunNotebook(step, step, "", (f"{step}.txt",)) for step in STEPS}
+    notebooks = {step: RunNotebook(step, step, (f"{step}.txt",)) for step in STEPS}
     monkeypatch.setattr(pipeline, "run_notebooks", lambda: notebooks)
     monkeypatch.setattr(pipeline, "find_notebooks", lambda workplace=None: project.notebooks)
     monkeypatch.setattr(pipeline, "provenance", lambda seconds: {})
