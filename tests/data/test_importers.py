@@ -151,6 +151,9 @@ def test_what_is_no_class_is_named_with_the_reason(plan):
         ("file,labels\na.png,tumor\nb.png,stroma\nc.png,\n", {"none": ""}),
         ("image,x,class_id,class_name\na,1,4,tumor\nb,2,7,stroma\na,3,4,tumor\nc,4,0,none\n", {}),
         ("file,kind\na.png,tumor\nb.png,stroma\nc.png,none\n", {"label_column": "kind"}),
+        ("name,label\na.png,tumor\nb.png,stroma\nc.png,none\n", {}),
+        ("image,name,class\na.png,1st,tumor\nb.png,2nd,stroma\nc.png,3rd,none\n", {}),
+        ("sep=;\nfile;label\na.png;tumor\nb.png;stroma\nc.png;none\n", {}),
     ],
 )
 def test_class_names_in_cells_are_labels(plan, text, options):
@@ -253,6 +256,11 @@ def test_files_that_are_missing_or_ambiguous_are_left_out(plan, images):
         ("file,tumor\na.png,1\n", {"meta": ("site",)}, "--meta: there is no column 'site'"),
         ("file,tumor\na.png,1\n", {"slide": "x.svs"}, "--slide: the format columns .* does not take it"),
         ("file,tumor\na.png,1,1\n", {}, "no separator gives"),
+        (
+            'file,label\na.png,"x\nb.png,y\nc.png,x\n',
+            {"format": "names"},
+            "csv, line 2: .*unexpected end",
+        ),
         ("file,tumor\na.png,x\n", {"format": "collumns"}, "Did you mean columns"),
         ("file,note\na.png,hello\n", {}, "the label format was not recognised"),
         ("nothing\n", {}, "no separator gives its lines the same number of columns"),
@@ -333,6 +341,18 @@ def test_coco_gives_labels_and_masks_of_polygons_and_run_lengths(tmp_path, image
     expected[:, :2], expected[10:30, 10:20] = 1, 2
     assert dataset.mask(0).tolist() == expected.tolist()
     assert not dataset.mask(1).any()
+
+
+def test_coco_outlines_of_an_image_that_is_listed_twice_are_all_drawn(tmp_path, images):
+    squares = [
+        {"image_id": image, "category_id": category, "segmentation": [[x, x, x + 9, x, x + 9, x + 9, x, x + 9]]}
+        for image, category, x in ((7, 3, 0), (8, 1, 20))
+    ]
+    source = coco(tmp_path, squares)
+    source.write_text(source.read_text().replace("b.png", "a.png"))
+    plan = plan_import(source, ImportOptions(images=images))
+    plan.write(tmp_path / "out")
+    assert np.bincount(folder.load(tmp_path / "out").mask(0).ravel()).tolist() == [40 * 48 - 2 * 81, 81, 81]
 
 
 def test_coco_boxes_give_labels_and_no_masks_and_other_sizes_are_left_out(tmp_path, images):

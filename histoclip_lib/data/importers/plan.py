@@ -472,7 +472,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item, str]]:
-    """Unite the items of one file: labels are added up, and what one knows counts."""
+    """Unite the items of one file: labels are added up, what one knows counts, and the regions of all are drawn."""
     merged: dict[str, tuple[Item, str]] = {}
     several = set()
     for item, file in items:
@@ -483,7 +483,9 @@ def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item,
             for name, value in item.labels.items():
                 known = [v for v in (labels.get(name, 0.0), value) if v is not None]
                 labels[name] = sum(known) if known else None
-            item = replace(first, labels=labels, complete=first.complete and item.complete)
+            no_outline = first.regions is None or item.regions is None
+            regions = None if no_outline else first.regions + item.regions
+            item = replace(first, labels=labels, regions=regions, complete=first.complete and item.complete)
         merged[file] = item, file
     if several:
         found.notes.append(f"{len(several):,} images have several lines each: a label is present if any line has it")
