@@ -95,8 +95,8 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, a file is repeated,
-        or a name is not valid Unicode.
+        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, groups or anything
+        else is not known of each patch, a file is repeated, or a name is not valid Unicode.
 
     Examples
     --------
@@ -130,17 +130,22 @@ class PatchDataset:
             raise HistoCLIPError(f"{self.name}: labels have shape {self.labels.shape}, expected {shape}.")
         if not self.files:
             raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
+        named = {"groups": self.groups, "parts": self.parts, "tissue": self.tissue} | self.meta
+        named = {name: values for name, values in named.items() if values is not None}
+        mpp = {} if self.patch_mpp is None else {"patch_mpp": self.patch_mpp}
         wrong = np.flatnonzero(~(np.isin(self.labels, (0, 1)) | np.isnan(self.labels)).all(axis=1))
-        named = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
-        named += self.meta.values()
         names = [
             *self.meta,
             *self.classes,
             *self.files,
-            *(name for values in named for name in np.unique(values).tolist()),
+            *(str(name) for values in named.values() for name in np.unique(values)),  # numbers, too, may name groups
         ]
         times = Counter(self.files)
         for problem, offenders in (
+            (
+                f"each of the {len(self)} patches needs one value, but there are",
+                [f"{name}: {len(values)}" for name, values in (named | mpp).items() if len(values) != len(self)],
+            ),
             (
                 "labels must be 0, 1 or, where they are not known, NaN; these patches have others",
                 [f"{self.files[i]}: {self.labels[i].tolist()}" for i in wrong],
