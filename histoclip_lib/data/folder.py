@@ -205,6 +205,11 @@ def _classes(table: Table, wanted: tuple[str, ...]) -> list[str]:
     return classes
 
 
+def is_reserved(name: str) -> bool:
+    """Whether a column of this name cannot be a class: it would be read as something else."""
+    return name.casefold() in (*RESERVED_COLUMNS, *PARTS) or name.startswith(META)
+
+
 def _line(parameter: str, names: list[str] | tuple[str, ...]) -> str:
     """Return a line of a parameter file that lists names."""
     return f"`{parameter}: {json.dumps(list(names), ensure_ascii=False)}`"

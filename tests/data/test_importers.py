@@ -191,6 +191,7 @@ def test_groups_come_from_a_column_or_a_pattern(plan):
     assert column(plan(text), "group") == ["TCGA-01-x", "TCGA-01-y", "TCGA-02-x"]
     assert column(plan(text, group_pattern=r"^(TCGA-\d\d)"), "group") == ["TCGA-01", "TCGA-01", "TCGA-02"]
     assert column(plan(text.replace("slide", "x"), group_pattern=r"(\w)\."), "group") == ["a", "b", "c"]
+    assert "groups: not every patch has one, so there are none" in plan(text.replace("TCGA-02-x", "")).notes
     with pytest.raises(HistoCLIPError, match=r"(?s)finds nothing in 1 of 3:\n  - TCGA-02-x"):
         plan(text, group_pattern="TCGA-01")
 
@@ -225,8 +226,8 @@ def test_a_split_file_names_groups_or_files(plan, tmp_path, name, text):
 def test_a_list_of_test_names_leaves_the_rest_to_train(plan, tmp_path):
     (tmp_path / "ds_test.txt").write_text("a.png\nc\n")
     assert read_split(tmp_path / "ds_test.txt") == {"a.png": "test", "c": "test"}
-    result = plan("file,tumor\na.png,1\nb.png,0\nc.png,1\n", split=tmp_path / "ds_test.txt")
-    assert column(result, "split") == ["test", "train", "test"]
+    for text in ("file,tumor\na.png,1\nb.png,0\nc.png,1\n", "file,tumor\na,1\nb,0\nc,1\n"):
+        assert column(plan(text, split=tmp_path / "ds_test.txt"), "split") == ["test", "train", "test"]
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"train": ["a"], "test": ["a"]}'])
@@ -265,6 +266,7 @@ def test_files_that_are_missing_or_ambiguous_are_left_out(plan, images):
         ("file,note\na.png,hello\n", {}, "the label format was not recognised"),
         ("nothing\n", {}, "no separator gives its lines the same number of columns"),
         ("file,Mask\na.png,1\n", {}, "Mask cannot be the name of a class"),
+        ("file,label\na.png,Test\nb.png,meta_x\n", {}, "Test, meta_x cannot be the name of a class"),
         ("file,tumor\na.png,1\n", {"ignore": ("tumor",)}, "no class of at most 254"),
     ],
 )

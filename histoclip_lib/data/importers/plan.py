@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable
 from histoclip_lib.common.files import replacing, write_text
-from histoclip_lib.data.folder import MAX_CLASSES, RESERVED_COLUMNS
+from histoclip_lib.data.folder import MAX_CLASSES, is_reserved
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
 from histoclip_lib.data.importers.split_files import read_split
 from histoclip_lib.data.regions import Field, Region, class_map
@@ -328,7 +328,7 @@ def make_plan(title: str, source: Path, found: Found, options: ImportOptions) ->
     """
     renamed = choose_classes(found.classes, options)
     classes = list(dict.fromkeys(renamed.values()))
-    reserved = [name for name in classes if name.casefold() in RESERVED_COLUMNS]
+    reserved = [name for name in classes if is_reserved(name)]
     if reserved or not 0 < len(classes) <= MAX_CLASSES:
         many = f"{len(classes)} classes" if classes else "no class"
         problem = f"{many} of at most {MAX_CLASSES}"
@@ -501,7 +501,8 @@ def _with_parts(patches: list[PlannedPatch], found: Found, options: ImportOption
     for patch in patches:
         item = patch.item
         if options.split is not None:
-            names = (item.name, PurePosixPath(item.name).name, PurePosixPath(item.name).stem, item.group)
+            paths = PurePosixPath(item.name), PurePosixPath(patch.file)
+            names = [item.name, *(name for path in paths for name in (str(path), path.name, path.stem)), item.group]
             part = next((parts[name] for name in names if name in parts), rest)
         else:
             part = part_of(item.split)
@@ -517,6 +518,8 @@ def _with_parts(patches: list[PlannedPatch], found: Found, options: ImportOption
 
 def _with_groups(patches: list[PlannedPatch], found: Found, options: ImportOptions) -> list[PlannedPatch]:
     if not options.group_pattern:
+        if len({bool(patch.item.group) for patch in patches}) == 2:
+            found.notes.append("groups: not every patch has one, so there are none")
         return patches
     texts = [patch.item.group or patch.file for patch in patches]
     groups = groups_by_pattern(options.group_pattern, texts, "--group-pattern")
