@@ -52,7 +52,7 @@ class FeatureReader:
         limit = _free_memory(device) // share if resident_limit is None else resident_limit
         self.resident = None
         if features.nbytes <= limit:
-            self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)
+            self.resident = torch.from_numpy(np.concatenate(features.pieces)).to(device)
 
     def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
         """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
