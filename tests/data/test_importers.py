@@ -440,6 +440,22 @@ def test_an_import_can_be_written_beside_its_source_and_planned_again(plan, tmp_
     assert labels(first) == labels(again) == {"a": "1", "b": "0"}
 
 
+def test_no_image_of_the_user_is_removed_or_overwritten(plan, tmp_path, images):
+    (tmp_path / "alias").symlink_to(tmp_path)
+    content = {path: path.read_bytes() for path in images.rglob("*.*")}
+    for out in (tmp_path / "alias", images / ".."):  # both hold the images themselves
+        with pytest.raises(HistoCLIPError, match="no patch is left to import"):
+            plan("file,tumor\na.png,1\nb.png,0\n", out=out)
+    result = plan("file,tumor\na.png,1\nb.png,0\n")
+    result.write(tmp_path / "alias")  # as if the plan had been made for another folder
+    (tmp_path / "out/images").mkdir(parents=True)
+    (tmp_path / "out/images/a.png").write_bytes(b"another")
+    with pytest.raises(HistoCLIPError, match=r"out/images/a.png exists and is another image"):
+        result.write(tmp_path / "out")
+    assert (tmp_path / "out/images/a.png").read_bytes() == b"another"
+    assert {path: path.read_bytes() for path in images.rglob("*.*")} == content
+
+
 def test_images_are_linked_or_copied_and_a_broken_import_can_be_resumed(plan, tmp_path, images, monkeypatch):
     result = plan("file,tumor\na.png,1\nb.png,0\n")
     (images / "sub/b.png").rename(tmp_path / "away.png")

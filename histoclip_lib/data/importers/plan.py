@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import os
 import re
@@ -281,7 +282,7 @@ class ImportPlan:
         Raises
         ------
         HistoCLIPError
-            If `out` holds a `labels.csv` already, or cannot be written.
+            If `out` holds a `labels.csv` already, or another image where one is to be written, or cannot be written.
         """
         if (out / "labels.csv").exists():
             raise HistoCLIPError(f"{out / 'labels.csv'} exists. Choose another folder with --out, or remove it.")
@@ -404,13 +405,14 @@ def _labels(item: Item, classes: Sequence[str], options: ImportOptions) -> tuple
 
 
 def image_files(root: Path, without: Path | None = None) -> list[Path]:
-    """Return all images below a folder, sorted by name, but for those below another."""
+    """Return all images below a folder, sorted by name, but for those below another, however it is spelled."""
+    left_out = None if without is None else os.path.realpath(without)
     return sorted(
         Path(folder) / name
         for folder, _, names in os.walk(root, followlinks=True)
         for name in names
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        if without is None or not Path(folder).absolute().is_relative_to(without.absolute())
+        if left_out is None or not Path(os.path.realpath(folder)).is_relative_to(left_out)
     )
 
 
@@ -531,10 +533,14 @@ def _write_image(item: Item, target: Path, copy: bool) -> None:
     if item.read is not None:
         _write_png(item.read(), target)
         return
+    if target.exists():
+        if not filecmp.cmp(item.path, target, shallow=False):
+            raise _another_image(target)
+        if not (copy and target.samefile(item.path)):
+            return
     if not copy:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
             os.link(os.path.realpath(item.path), target)
             return
         except OSError:  # another disk, or a file system without hard links
@@ -544,8 +550,20 @@ def _write_image(item: Item, target: Path, copy: bool) -> None:
 
 
 def _write_png(pixels: np.ndarray, target: Path) -> None:
-    with replacing(target, durable=False) as temporary:
-        Image.fromarray(pixels).save(temporary)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    if not target.exists():
+        with replacing(target, durable=False) as temporary:
+            temporary.write_bytes(content.getvalue())
+    elif target.read_bytes() != content.getvalue():
+        raise _another_image(target)
+
+
+def _another_image(target: Path) -> HistoCLIPError:
+    """Return the error for a file that no interrupted import has left, so that it is not overwritten."""
+    return HistoCLIPError(
+        f"{target} exists and is another image. Choose another folder with --out, or remove the file."
+    )
 
 
 def _as_png(file: str) -> str:

@@ -52,6 +52,8 @@ def read_roboflow(source: Path, options: ImportOptions) -> Found:
                 found.leave_out(f"no image of that name in {path.parent}", item.name)
         found.classes += [name for name in here.classes if name not in found.classes]
         found.notes += here.notes
+        for reason, columns in here.left_out.items():
+            found.left_out.setdefault(reason, []).extend(columns)
     return found
 
 
