@@ -187,9 +187,11 @@ def grouped_folds(
 
 
 def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Return the fold that is most like the whole set."""
-    n_folds = max(2, round(1 / val_fraction))
+    """Return the fold, or all folds but one, that is most like the whole set."""
+    n_folds = max(2, round(1 / min(val_fraction, 1 - val_fraction)))
     candidates = _stratified_folds(dataset, order, seed, n_folds, f"folds of val_fraction {val_fraction}")
+    if val_fraction > 0.5:
+        candidates = [np.setdiff1d(order, fold) for fold in candidates]
     whole = nan_mean(dataset.labels, axis=0)
 
     def imbalance(val: np.ndarray) -> float:

@@ -1,5 +1,7 @@
 """Registries: plugins are imported, each of them."""
 
+import sys
+
 import pytest
 
 from histoclip_lib.common.errors import HistoCLIPError
@@ -17,3 +19,4 @@ def test_two_plugin_files_of_one_name_are_refused(tmp_path, monkeypatch):
     with pytest.raises(HistoCLIPError, match=r"a/twice_named.py and .*b/twice_named.py have one name. Rename one"):
         load_plugins()
     load_plugins.cache_clear()
+    del sys.modules["histoclip_plugin_twice_named"]

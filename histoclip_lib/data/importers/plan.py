@@ -490,7 +490,7 @@ def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item,
             item = replace(first, labels=labels, regions=regions, complete=first.complete and item.complete)
         merged[file] = item, file
     if several:
-        found.notes.append(f"{len(several):,} images have several lines each: a label is present if any line has it")
+        found.notes.append(f"images with several lines: {len(several):,}; a label is present if any line has it")
     return list(merged.values())
 
 

@@ -156,7 +156,7 @@ def _columns(source: Path, cells: Cells, options: ImportOptions) -> Found:
     is_count = any(value.casefold() not in TRUE | FALSE | {""} for name in names for value in cells.columns[name])
     what = f"counts, present from {options.min_count} on" if is_count else "0 and 1"
     shorter = f"; the beginning {COUNT_PREFIX.match(names[0])[0]!r} of their names goes" if prefixed else ""
-    found.notes.append(f"classes: {len(names)} columns of {what}{shorter}")
+    found.notes.append(f"classes: {len(names)} column{'s' * (len(names) > 1)} of {what}{shorter}")
     negative = [
         f"line {cells.lines[row]}, column {name}: {value}"
         for name in names
