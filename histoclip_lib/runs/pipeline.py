@@ -291,7 +291,7 @@ def _data_digest(params: dict[str, object], workplace: Path, parameters: tuple[s
     """Digest the names, sizes and times of the files that parameters name: data, prompts and local weights."""
     digest = hashlib.sha256()
     named = [params.get(key) for key in parameters]
-    for root in [workplace / str(name).removeprefix("local-dir:") for name in named if name]:
+    for root in [workplace / os.path.expanduser(str(name).removeprefix("local-dir:")) for name in named if name]:
         for path in sorted([root, *root.rglob("*")]):
             if path.is_file():
                 facts, name = path.stat(), os.path.relpath(path, workplace)

@@ -1,4 +1,4 @@
-"""Registries: plugins are imported, each of them."""
+"""Plugins: each of them is imported, or the reason is told."""
 
 import sys
 
