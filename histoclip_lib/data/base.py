@@ -130,21 +130,21 @@ class PatchDataset:
             raise HistoCLIPError(f"{self.name}: labels have shape {self.labels.shape}, expected {shape}.")
         if not self.files:
             raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
-        named = {"groups": self.groups, "parts": self.parts, "tissue": self.tissue} | self.meta
-        named = {name: values for name, values in named.items() if values is not None}
-        mpp = {} if self.patch_mpp is None else {"patch_mpp": self.patch_mpp}
+        about = {"groups": self.groups, "parts": self.parts, "tissue": self.tissue, "patch_mpp": self.patch_mpp}
+        about |= {f"meta {name}": values for name, values in self.meta.items()}
+        about = {name: values for name, values in about.items() if values is not None}
         wrong = np.flatnonzero(~(np.isin(self.labels, (0, 1)) | np.isnan(self.labels)).all(axis=1))
         names = [
             *self.meta,
             *self.classes,
             *self.files,
-            *(str(name) for values in named.values() for name in np.unique(values)),  # numbers, too, may name groups
+            *(str(name) for values in about.values() for name in np.unique(values)),  # numbers, too, may name groups
         ]
         times = Counter(self.files)
         for problem, offenders in (
             (
                 f"each of the {len(self)} patches needs one value, but there are",
-                [f"{name}: {len(values)}" for name, values in (named | mpp).items() if len(values) != len(self)],
+                [f"{name}: {len(values)}" for name, values in about.items() if len(values) != len(self)],
             ),
             (
                 "labels must be 0, 1 or, where they are not known, NaN; these patches have others",

@@ -81,4 +81,7 @@ class FeatureReader:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS tells all pages, not those that are free
+        if pages in getattr(os, "sysconf_names", {}):
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 2**32  # Windows tells none
