@@ -406,14 +406,14 @@ def _labels(item: Item, classes: Sequence[str], options: ImportOptions) -> tuple
 
 def image_files(root: Path, without: Path | None = None) -> list[Path]:
     """Return all images below a folder, sorted by name, but for those below another, however it is spelled."""
-    left_out = None if without is None else os.path.realpath(without)
-    return sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        if left_out is None or not Path(os.path.realpath(folder)).is_relative_to(left_out)
-    )
+    left_out, found = None if without is None else os.path.realpath(without), []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if left_out is not None and Path(os.path.realpath(folder)).is_relative_to(left_out):
+            subfolders.clear()
+        else:
+            images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+            found += [Path(folder, name) for name in images]
+    return sorted(found)
 
 
 def _with_files(found: Found, source: Path, options: ImportOptions) -> Iterable[tuple[Item, str]]:
