@@ -186,9 +186,9 @@ def _classes(table: Table, wanted: tuple[str, ...]) -> list[str]:
         raise HistoCLIPError(f"{table.path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
     if parts := [name for name in classes if name.casefold() in PARTS]:
         raise HistoCLIPError(
-            f"{table.path}: {', '.join(parts)} name parts of a split, and no classes. `histoclip import {table.path} "
-            f"--split {table.path} --out DIR` reads them as the split; or write one column `split` instead, or "
-            f"{_line('ignore', parts)} in the parameter file."
+            f"{table.path}: columns are named like parts of a split, not like classes: {', '.join(parts)}. "
+            f"`histoclip import {table.path} --split {table.path} --out DIR` reads them as the split; or "
+            f"write one column `split` instead, or {_line('ignore', parts)} in the parameter file."
         )
     if not classes:
         raise HistoCLIPError(f"{table.path} has no class column. {FORMAT}")

@@ -225,7 +225,7 @@ def test_masks_of_one_class_may_be_binary_in_any_way(tmp_path, write_folder, mod
 def test_columns_named_like_parts_are_no_classes(root):
     rewrite(root, lambda table: [table.insert(1, part, ["TRUE", "FALSE"] * 2) for part in ("train", "val", "test")])
     message = refusal(root)
-    assert "test, val, train name parts of a split" in message
+    assert "parts of a split, not like classes: test, val, train. " in message
     assert f"`histoclip import {root / 'labels.csv'} --split {root / 'labels.csv'} --out DIR` reads them" in message
     assert folder.load(root, ignore=("train", "val", "test")).classes == ["tumor", "stroma"]
 

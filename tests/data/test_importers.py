@@ -178,6 +178,16 @@ def test_numbers_of_classes_keep_their_order_and_take_names(plan):
     assert result.left_out == {"no label of the classes above": ["c.png"]}
 
 
+def test_lines_of_one_image_in_several_parts_are_told(plan):
+    result = plan("file,label,split\na.png,x,train\na.png,y,test\nb.png,x,test\n")
+    assert column(result, "split") == ["train", "test"]
+    assert "images whose lines differ in group or part: 1; the first line counts" in result.notes
+
+
+def test_counts_of_one_class_in_two_columns_are_two_classes(plan):
+    assert plan("file,n_x,num_x\na.png,1,0\nb.png,0,5\n").classes == ["n_x", "num_x"]
+
+
 def test_objects_are_counted_per_image(plan):
     text = "file,class\n" + "a.png,tumor\n" * 3 + "a.png,stroma\n" + "b.png,tumor\n" * 2
     assert labels(plan(text, min_count=2)) == {"a": "01", "b": "01"}

@@ -476,11 +476,13 @@ def _size(path: Path) -> tuple[int, int]:
 def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item, str]]:
     """Unite the items of one file: labels are added up, what one knows counts, and the regions of all are drawn."""
     merged: dict[str, tuple[Item, str]] = {}
-    several = set()
+    several, unlike = set(), set()
     for item, file in items:
         if file in merged:
             several.add(file)
             first = merged[file][0]
+            if (item.group, item.split) != (first.group, first.split):
+                unlike.add(file)
             labels = dict(first.labels)
             for name, value in item.labels.items():
                 known = [v for v in (labels.get(name, 0.0), value) if v is not None]
@@ -491,6 +493,8 @@ def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item,
         merged[file] = item, file
     if several:
         found.notes.append(f"images with several lines: {len(several):,}; a label is present if any line has it")
+    if unlike:
+        found.notes.append(f"images whose lines differ in group or part: {len(unlike):,}; the first line counts")
     return list(merged.values())
 
 

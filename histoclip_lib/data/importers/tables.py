@@ -148,7 +148,8 @@ def _columns(source: Path, cells: Cells, options: ImportOptions) -> Found:
     found = Found([], [], roles.notes(cells))
     for name, reason in reasons.items():
         found.leave_out(f"columns: {reason}", name)
-    prefixed = len(names) > 1 and all(COUNT_PREFIX.match(name) for name in names)
+    short = {COUNT_PREFIX.sub("", name, count=1) for name in names}
+    prefixed = len(short) == len(names) > 1 and all(COUNT_PREFIX.match(name) for name in names)
     classes = {name: COUNT_PREFIX.sub("", name, count=1) if prefixed else name for name in names}
     if not cells.has_header:
         classes = _given_names(names, options)
