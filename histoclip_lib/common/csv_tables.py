@@ -65,7 +65,7 @@ def read_table(path: Path, key: str, aliases: tuple[str, ...] = ()) -> Table:
         raise HistoCLIPError(f"{path}, line {line}: a null character: this is not a text file. {REMEDY}")
     start, separator = _opening(text)
     separator = separator or _separator(text[start:], {key, *aliases})
-    rows = _rows(path, text[start:], separator, 1 + len(LINE.findall(text[:start])[:-1]))
+    rows = read_rows(path, text[start:], separator, 1 + len(LINE.findall(text[:start])[:-1]))
     if not rows:
         raise HistoCLIPError(f"{path} is empty. Its first line must name the columns, {key} among them.")
     header, body = rows[0][1], rows[1:]
@@ -121,8 +121,14 @@ def _separator(text: str, names: set[str]) -> str:
     return ","
 
 
-def _rows(path: Path, text: str, separator: str, start: int) -> list[tuple[int, list[str]]]:
-    """Return the line number and the cells of each row that is not empty; `start` is the number of the first line."""
+def read_rows(path: Path, text: str, separator: str, start: int) -> list[tuple[int, list[str]]]:
+    """Return the line number and the cells of each row that is not empty; `start` is the number of the first line.
+
+    Raises
+    ------
+    HistoCLIPError
+        Naming the line, for a quote that does not end or is not doubled.
+    """
     rows, before = [], start
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

@@ -246,9 +246,9 @@ def resolve(path: str | Path) -> Path:
     """Return a path of a parameter file as seen from the current folder.
 
     A relative path starts there, except in a notebook that JupyterLab started in `notebooks/`: there it starts in the
-    folder above, where `histoclip run` would have been called.
+    folder above, where `histoclip run` would have been called. `~` is the user's home, as in a shell.
     """
-    here = Path.cwd()
+    here, path = Path.cwd(), os.path.expanduser(path)
     in_notebooks = here.name == "notebooks" and (here.parent / "params").is_dir()
     return Path(os.path.relpath(here.parent / path)) if in_notebooks else Path(path)
 
@@ -276,7 +276,7 @@ def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises
     ------
     HistoCLIPError
-        If another process holds the lock for longer; the message names it.
+        If another process holds the lock for longer; the message names it. If the folder cannot be written.
     """
     path, owner = folder / ".lock", folder / ".lock-owner"
     try:
@@ -289,8 +289,11 @@ def alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
             f"{folder}: {other} is at work here.\n"
             "Wait until it ends, or work elsewhere: another `name`, or --reports DIR."
         ) from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     with lock:
-        owner.write_text(f"process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M},")
+        with suppress(OSError):  # a full disk: what is to be written here will say so
+            owner.write_text(f"process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M},")
         try:
             yield
         finally:

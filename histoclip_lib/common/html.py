@@ -82,7 +82,11 @@ def histogram(values: np.ndarray, alternative: str) -> ElementTree.Element:
     """Return a small histogram of values of any shape; those that are not finite are left out."""
     finite = np.asarray(values, dtype=float).ravel()
     finite = finite[np.isfinite(finite)]
-    counts = np.histogram(finite, BINS)[0] if len(finite) else np.zeros(BINS, dtype=int)
+    counts = np.zeros(BINS, dtype=int)
+    if len(finite) and np.ptp(finite) <= 1e-9 * np.abs(finite).max():  # np.histogram refuses what is nearly one value
+        counts[BINS // 2] = len(finite)
+    elif len(finite):
+        counts = np.histogram(finite, BINS)[0]
     step, highest = WIDTH / BINS, max(1, counts.max())
     bars = [
         _box(k * step, 24 * (1 - count / highest), step * 0.85, 24 * count / highest, fill=ACCENT)

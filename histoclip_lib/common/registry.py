@@ -147,7 +147,7 @@ def load_plugins() -> tuple[str, ...]:
     HistoCLIPError
         If one cannot be imported.
     """
-    names = [point.value for point in entry_points(group=ENTRY_POINTS)]
+    names = [point.module for point in entry_points(group=ENTRY_POINTS)]
     names += [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
     for name in names:
         try:
@@ -177,7 +177,9 @@ def _module_name(path: Path) -> str:
 
 def _import_file(path: Path) -> None:
     name = _module_name(path)
-    if name in sys.modules:
+    if loaded := sys.modules.get(name):
+        if loaded.__file__ != str(path.absolute()):
+            raise HistoCLIPError(f"{PLUGINS}: {loaded.__file__} and {path} have one name. Rename one of them.")
         return
     spec = importlib.util.spec_from_file_location(name, path.absolute())
     module = importlib.util.module_from_spec(spec)

@@ -95,8 +95,8 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, a file is repeated,
-        or a name is not valid Unicode.
+        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, groups or anything
+        else is not known of each patch, a file is repeated, or a name is not valid Unicode.
 
     Examples
     --------
@@ -130,17 +130,22 @@ class PatchDataset:
             raise HistoCLIPError(f"{self.name}: labels have shape {self.labels.shape}, expected {shape}.")
         if not self.files:
             raise HistoCLIPError(f"{self.name}: no patches were found. Check data_dir.")
+        about = {"groups": self.groups, "parts": self.parts, "tissue": self.tissue, "patch_mpp": self.patch_mpp}
+        about |= {f"meta {name}": values for name, values in self.meta.items()}
+        about = {name: values for name, values in about.items() if values is not None}
         wrong = np.flatnonzero(~(np.isin(self.labels, (0, 1)) | np.isnan(self.labels)).all(axis=1))
-        named = [values for values in (self.groups, self.parts, self.tissue) if values is not None]
-        named += self.meta.values()
         names = [
             *self.meta,
             *self.classes,
             *self.files,
-            *(name for values in named for name in np.unique(values).tolist()),
+            *(str(name) for values in about.values() for name in np.unique(values)),  # numbers, too, may name groups
         ]
         times = Counter(self.files)
         for problem, offenders in (
+            (
+                f"each of the {len(self)} patches needs one value, but there are",
+                [f"{name}: {len(values)}" for name, values in about.items() if len(values) != len(self)],
+            ),
             (
                 "labels must be 0, 1 or, where they are not known, NaN; these patches have others",
                 [f"{self.files[i]}: {self.labels[i].tolist()}" for i in wrong],

@@ -28,10 +28,11 @@ MAX_NAME = 255  # characters of a class or group: tables give every row the widt
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 ABSENT = "does not exist"
 TABLES = (".csv", ".tsv", ".tab", ".xlsx")  # what people have instead of labels.csv
-# What makes a patient in names of groups that are alike: TCGA barcodes, and numbers however they are written.
+# What makes a patient in names of groups that are alike: TCGA barcodes, and numbers however they are written. The keys
+# are for `group_pattern`; the second leaves names that are no numbers as they are.
 PATIENTS = {
     r"TCGA-\w{2}-\w{4}": re.compile(r"(TCGA-\w{2}-\w{4})\b.*"),
-    "0*([0-9]+)": re.compile(r"0*([0-9]+)(?:\.0*)?"),
+    r"^0*(.+?)(?:\.0*)?$": re.compile(r"0*([0-9]+)(?:\.0*)?"),
 }
 FORMAT = (
     "labels.csv needs a column `file` and one 0/1 column for each class, empty where not known; `group` (patient or "
@@ -162,11 +163,11 @@ def _mpp(table: Table) -> np.ndarray | None:
     values, offenders = [], []
     for line, cell in zip(table.lines, table.columns["mpp"], strict=True):
         try:
-            value = float(cell) if cell.strip() else np.nan
+            value = float(cell or "nan")
         except ValueError:
             value = 0.0
         values.append(value)
-        if not (np.isnan(value) or LEAST_MPP <= value <= MOST_MPP) or cell.strip().casefold() == "nan":
+        if cell and not LEAST_MPP <= value <= MOST_MPP:
             offenders.append(f"line {line}: {shown(cell)}")
     if offenders:
         raise HistoCLIPError(
@@ -185,9 +186,9 @@ def _classes(table: Table, wanted: tuple[str, ...]) -> list[str]:
         raise HistoCLIPError(f"{table.path}: names of reserved columns are lower case:\n{bullet_list(alike)}")
     if parts := [name for name in classes if name.casefold() in PARTS]:
         raise HistoCLIPError(
-            f"{table.path}: {', '.join(parts)} name parts of a split, and no classes. `histoclip import {table.path} "
-            f"--split {table.path} --out DIR` reads them as the split; or write one column `split` instead, or "
-            f"{_line('ignore', parts)} in the parameter file."
+            f"{table.path}: columns are named like parts of a split, not like classes: {', '.join(parts)}. "
+            f"`histoclip import {table.path} --split {table.path} --out DIR` reads them as the split; or "
+            f"write one column `split` instead, or {_line('ignore', parts)} in the parameter file."
         )
     if not classes:
         raise HistoCLIPError(f"{table.path} has no class column. {FORMAT}")
@@ -202,6 +203,11 @@ def _classes(table: Table, wanted: tuple[str, ...]) -> list[str]:
             f"{', '.join(RESERVED_COLUMNS)} are class columns: name those that are with `classes: [...]`."
         )
     return classes
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a column of this name cannot be a class: it would be read as something else."""
+    return name.casefold() in (*RESERVED_COLUMNS, *PARTS) or name.startswith(META)
 
 
 def _line(parameter: str, names: list[str] | tuple[str, ...]) -> str:

@@ -86,7 +86,7 @@ LUAD = Release(
 
 PRESENT = (
     "In the official training part a class is present where the file name says so, in the others where it covers at "
-    "least {mask_coverage:.0%} of the mask."
+    "least {mask_coverage:g} of the mask."
 )
 
 

@@ -187,9 +187,11 @@ def grouped_folds(
 
 
 def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Return the fold that is most like the whole set."""
-    n_folds = max(2, round(1 / val_fraction))
+    """Return the fold, or all folds but one, that is most like the whole set."""
+    n_folds = max(2, round(1 / min(val_fraction, 1 - val_fraction)))
     candidates = _stratified_folds(dataset, order, seed, n_folds, f"folds of val_fraction {val_fraction}")
+    if val_fraction > 0.5:
+        candidates = [np.setdiff1d(order, fold) for fold in candidates]
     whole = nan_mean(dataset.labels, axis=0)
 
     def imbalance(val: np.ndarray) -> float:
@@ -202,8 +204,11 @@ def _grouped_validation(dataset: PatchDataset, order: np.ndarray, seed: int, val
 def _stratified_folds(
     dataset: PatchDataset, order: np.ndarray, seed: int, n_folds: int, wanted: str
 ) -> list[np.ndarray]:
-    """Return scikit-learn's StratifiedGroupKFold with label sets as strata; `wanted` names the folds in an error."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    """Return scikit-learn's StratifiedGroupKFold with label sets as strata; `wanted` names the folds in an error.
+
+    Where groups of very different size make it leave a fold empty, the folds are those of GroupKFold.
+    """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     if dataset.groups is None:
         raise HistoCLIPError(
@@ -220,7 +225,10 @@ def _stratified_folds(
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # label sets rarer than the folds are expected
-        return [order[val] for _, val in folds.split(labels, label_set.ravel(), groups)]
+        held_out = [order[val] for _, val in folds.split(labels, label_set.ravel(), groups)]
+    if all(map(len, held_out)):
+        return held_out
+    return [order[val] for _, val in GroupKFold(n_folds).split(labels, groups=groups)]
 
 
 def _remedy(dataset: PatchDataset, lacking: str) -> str:

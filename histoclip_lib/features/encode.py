@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, groupby
@@ -297,6 +297,14 @@ class Resized(Dataset):
         return index, self.resize(Image.fromarray(image))
 
 
+def _plainly(loader: DataLoader) -> Iterator:
+    """Yield the batches of a loader; an error of its processes comes without the traceback that PyTorch adds to it."""
+    try:
+        yield from loader
+    except HistoCLIPError as error:
+        raise HistoCLIPError(str(error).rpartition(f"{HistoCLIPError.__name__}: ")[2].rstrip()) from error
+
+
 def _encode_missing(
     clip: CLIP,
     dataset: PatchDataset,
@@ -331,7 +339,7 @@ def _encode_missing(
 
     bar = tqdm(total=left, desc=f"encoding with {clip.backbone}", unit="patch", disable=not progress)
     with bar, ThreadPoolExecutor(1) as writer:
-        for number, group in groupby(loader, lambda batch: shard_of(int(batch[0][0]))):
+        for number, group in groupby(_plainly(loader), lambda batch: shard_of(int(batch[0][0]))):
             batches = (images for _, images in group)
             new = encode_and_write(clip, dataset, number, missing[number], batches, views, left, write, bar)
             left -= len(shards[number])

@@ -52,7 +52,7 @@ class FeatureReader:
         limit = _free_memory(device) // share if resident_limit is None else resident_limit
         self.resident = None
         if features.nbytes <= limit:
-            self.resident = torch.cat([torch.from_numpy(np.array(piece)) for piece in features.pieces]).to(device)
+            self.resident = torch.from_numpy(np.concatenate(features.pieces)).to(device)
 
     def take(self, rows: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
         """Return features (n, L, d) of some patches in one view each; pooled features come with L = 1."""
@@ -81,4 +81,7 @@ class FeatureReader:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS tells all pages, not those that are free
+        if pages in getattr(os, "sysconf_names", {}):
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 2**32  # Windows tells none

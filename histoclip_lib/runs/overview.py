@@ -336,7 +336,7 @@ class TwoRuns:
                 raise HistoCLIPError("the executed notebooks, which name the data, are not there")
             return noted_patches(load_dataset_from(values), files, notes, "Patches on which the runs disagree", caption)
         except (HistoCLIPError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:  # Pillow raises many
-            place = str(values.get("data_dir") or "")
+            place = str(resolve(str(values["data_dir"]))) if values.get("data_dir") else ""
             reason = str(error).splitlines()[0].rstrip(".:") if str(error) else type(error).__name__
             reason = reason.replace(place, "data_dir") if place else reason  # a page to share names no folder
             return Markdown(f"The patches are not shown: {as_typed(reason)}.")

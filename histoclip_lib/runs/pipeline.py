@@ -292,7 +292,8 @@ def _commit() -> str:
 
 def _named(params: dict[str, object], workplace: Path, *parameters: str) -> list[Path]:
     """Return the files and folders that parameters name: data, prompts and local weights."""
-    return [workplace / str(params[key]).removeprefix("local-dir:") for key in parameters if params.get(key)]
+    named = [str(params[key]).removeprefix("local-dir:") for key in parameters if params.get(key)]
+    return [workplace / os.path.expanduser(name) for name in named]
 
 
 def _slides_of(params: dict[str, object], workplace: Path) -> list[Path]:

@@ -83,7 +83,7 @@ def test_check_notes_what_may_be_wrong_and_leaves_nothing_out(invoke, params, tm
     assert result.stdout.startswith(f"{path}: 20 patches in 5 folds; tumor 0.50, [red]stroma 0.25")
     notes = re.findall(r"^  note: (.*)$", result.stderr, flags=re.MULTILINE)
     assert notes[0] == "column 'filename' is read as 'file'"
-    assert notes[1].startswith("groups that may be one patient but are kept apart; `group_pattern: 0*([0-9]+)` makes ")
+    assert notes[1].startswith("groups that may be one patient but are kept apart; `group_pattern: ^0*(.+?)")
     assert notes[2:] == ["images under several names with contradicting labels: 1 (000.png = 001.png: tumor)"]
 
 

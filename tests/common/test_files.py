@@ -106,9 +106,12 @@ def test_relative_paths_are_taken_from_above_a_notebooks_folder(tmp_path, monkey
     (tmp_path / "params").mkdir()
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert resolve("data/x") == Path("data/x")
+    assert resolve("~/x") == tmp_path / "home/x"
     monkeypatch.chdir(tmp_path / "notebooks")
     assert resolve("data/x") == Path("../data/x")
+    assert resolve("~/x") == Path("../home/x")
     assert resolve(tmp_path / "data") == Path("../data")
     assert run_folder("demo").resolve() == tmp_path / "reports" / "demo"
 
@@ -397,6 +400,12 @@ def test_the_lock_leaves_no_files(tmp_path):
     with pytest.raises(KeyError), alone_in(tmp_path):
         raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_which_no_lock_can_be_made_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(HistoCLIPError, match=f"^{tmp_path}: cannot be written"), alone_in(tmp_path):
+        pytest.fail("without a lock")
 
 
 def test_a_second_process_is_told_who_holds_the_lock(tmp_path, hold):

@@ -101,8 +101,9 @@ def test_a_histogram_has_the_heights_of_the_counts(monkeypatch):
     monkeypatch.setattr(displays, "BINS", 3)
     bars = soup_of(displays.html(displays.histogram([0, 0, 0, 1, 2, 2, np.nan, np.inf], "x"))).find_all("rect")
     assert [float(bar["height"]) for bar in bars[:-1]] == [24, 8, 16]
-    constant = soup_of(displays.html(displays.histogram(np.full(5, 0.3), "x"))).find_all("rect")
-    assert sorted(float(bar["height"]) for bar in constant[:-1]) == [0, 0, 24]
+    for values in (np.full(5, 0.3), [1.0, np.nextafter(1, 0)], [1e30, 1e30], [0, 0]):
+        constant = soup_of(displays.html(displays.histogram(values, "x"))).find_all("rect")
+        assert [float(bar["height"]) for bar in constant[:-1]] == [0, 24, 0]
     assert len(soup_of(displays.html(displays.histogram(np.array([np.nan]), "x"))).find_all("rect")) == 4
 
 

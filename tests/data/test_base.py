@@ -24,6 +24,13 @@ def test_a_data_set_without_patches_is_refused():
         PatchDataset("made", ["tumor"], [], np.zeros((0, 1)), None)
 
 
+@pytest.mark.parametrize("name", ["groups", "parts", "tissue", "patch_mpp", "site"])
+def test_what_is_known_of_patches_has_a_value_for_each(name):
+    values = {name: np.array([1.0, 1.0, 1.0])}
+    with pytest.raises(HistoCLIPError, match=rf"(?s)each of the 2 patches needs one value.*{name}: 3"):
+        make([[1, 0], [0, 1]], **({"meta": values} if name == "site" else values))
+
+
 @pytest.mark.parametrize("value", [2, -1, 0.5])
 def test_every_patch_with_a_label_other_than_0_and_1_is_listed(value):
     with pytest.raises(HistoCLIPError, match=r"(?s)must be 0, 1 or.*b\.png.*d\.png") as raised:

@@ -225,7 +225,7 @@ def test_masks_of_one_class_may_be_binary_in_any_way(tmp_path, write_folder, mod
 def test_columns_named_like_parts_are_no_classes(root):
     rewrite(root, lambda table: [table.insert(1, part, ["TRUE", "FALSE"] * 2) for part in ("train", "val", "test")])
     message = refusal(root)
-    assert "test, val, train name parts of a split" in message
+    assert "parts of a split, not like classes: test, val, train. " in message
     assert f"`histoclip import {root / 'labels.csv'} --split {root / 'labels.csv'} --out DIR` reads them" in message
     assert folder.load(root, ignore=("train", "val", "test")).classes == ["tumor", "stroma"]
 
@@ -249,7 +249,7 @@ def test_a_table_of_another_name_is_named_with_the_command_that_imports_it(root,
 @pytest.mark.parametrize(
     ("groups", "noted", "pattern"),
     [
-        (["1", "1.0", "01", "10"], "01 and 1 and 1.0", "0*([0-9]+)"),
+        (["1", "1.0", "01", "S10"], "01 and 1 and 1.0", r"^0*(.+?)(?:\.0*)?$"),
         (
             ["TCGA-A1-A0SK-01Z", "TCGA-A1-A0SK-DX1", "TCGA-A2-A0SK-DX1", "x"],
             "TCGA-A1-A0SK-01Z and ",
@@ -266,7 +266,7 @@ def test_groups_that_may_be_one_patient_are_noted_and_a_pattern_joins_them(root,
     assert noted in note.examples[0]
     joined = folder.load(root, group_pattern=pattern)
     assert joined.notes == ()
-    assert len(set(joined.groups)) < 4
+    assert len(set(joined.groups)) == len(set(groups)) - 2 + pattern.endswith("|x")
     with pytest.raises(HistoCLIPError, match=r"group_pattern: 'q' finds nothing in 4 of 4"):
         folder.load(root, group_pattern="q")
 
@@ -458,7 +458,7 @@ def test_a_column_mpp_gives_each_patch_its_resolution(tmp_path, write_folder):
     assert folder.load(write_folder(tmp_path / "none", {"a": [0, 1]})).patch_mpp is None
 
 
-@pytest.mark.parametrize("cell", ["0", "half", "30", "-0.5", "nan", "inf"])
+@pytest.mark.parametrize("cell", ["0", "half", "30", "-0.5", "nan", "-nan", "inf"])
 def test_a_resolution_that_cannot_be_is_refused_with_its_line(tmp_path, write_folder, cell):
     written = write_folder(tmp_path, {"a": [0, 1]}, mpp=["0.25", cell])
     with pytest.raises(HistoCLIPError, match=rf"column mpp: expected micrometres per pixel .*\n.*line 3: '{cell}'"):

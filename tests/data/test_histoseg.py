@@ -20,6 +20,7 @@ from histoclip_lib.data.histoseg import (
     load_bcss_wsss,
     load_luad_histoseg,
 )
+from histoclip_lib.data.registry import DATASETS
 
 BCSS_IMAGE = "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500"
 TRAIN_NAMES = {
@@ -224,6 +225,10 @@ def test_mask_coverage_is_used(tmp_path):
     assert load_bcss_wsss(tmp_path, "given", mask_coverage=0.5).labels[2].tolist() == [1, 0, 0, 0]
     with pytest.raises(HistoCLIPError, match="mask_coverage: 5"):
         load_bcss_wsss(tmp_path, "given", mask_coverage=5)
+
+
+def test_the_report_states_a_coverage_below_one_percent():
+    assert "at least 0.005 of the mask" in DATASETS["bcss_wsss"].present.format(mask_coverage=0.005)
 
 
 def test_desktop_debris_is_ignored(tmp_path):

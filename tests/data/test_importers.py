@@ -151,6 +151,9 @@ def test_what_is_no_class_is_named_with_the_reason(plan):
         ("file,labels\na.png,tumor\nb.png,stroma\nc.png,\n", {"none": ""}),
         ("image,x,class_id,class_name\na,1,4,tumor\nb,2,7,stroma\na,3,4,tumor\nc,4,0,none\n", {}),
         ("file,kind\na.png,tumor\nb.png,stroma\nc.png,none\n", {"label_column": "kind"}),
+        ("name,label\na.png,tumor\nb.png,stroma\nc.png,none\n", {}),
+        ("image,name,class\na.png,1st,tumor\nb.png,2nd,stroma\nc.png,3rd,none\n", {}),
+        ("sep=;\nfile;label\na.png;tumor\nb.png;stroma\nc.png;none\n", {}),
     ],
 )
 def test_class_names_in_cells_are_labels(plan, text, options):
@@ -175,6 +178,16 @@ def test_numbers_of_classes_keep_their_order_and_take_names(plan):
     assert result.left_out == {"no label of the classes above": ["c.png"]}
 
 
+def test_lines_of_one_image_in_several_parts_are_told(plan):
+    result = plan("file,label,split\na.png,x,train\na.png,y,test\nb.png,x,test\n")
+    assert column(result, "split") == ["train", "test"]
+    assert "images whose lines differ in group or part: 1; the first line counts" in result.notes
+
+
+def test_counts_of_one_class_in_two_columns_are_two_classes(plan):
+    assert plan("file,n_x,num_x\na.png,1,0\nb.png,0,5\n").classes == ["n_x", "num_x"]
+
+
 def test_objects_are_counted_per_image(plan):
     text = "file,class\n" + "a.png,tumor\n" * 3 + "a.png,stroma\n" + "b.png,tumor\n" * 2
     assert labels(plan(text, min_count=2)) == {"a": "01", "b": "01"}
@@ -188,6 +201,7 @@ def test_groups_come_from_a_column_or_a_pattern(plan):
     assert column(plan(text), "group") == ["TCGA-01-x", "TCGA-01-y", "TCGA-02-x"]
     assert column(plan(text, group_pattern=r"^(TCGA-\d\d)"), "group") == ["TCGA-01", "TCGA-01", "TCGA-02"]
     assert column(plan(text.replace("slide", "x"), group_pattern=r"(\w)\."), "group") == ["a", "b", "c"]
+    assert "groups: not every patch has one, so there are none" in plan(text.replace("TCGA-02-x", "")).notes
     with pytest.raises(HistoCLIPError, match=r"(?s)finds nothing in 1 of 3:\n  - TCGA-02-x"):
         plan(text, group_pattern="TCGA-01")
 
@@ -222,8 +236,8 @@ def test_a_split_file_names_groups_or_files(plan, tmp_path, name, text):
 def test_a_list_of_test_names_leaves_the_rest_to_train(plan, tmp_path):
     (tmp_path / "ds_test.txt").write_text("a.png\nc\n")
     assert read_split(tmp_path / "ds_test.txt") == {"a.png": "test", "c": "test"}
-    result = plan("file,tumor\na.png,1\nb.png,0\nc.png,1\n", split=tmp_path / "ds_test.txt")
-    assert column(result, "split") == ["test", "train", "test"]
+    for text in ("file,tumor\na.png,1\nb.png,0\nc.png,1\n", "file,tumor\na,1\nb,0\nc,1\n"):
+        assert column(plan(text, split=tmp_path / "ds_test.txt"), "split") == ["test", "train", "test"]
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"train": ["a"], "test": ["a"]}'])
@@ -253,10 +267,16 @@ def test_files_that_are_missing_or_ambiguous_are_left_out(plan, images):
         ("file,tumor\na.png,1\n", {"meta": ("site",)}, "--meta: there is no column 'site'"),
         ("file,tumor\na.png,1\n", {"slide": "x.svs"}, "--slide: the format columns .* does not take it"),
         ("file,tumor\na.png,1,1\n", {}, "no separator gives"),
+        (
+            'file,label\na.png,"x\nb.png,y\nc.png,x\n',
+            {"format": "names"},
+            "csv, line 2: .*unexpected end",
+        ),
         ("file,tumor\na.png,x\n", {"format": "collumns"}, "Did you mean columns"),
         ("file,note\na.png,hello\n", {}, "the label format was not recognised"),
         ("nothing\n", {}, "no separator gives its lines the same number of columns"),
         ("file,Mask\na.png,1\n", {}, "Mask cannot be the name of a class"),
+        ("file,label\na.png,Test\nb.png,meta_x\n", {}, "Test, meta_x cannot be the name of a class"),
         ("file,tumor\na.png,1\n", {"ignore": ("tumor",)}, "no class of at most 254"),
     ],
 )
@@ -333,6 +353,18 @@ def test_coco_gives_labels_and_masks_of_polygons_and_run_lengths(tmp_path, image
     expected[:, :2], expected[10:30, 10:20] = 1, 2
     assert dataset.mask(0).tolist() == expected.tolist()
     assert not dataset.mask(1).any()
+
+
+def test_coco_outlines_of_an_image_that_is_listed_twice_are_all_drawn(tmp_path, images):
+    squares = [
+        {"image_id": image, "category_id": category, "segmentation": [[x, x, x + 9, x, x + 9, x + 9, x, x + 9]]}
+        for image, category, x in ((7, 3, 0), (8, 1, 20))
+    ]
+    source = coco(tmp_path, squares)
+    source.write_text(source.read_text().replace("b.png", "a.png"))
+    plan = plan_import(source, ImportOptions(images=images))
+    plan.write(tmp_path / "out")
+    assert np.bincount(folder.load(tmp_path / "out").mask(0).ravel()).tolist() == [40 * 48 - 2 * 81, 81, 81]
 
 
 def test_coco_boxes_give_labels_and_no_masks_and_other_sizes_are_left_out(tmp_path, images):
@@ -416,6 +448,22 @@ def test_an_import_can_be_written_beside_its_source_and_planned_again(plan, tmp_
     first.write(tmp_path / "out", copy=True)
     again = plan("file,tumor\na.png,1\nb.png,0\n", images=None, out=tmp_path / "out")
     assert labels(first) == labels(again) == {"a": "1", "b": "0"}
+
+
+def test_no_image_of_the_user_is_removed_or_overwritten(plan, tmp_path, images):
+    (tmp_path / "alias").symlink_to(tmp_path)
+    content = {path: path.read_bytes() for path in images.rglob("*.*")}
+    for out in (tmp_path / "alias", images / ".."):  # both hold the images themselves
+        with pytest.raises(HistoCLIPError, match="no patch is left to import"):
+            plan("file,tumor\na.png,1\nb.png,0\n", out=out)
+    result = plan("file,tumor\na.png,1\nb.png,0\n")
+    result.write(tmp_path / "alias")  # as if the plan had been made for another folder
+    (tmp_path / "out/images").mkdir(parents=True)
+    (tmp_path / "out/images/a.png").write_bytes(b"another")
+    with pytest.raises(HistoCLIPError, match=r"out/images/a.png exists and is another image"):
+        result.write(tmp_path / "out")
+    assert (tmp_path / "out/images/a.png").read_bytes() == b"another"
+    assert {path: path.read_bytes() for path in images.rglob("*.*")} == content
 
 
 def test_images_are_linked_or_copied_and_a_broken_import_can_be_resumed(plan, tmp_path, images, monkeypatch):

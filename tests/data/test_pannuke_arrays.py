@@ -11,6 +11,7 @@ import pytest
 from numpy.lib.format import open_memmap
 from pannuke_files import load_small, write_fold
 
+from histoclip_lib.common.cache import cached_items
 from histoclip_lib.common.errors import HistoCLIPError
 from histoclip_lib.data.checks import check_images
 from histoclip_lib.data.pannuke import arrays as pannuke_arrays
@@ -269,3 +270,12 @@ def test_a_damaged_table_of_counts_is_counted_again(tmp_path, content):
     table.write_text(content)
     assert load_small(tmp_path).labels.sum() == 0
     assert table.read_text() == good
+
+
+def test_a_table_of_counts_is_kept_in_the_cache_while_it_is_used(tmp_path):
+    write_fold(tmp_path)
+    load_small(tmp_path)
+    table = next((tmp_path / "cache/pannuke").iterdir())
+    os.utime(table, (1e9, 1e9))
+    load_small(tmp_path)
+    assert cached_items(tmp_path / "cache")[0].idle < 1

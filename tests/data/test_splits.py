@@ -105,9 +105,21 @@ def test_grouped_is_a_fold_of_stratified_group_k_fold():
     assert set(split_dataset(DATASET, "grouped", 7)[1]) in expected
 
 
+def test_no_fold_is_empty_where_groups_differ_much_in_size():
+    """StratifiedGroupKFold leaves one of these folds empty."""
+    sizes = [26, 39, 17, 32, 24]
+    groups = np.repeat([f"patient {k}" for k in range(5)], sizes)
+    labels = np.repeat(np.uint8([[0, 0], [1, 0], [1, 0], [1, 1], [1, 0]]), sizes, axis=0)
+    dataset = PatchDataset("made", ["a", "b"], [f"{k:03d}" for k in range(len(groups))], labels, None, groups=groups)
+    folds = make_folds(dataset, "cv", "grouped", 0, n_folds=5)
+    assert sorted(len(val) for _, val in folds) == sorted(sizes)
+
+
 def test_grouped_follows_val_fraction():
-    sizes = [len(split_dataset(DATASET, "grouped", 0, fraction)[1]) / len(DATASET) for fraction in (0.1, 0.25, 0.5)]
-    assert sizes == pytest.approx([0.1, 0.25, 0.5], abs=0.05)
+    sizes = [
+        len(split_dataset(DATASET, "grouped", 0, fraction)[1]) / len(DATASET) for fraction in (0.1, 0.25, 0.5, 0.8)
+    ]
+    assert sizes == pytest.approx([0.1, 0.25, 0.5, 0.8], abs=0.05)
 
 
 def test_given_follows_the_parts():

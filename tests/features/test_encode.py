@@ -153,6 +153,16 @@ def test_workers_keep_the_order(encode, clip, tmp_path):
     np.testing.assert_array_equal(everything(alone.tokens), everything(helped.tokens))
 
 
+def test_a_worker_tells_of_a_broken_image_in_its_own_words(encode, clip):
+    class Broken(Pixels):
+        def image(self, index):
+            raise HistoCLIPError("a.png: cannot be decoded.")
+
+    dataset = patches(1)
+    with pytest.raises(HistoCLIPError, match=r"^a.png: cannot be decoded.$"):
+        encode(clip, replace(dataset, source=Broken(dataset.source.images)), workers=1)
+
+
 def test_the_environment_names_the_cache(encode, clip, tmp_path, monkeypatch):
     monkeypatch.setenv("HISTOCLIP_CACHE", str(tmp_path / "named"))
     encode(clip, patches(2), cache=None)

@@ -1,5 +1,7 @@
 """The eight views of a patch, and batches of features in the order asked for, resident or read ahead."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,13 @@ def test_error_while_reading_ahead_reaches_the_reader_of_that_batch():
     assert len([next(batches), next(batches)]) == 2
     with pytest.raises(IndexError):
         next(batches)
+
+
+@pytest.mark.parametrize("names", [{}, {"SC_PHYS_PAGES": 85}])
+def test_a_system_that_does_not_tell_its_free_memory_keeps_small_features_resident(monkeypatch, names):
+    monkeypatch.setattr(os, "sysconf_names", names)
+    arrays = np.zeros((5, 1, 3, 1), dtype=np.float16)
+    assert FeatureReader(Shards([arrays]), CPU).resident is not None
 
 
 def test_reader_gives_the_patches_and_views_asked_for():

@@ -201,11 +201,13 @@ def test_changed_files_that_a_parameter_names_rerun_the_run(new, key):
     assert new.run(**values) == []
 
 
-def test_a_file_added_to_the_data_reruns_the_run(new):
+def test_a_file_added_to_the_data_reruns_the_run(new, monkeypatch):
+    monkeypatch.setenv("HOME", str(new.root))
     (new.root / "data").mkdir()
-    new.run(data_dir=str(new.root / "data"))
+    new.run(data_dir="~/data")
+    assert new.run(data_dir="~/data") == []
     (new.root / "data" / "new.png").write_bytes(b"")
-    assert new.run(data_dir=str(new.root / "data")) == list(STEPS)
+    assert new.run(data_dir="~/data") == list(STEPS)
 
 
 @pytest.fixture

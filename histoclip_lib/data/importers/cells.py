@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from histoclip_lib.common.csv_tables import MAX_BYTES, REGULAR, SAMPLE
+from histoclip_lib.common.csv_tables import MAX_BYTES, REGULAR, SAMPLE, SEPARATOR_LINE, read_rows
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, shown
 from histoclip_lib.common.files import read_utf8
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
@@ -120,14 +120,15 @@ def read_cells(path: Path) -> Cells:
     """Read a table in text, or the first sheet of an Excel file.
 
     The separator is the first of tab, comma, semicolon, bar and blank that gives the first line and 95 % of the others
-    the same number of cells, more than one. Lines before it that begin with `#` are skipped. The first line is a header
-    unless one of its cells is a number or the name of an image; where one of them is called like a column of files it
-    is a header in any case.
+    the same number of cells, more than one. Lines before it that begin with `#`, and Excel's `sep=;`, are skipped. The
+    first line is a header unless one of its cells is a number or the name of an image; where one of them is called like
+    a column of files it is a header in any case.
 
     Raises
     ------
     HistoCLIPError
-        If it cannot be read, has a single column or two of one name; listing every line with more cells than the first.
+        If it cannot be read, a quote does not end, it has a single column or two of one name; listing every line with
+        more cells than the first.
     """
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         raise HistoCLIPError(f"{path} is not a table. Supported file types: {', '.join(SUFFIXES)}.")
@@ -157,36 +158,32 @@ def _is_content(cell: str) -> bool:
 
 def _text(path: Path) -> tuple[list[tuple[int, list[str]]], str]:
     """Return the lines that are not empty, split where the separator is, and the separator in words."""
-    lines = read_utf8(path, MAX_BYTES).splitlines(keepends=True)
-    start = next((k for k, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
+    lines = list(io.StringIO(read_utf8(path, MAX_BYTES), newline=""))  # splitlines knows more ends than csv does
+    start = next((k for k, line in enumerate(lines) if _begins_table(line.strip())), len(lines))
+    lines, first = lines[start:], start + 1
     for separator, words in SEPARATORS.items():
-        rows = _rows(lines[start : start + SAMPLE], separator, start)
-        width = len(rows[0][1]) if rows else 0
-        if width > 1 and sum(len(cells) == width for _, cells in rows) >= REGULAR * len(rows):
-            return _rows(lines[start:], separator, start), words
-    first = "".join(lines[start : start + 1]).rstrip()
+        widths = _widths(lines[:SAMPLE], separator)
+        if widths and widths[0] > 1 and widths.count(widths[0]) >= REGULAR * len(widths):
+            if separator != " ":
+                return read_rows(path, "".join(lines), separator, first), words
+            return [(k, line.split()) for k, line in enumerate(lines, first) if line.strip()], words
     raise HistoCLIPError(
-        f"{path}: no separator gives its lines the same number of columns. The first is {shown(first)}."
+        f"{path}: no separator gives its lines the same number of columns. The first is "
+        f"{shown(''.join(lines[:1]).rstrip())}."
     )
 
 
-def _rows(lines: Iterable[str], separator: str, start: int) -> list[tuple[int, list[str]]]:
-    if separator == " ":
-        split = ((start + k, line.split()) for k, line in enumerate(lines, 1))
-    else:
-        reader = csv.reader(lines, delimiter=separator)
-        split = _numbered(reader, start)
+def _begins_table(line: str) -> bool:
+    return bool(line) and not line.startswith("#") and SEPARATOR_LINE.fullmatch(line) is None
+
+
+def _widths(lines: list[str], separator: str) -> list[int]:
+    """Return the number of cells of each line that is not empty; nothing where `csv` cannot read them."""
+    rows = map(str.split, lines) if separator == " " else csv.reader(lines, delimiter=separator)
     try:
-        return [(line, cells) for line, row in split if any(cells := [cell.strip() for cell in row])]
+        return [len(cells) for cells in rows if any(map(str.strip, cells))]
     except csv.Error:  # a field of more than 131,072 characters
         return []
-
-
-def _numbered(reader: object, start: int) -> Iterable[tuple[int, list[str]]]:
-    line = start + 1
-    for row in reader:
-        yield line, row
-        line = start + reader.line_num + 1
 
 
 def _sheet(path: Path) -> tuple[list[tuple[int, list[str]]], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import os
 import re
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from histoclip_lib.common.errors import HistoCLIPError, bullet_list, printable
 from histoclip_lib.common.files import replacing, write_text
-from histoclip_lib.data.folder import MAX_CLASSES, RESERVED_COLUMNS
+from histoclip_lib.data.folder import MAX_CLASSES, is_reserved
 from histoclip_lib.data.histoseg import IMAGE_SUFFIXES
 from histoclip_lib.data.importers.split_files import read_split
 from histoclip_lib.data.regions import Field, Region, class_map
@@ -281,7 +282,7 @@ class ImportPlan:
         Raises
         ------
         HistoCLIPError
-            If `out` holds a `labels.csv` already, or cannot be written.
+            If `out` holds a `labels.csv` already, or another image where one is to be written, or cannot be written.
         """
         if (out / "labels.csv").exists():
             raise HistoCLIPError(f"{out / 'labels.csv'} exists. Choose another folder with --out, or remove it.")
@@ -328,7 +329,7 @@ def make_plan(title: str, source: Path, found: Found, options: ImportOptions) ->
     """
     renamed = choose_classes(found.classes, options)
     classes = list(dict.fromkeys(renamed.values()))
-    reserved = [name for name in classes if name.casefold() in RESERVED_COLUMNS]
+    reserved = [name for name in classes if is_reserved(name)]
     if reserved or not 0 < len(classes) <= MAX_CLASSES:
         many = f"{len(classes)} classes" if classes else "no class"
         problem = f"{many} of at most {MAX_CLASSES}"
@@ -404,14 +405,15 @@ def _labels(item: Item, classes: Sequence[str], options: ImportOptions) -> tuple
 
 
 def image_files(root: Path, without: Path | None = None) -> list[Path]:
-    """Return all images below a folder, sorted by name, but for those below another."""
-    return sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        if without is None or not Path(folder).absolute().is_relative_to(without.absolute())
-    )
+    """Return all images below a folder, sorted by name, but for those below another, however it is spelled."""
+    left_out, found = None if without is None else os.path.realpath(without), []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if left_out is not None and Path(os.path.realpath(folder)).is_relative_to(left_out):
+            subfolders.clear()
+        else:
+            images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+            found += [Path(folder, name) for name in images]
+    return sorted(found)
 
 
 def _with_files(found: Found, source: Path, options: ImportOptions) -> Iterable[tuple[Item, str]]:
@@ -472,21 +474,27 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _merged(items: Iterable[tuple[Item, str]], found: Found) -> list[tuple[Item, str]]:
-    """Unite the items of one file: labels are added up, and what one knows counts."""
+    """Unite the items of one file: labels are added up, what one knows counts, and the regions of all are drawn."""
     merged: dict[str, tuple[Item, str]] = {}
-    several = set()
+    several, unlike = set(), set()
     for item, file in items:
         if file in merged:
             several.add(file)
             first = merged[file][0]
+            if (item.group, item.split) != (first.group, first.split):
+                unlike.add(file)
             labels = dict(first.labels)
             for name, value in item.labels.items():
                 known = [v for v in (labels.get(name, 0.0), value) if v is not None]
                 labels[name] = sum(known) if known else None
-            item = replace(first, labels=labels, complete=first.complete and item.complete)
+            no_outline = first.regions is None or item.regions is None
+            regions = None if no_outline else first.regions + item.regions
+            item = replace(first, labels=labels, regions=regions, complete=first.complete and item.complete)
         merged[file] = item, file
     if several:
-        found.notes.append(f"{len(several):,} images have several lines each: a label is present if any line has it")
+        found.notes.append(f"images with several lines: {len(several):,}; a label is present if any line has it")
+    if unlike:
+        found.notes.append(f"images whose lines differ in group or part: {len(unlike):,}; the first line counts")
     return list(merged.values())
 
 
@@ -499,7 +507,8 @@ def _with_parts(patches: list[PlannedPatch], found: Found, options: ImportOption
     for patch in patches:
         item = patch.item
         if options.split is not None:
-            names = (item.name, PurePosixPath(item.name).name, PurePosixPath(item.name).stem, item.group)
+            paths = PurePosixPath(item.name), PurePosixPath(patch.file)
+            names = [item.name, *(name for path in paths for name in (str(path), path.name, path.stem)), item.group]
             part = next((parts[name] for name in names if name in parts), rest)
         else:
             part = part_of(item.split)
@@ -515,6 +524,8 @@ def _with_parts(patches: list[PlannedPatch], found: Found, options: ImportOption
 
 def _with_groups(patches: list[PlannedPatch], found: Found, options: ImportOptions) -> list[PlannedPatch]:
     if not options.group_pattern:
+        if len({bool(patch.item.group) for patch in patches}) == 2:
+            found.notes.append("groups: not every patch has one, so there are none")
         return patches
     texts = [patch.item.group or patch.file for patch in patches]
     groups = groups_by_pattern(options.group_pattern, texts, "--group-pattern")
@@ -526,10 +537,14 @@ def _write_image(item: Item, target: Path, copy: bool) -> None:
     if item.read is not None:
         _write_png(item.read(), target)
         return
+    if target.exists():
+        if not filecmp.cmp(item.path, target, shallow=False):
+            raise _another_image(target)
+        if not (copy and target.samefile(item.path)):
+            return
     if not copy:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
             os.link(os.path.realpath(item.path), target)
             return
         except OSError:  # another disk, or a file system without hard links
@@ -539,8 +554,20 @@ def _write_image(item: Item, target: Path, copy: bool) -> None:
 
 
 def _write_png(pixels: np.ndarray, target: Path) -> None:
-    with replacing(target, durable=False) as temporary:
-        Image.fromarray(pixels).save(temporary)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    if not target.exists():
+        with replacing(target, durable=False) as temporary:
+            temporary.write_bytes(content.getvalue())
+    elif target.read_bytes() != content.getvalue():
+        raise _another_image(target)
+
+
+def _another_image(target: Path) -> HistoCLIPError:
+    """Return the error for a file that no interrupted import has left, so that it is not overwritten."""
+    return HistoCLIPError(
+        f"{target} exists and is another image. Choose another folder with --out, or remove the file."
+    )
 
 
 def _as_png(file: str) -> str:

@@ -52,18 +52,21 @@ def read_roboflow(source: Path, options: ImportOptions) -> Found:
                 found.leave_out(f"no image of that name in {path.parent}", item.name)
         found.classes += [name for name in here.classes if name not in found.classes]
         found.notes += here.notes
+        for reason, columns in here.left_out.items():
+            found.left_out.setdefault(reason, []).extend(columns)
     return found
 
 
 def _is_names(path: Path, options: ImportOptions) -> bool:
     cells = read_cells(path)
-    column = label_column(cells, options.label_column)
+    file = cells.file_column(options.file_column)
+    column = label_column(cells, options.label_column, file)
     if not column:
         return False
     values = [value for value in cells.columns[column] if value]
     if not all(map(is_number, values)):
         return True
-    files = cells.columns[cells.file_column(options.file_column)]
+    files = cells.columns[file]
     return len(set(files)) < len(files) or len(set(values)) > 2
 
 
@@ -77,7 +80,8 @@ def _is_names(path: Path, options: ImportOptions) -> bool:
 def read_names(source: Path, options: ImportOptions) -> Found:
     """Read a table with class names in its cells; lines of one image are united."""
     cells = read_cells(source)
-    roles, label = _roles(cells, options), label_column(cells, options.label_column)
+    roles = _roles(cells, options)
+    label = label_column(cells, options.label_column, roles.file)
     if not label:
         raise HistoCLIPError(f"{source}: no column holds class names. Name it with --label-column.")
     values = cells.columns[label]
@@ -105,11 +109,17 @@ def read_names(source: Path, options: ImportOptions) -> Found:
     return found
 
 
-def label_column(cells: Cells, wanted: str = "") -> str:
-    """Return the column of class names: the first with a usual name and words in it, else one with numbers."""
+def label_column(cells: Cells, wanted: str = "", file: str = "") -> str:
+    """Return the column of class names: the first with a usual name and words in it, else one with numbers.
+
+    It is not the column `file`; one called `name` comes last, since it may be the name of an object.
+    """
     if wanted:
         return cells.require(wanted, "--label-column")
-    named = [name for name in cells.columns if CLASS.fullmatch(plain(name)) and any(cells.columns[name])]
+    named = [
+        name for name in cells.columns if name != file and CLASS.fullmatch(plain(name)) and any(cells.columns[name])
+    ]
+    named.sort(key=lambda name: plain(name) == "name")
     words = [name for name in named if not all(is_number(value) for value in cells.columns[name] if value)]
     numbers = [name for name in cells.columns if re.fullmatch(r"class(id)?|label|category(id)?", plain(name))]
     return next(iter([*words, *numbers]), "")
@@ -138,7 +148,8 @@ def _columns(source: Path, cells: Cells, options: ImportOptions) -> Found:
     found = Found([], [], roles.notes(cells))
     for name, reason in reasons.items():
         found.leave_out(f"columns: {reason}", name)
-    prefixed = len(names) > 1 and all(COUNT_PREFIX.match(name) for name in names)
+    short = {COUNT_PREFIX.sub("", name, count=1) for name in names}
+    prefixed = len(short) == len(names) > 1 and all(COUNT_PREFIX.match(name) for name in names)
     classes = {name: COUNT_PREFIX.sub("", name, count=1) if prefixed else name for name in names}
     if not cells.has_header:
         classes = _given_names(names, options)
@@ -146,7 +157,7 @@ def _columns(source: Path, cells: Cells, options: ImportOptions) -> Found:
     is_count = any(value.casefold() not in TRUE | FALSE | {""} for name in names for value in cells.columns[name])
     what = f"counts, present from {options.min_count} on" if is_count else "0 and 1"
     shorter = f"; the beginning {COUNT_PREFIX.match(names[0])[0]!r} of their names goes" if prefixed else ""
-    found.notes.append(f"classes: {len(names)} columns of {what}{shorter}")
+    found.notes.append(f"classes: {len(names)} column{'s' * (len(names) > 1)} of {what}{shorter}")
     negative = [
         f"line {cells.lines[row]}, column {name}: {value}"
         for name in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,8 @@ def cached_counts(masks_path: Path, cache_dir: Path) -> np.ndarray:
     """
     table_path = cache_dir / "pannuke" / f"counts-{file_key(masks_path)}.csv"
     if (kept := _read_counts(table_path, len(open_array(masks_path)))) is not None:
+        with suppress(OSError):  # a cache of others can still be read
+            table_path.touch()  # when it was last used
         return kept
     try:
         table_path.parent.mkdir(parents=True, exist_ok=True)  # before the long count, not after it
