@@ -1,4 +1,4 @@
-"""Do 95 % intervals of a cross-validation hold the truth in 95 % of data sets? A simulation with patients and labels.
+"""Do 95% intervals of a cross-validation hold the truth in 95% of data sets? A simulation with patients and labels.
 
 A data set has G patients with PER_GROUP patches each. The features of two encoders are equally informative and
 independent given the labels; each gets a ridge classifier, cross-validated by patient. The performance of its models is

@@ -56,7 +56,7 @@ results.interval_note()
 #
 # HistoCLIP with patch tokens minus each other method on the same patches: the difference, its bootstrap interval, and p from
 # a permutation test that swaps the predictions of the two methods for whole groups (single patches if groups are unknown). A
-# difference is called significant if its corrected p is below 0.05; if no p is shown, on this and other pages, if its 95 %
+# difference is called significant if its corrected p is below 0.05; if no p is shown, on this and other pages, if its 95%
 # interval excludes 0.
 
 # %% fold="HistoCLIP against every other method"

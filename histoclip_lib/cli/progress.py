@@ -116,13 +116,13 @@ class _PlainPulse:
 
 
 def bar_in_words(line: str) -> str | None:
-    """Return a progress bar of tqdm as `encoding 41 %, 00:03 left`, nothing once it is full; None for other lines."""
+    """Return a progress bar of tqdm as `encoding 41%, 00:03 left`, nothing once it is full; None for other lines."""
     bar = BAR.match(line)
     if bar is None:
         return None
     if bar["percent"] == "100":
         return ""
-    return f"{bar['what']} {bar['percent']} %".strip() + (f", {bar['left']} left" if bar["left"] else "")
+    return f"{bar['what']} {bar['percent']}%".strip() + (f", {bar['left']} left" if bar["left"] else "")
 
 
 def _ending(event: StepEvent) -> Text:

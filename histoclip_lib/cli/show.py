@@ -118,7 +118,7 @@ def print_headline(console: Console, folder: Path) -> None:
     found = read_metrics(folder / "metrics.json")
     size = "?" if found.n_val is None else found.n_val
     say(console, f"{visible(found.name)}: {size} held-out patches")
-    console.print(aligned(["", "method", "mAcc", "95 % interval", "mAP"], headline_lines(found), 2))
+    console.print(aligned(["", "method", "mAcc", "95% interval", "mAP"], headline_lines(found), 2))
     for note in headline_notes(found):
         say(console, note)
 

@@ -45,7 +45,7 @@ def table(
 ) -> None:
     """Print Table I: all runs, and the paper's values.
 
-    mAcc with its 95 % interval. Text has a block for each data set, CSV and Markdown a line for each run.
+    mAcc with its 95% interval. Text has a block for each data set, CSV and Markdown a line for each run.
     """
     with told(debug, code=2):
         from histoclip_lib.evaluation.artifacts import BrokenRun, find_runs

@@ -25,7 +25,7 @@ from histoclip_lib.evaluation.uncertainty import (
 
 @dataclass(frozen=True)
 class Pooled:
-    """A mean over data sets: value, 95 % interval, p, the variance between them (tau squared), and their number."""
+    """A mean over data sets: value, 95% interval, p, the variance between them (tau squared), and their number."""
 
     value: float
     low: float
@@ -181,7 +181,7 @@ def across_note(found: dict[str, Across], method: str) -> str:
         pooled = own.pooled
         order = {BETTER: "above", WORSE: "below"}.get(finding(pooled), "not significantly different from")
         said.append(
-            f"in {metric} HistoCLIP with patch tokens is {order} it (mean difference {pooled.value:+.3f}, 95 % "
+            f"in {metric} HistoCLIP with patch tokens is {order} it (mean difference {pooled.value:+.3f}, 95% "
             f"{pooled.low:+.3f} to {pooled.high:+.3f}, {p_clause(pooled.p)})"
         )
     n = next(iter(found.values())).pooled.n

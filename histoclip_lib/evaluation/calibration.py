@@ -400,5 +400,5 @@ def ensemble_note(
         said.append(f"{order} that of *{label_of(name)}* ({np.nanmean(gaps):+.3f}, {low:+.3f} to {high:+.3f})")
     return (
         f"Averaging the probabilities of head and probe gives a cross-entropy of {np.nanmean(losses[ENSEMBLE]):.3f}, "
-        f"{' and '.join(said)}. Brackets hold the difference and its 95 % interval, without calibration."
+        f"{' and '.join(said)}. Brackets hold the difference and its 95% interval, without calibration."
     )

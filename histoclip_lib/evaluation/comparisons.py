@@ -17,6 +17,7 @@ from histoclip_lib.evaluation.encoders import align_runs
 from histoclip_lib.evaluation.methods import in_table_order, label_of, short_label, strategy_names
 from histoclip_lib.evaluation.text import p_text, signed_text
 from histoclip_lib.evaluation.uncertainty import (
+    EXACT_UNITS,
     Comparison,
     Difference,
     accuracy_gap,
@@ -48,7 +49,7 @@ def finding(gap: Difference) -> str:
     """Say what a difference of two methods shows: better, worse, or not significantly different.
 
     Its p, which is corrected where it stands in a table of several, must be below ALPHA; where no test was made, the
-    95 % interval must exclude 0.
+    95% interval must exclude 0.
     """
     shown = gap.low > 0 or gap.high < 0 if np.isnan(gap.p) else gap.p < ALPHA
     if not shown:
@@ -104,7 +105,7 @@ def all_corrected(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
 
 
 def differences_table(comparisons: dict[str, Comparison]) -> pd.DataFrame:
-    """Return HistoCLIP with patch tokens minus each other method as text: difference, 95 % interval and Holm's p."""
+    """Return HistoCLIP with patch tokens minus each other method as text: difference, 95% interval and Holm's p."""
     table = pd.DataFrame(index=[label_of(name) for name in comparisons])
     for metric, key in METRICS.items():
         gaps = [getattr(comparison, key) for comparison in comparisons.values()]
@@ -119,8 +120,8 @@ def units_text(units: np.ndarray) -> str:
     return f"{count} {'patches' if count == len(units) else 'groups'}"
 
 
-def correction_note(comparisons: dict[str, Comparison], units: np.ndarray) -> str:
-    """Say in Markdown how p is corrected, and where there are too few units for a small one.
+def correction_note(comparisons: dict[str, Comparison], units: np.ndarray, resamples: int) -> str:
+    """Say in Markdown how p is corrected, and where there are too few units or permutations for a small one.
 
     Parameters
     ----------
@@ -128,12 +129,19 @@ def correction_note(comparisons: dict[str, Comparison], units: np.ndarray) -> st
         As `against_every_method` returns.
     units : ndarray of shape (B,)
         What the tests swapped, as `uncertainty.bootstrap_units` returns.
+    resamples : int
+        As in `uncertainty.compare`.
     """
     note = f"p is corrected by Holm's method for {len(comparisons)} comparisons in each metric."
     if (smallest := smallest_p(units)) * len(comparisons) >= ALPHA:
         note += (
             f" With {units_text(units)} the smallest possible p is {p_text(smallest)} before correction, "
             f"so no corrected p can be below {ALPHA}."
+        )
+    elif len(np.unique(units)) > EXACT_UNITS and (least := len(comparisons) / (1 + resamples)) >= ALPHA:
+        note += (
+            f" mAP is tested by {resamples:,} permutations, too few for a corrected p below {p_text(least)}: raise "
+            "`resamples`."
         )
     return note
 

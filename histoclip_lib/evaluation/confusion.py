@@ -45,7 +45,7 @@ def recall_by_area(labels: np.ndarray, decisions: np.ndarray, area: np.ndarray, 
     -------
     DataFrame
         A line for each class, and for all together (`all classes`), and each of the AREAS with a patch: `class`,
-        `area`, `present`, `found`, `recall` and its 95 % interval by Wilson, `low` and `high`.
+        `area`, `present`, `found`, `recall` and its 95% interval by Wilson, `low` and `high`.
 
     References
     ----------
@@ -64,7 +64,7 @@ def recall_by_area(labels: np.ndarray, decisions: np.ndarray, area: np.ndarray, 
 
 
 def rates_table(labels: np.ndarray, decisions: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Return sensitivity and specificity of each class as text, with 95 % intervals by Wilson; see `recall_by_area`."""
+    """Return sensitivity and specificity of each class as text, with 95% intervals by Wilson; see `recall_by_area`."""
     lines = {}
     for name, counts in zip(classes, confusion(labels, decisions), strict=True):
         sides = {"sensitivity": counts[1, ::-1], "specificity": counts[0]}
@@ -189,7 +189,7 @@ class CoOccurrenceBias:
     gaps : ndarray of shape (2, N, N)
         Rate at which b is predicted where a is present, less the rate where a is absent. NaN where either has no patch.
     low, high : ndarray of shape (2, N, N)
-        The simultaneous 95 % interval. NaN where either side has patches from fewer than MIN_UNITS units.
+        The simultaneous 95% interval. NaN where either side has patches from fewer than MIN_UNITS units.
     rates : ndarray of shape (2, 2, N, N)
         The two rates; the second axis is the truth about a.
     counts : ndarray of shape (2, 2, N, N), int
@@ -219,7 +219,7 @@ def co_occurrence_bias(
     and Caffo, who add one patch with b predicted and one without to both sides; that shifts the middle of an interval
     from the gap towards 0. Units are resampled whole, and the spread over the samples is the standard error wherever
     it exceeds the binomial one. The intervals hold for all 2 N (N - 1) gaps at once: their half-width is the standard
-    error times the 95 % quantile, over the samples, of the largest deviation in units of the spread.
+    error times the 95% quantile, over the samples, of the largest deviation in units of the spread.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def bias_note(bias: CoOccurrenceBias, classes: list[str], name: str) -> str:
         return f"{name}: no difference can be tested: none has patches from {MIN_UNITS} groups or more on both sides."
     if not bias.found.any():
         return (
-            f"{name}: none of {tested} differences is significant (simultaneous 95 % intervals). This neither shows "
+            f"{name}: none of {tested} differences is significant (simultaneous 95% intervals). This neither shows "
             "nor rules out that the prediction of one class depends on another."
         )
     t, a, b = np.unravel_index(np.nanargmax(np.where(bias.found, np.abs(bias.gaps), np.nan)), bias.gaps.shape)

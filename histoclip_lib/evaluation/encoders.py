@@ -78,7 +78,7 @@ class Ranking:
     accuracy : ndarray of shape (K,)
         mAcc on the common patches.
     intervals : ndarray of shape (K, 2)
-        Its 95 % bootstrap interval.
+        Its 95% bootstrap interval.
     differences, p : DataFrame of shape (K, K)
         mAcc of the row minus that of the column; p of the paired permutation test, with Holm's correction over all
         pairs. NaN on the diagonal.

@@ -9,9 +9,9 @@ What we saw: nearest patches of different groups (1,256 pairs, and those within 
 correlated by 0.3 in the median and 0.89 at most; of 548 nearest pairs of one group a single one passed 0.9, two
 neighbours that are nearly white. Copies of 60 patches of either set, flipped, turned, brightened, compressed (JPEG
 quality 30) or shifted by up to 32 of 256 pixels, all came to 0.9 or more but for one blank patch. Enlarged by a
-twentieth 98 % and 62 % did, by a tenth hardly any. The nearest features led to the original of every flipped or turned
-copy with eight views; with one view, of 55 to 75 % of the turned ones. Of copies shifted by 4 pixels they found 98 %,
-by 16 pixels 75 to 82 %, by 32 pixels 37 to 52 %: what is flagged is a lower bound.
+twentieth 98% and 62% did, by a tenth hardly any. The nearest features led to the original of every flipped or turned
+copy with eight views; with one view, of 55 to 75% of the turned ones. Of copies shifted by 4 pixels they found 98%,
+by 16 pixels 75 to 82%, by 32 pixels 37 to 52%: what is flagged is a lower bound.
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000,
     """Compare mAcc and mAP of each method that both splits have, in the order of the table.
 
     The two validation sets are different patches, of which some may be the same, so nothing is paired: each part is
-    resampled by itself, and the percentiles of the difference of the two give the 95 % interval of the gap. It is wider
+    resampled by itself, and the percentiles of the difference of the two give the 95% interval of the gap. It is wider
     than a paired one would be. It holds the chance of which units were validated on, not that of the training's seed.
 
     Parameters
@@ -341,7 +341,7 @@ def split_gaps(random: SplitScores, grouped: SplitScores, resamples: int = 1000,
 
 
 def split_gap_table(gaps: list[SplitGap]) -> pd.DataFrame:
-    """Return what `split_gaps` found as text, with 95 % intervals."""
+    """Return what `split_gaps` found as text, with 95% intervals."""
     lines = [
         {
             "metric": found.metric,
@@ -369,7 +369,7 @@ def split_gap_note(gaps: list[SplitGap]) -> str:
         [
             *lines,
             "",
-            "Brackets hold the 95 % interval of random minus grouped. The two splits do not score the same patches, so "
+            "Brackets hold the 95% interval of random minus grouped. The two splits do not score the same patches, so "
             "a gap also reflects the choice of patches.",
         ]
     )

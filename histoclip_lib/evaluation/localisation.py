@@ -121,7 +121,7 @@ def class_means(values: np.ndarray) -> np.ndarray:
 def agreement_by_class(scores: MapScores, classes: list[str], measure: str, draws: Draws) -> pd.DataFrame:
     """Return one of the MEASURES as text: sets of maps against classes, and the number of patches that count.
 
-    Each mean over patches has the 95 % interval of bootstrap samples of the n patches, see `uncertainty.draw_units`.
+    Each mean over patches has the 95% interval of bootstrap samples of the n patches, see `uncertainty.draw_units`.
     """
     lines = {}
     for name, values in zip(scores.maps, getattr(scores, measure), strict=True):
@@ -196,7 +196,7 @@ def trained_minus(scores: MapScores, name: str, measure: str, draws: Draws) -> D
 def attention_verdict(scores: MapScores, draws: Draws) -> str:
     """Say in Markdown whether trained attention agrees with the masks better than each reference.
 
-    `comparisons.finding` decides, on the 95 % interval of the difference in average precision.
+    `comparisons.finding` decides, on the 95% interval of the difference in average precision.
     """
     if np.isnan(scores.area).all():
         return "All masks are empty or cover whole patches, so attention cannot be scored."

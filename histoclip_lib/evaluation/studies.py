@@ -195,7 +195,7 @@ def design_metrics(
     scored : dict of str to dict
         Each design, and `as reported`, evaluated; as `figures.forest_plot` draws them.
     table : DataFrame
-        mAcc, mAP and cross-entropy as text, and the differences in the first two from the head as reported with 95 %
+        mAcc, mAP and cross-entropy as text, and the differences in the first two from the head as reported with 95%
         intervals and p, corrected by Holm's method over the lines.
     """
     units, labels, ours = bootstrap_units(patches, val), patches.labels[val], methods["histoclip_patch"]

@@ -42,7 +42,7 @@ def subgroup_table(
     seed: int,
     folds: int = 1,
 ) -> pd.DataFrame:
-    """Return every headline metric of each subgroup as text, with its 95 % interval from MIN_GROUPS groups on.
+    """Return every headline metric of each subgroup as text, with its 95% interval from MIN_GROUPS groups on.
 
     Parameters
     ----------

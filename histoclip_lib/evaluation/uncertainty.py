@@ -6,9 +6,9 @@ variance of k-fold cross-validation, JMLR 5, 2004). Nadeau and Bengio (Inference
 Learning 52, 2003, section 3) multiply the naive variance by 1 + K n_test / n_train, which is 1 + K / (K - 1) here:
 intervals are stretched about the value by its root, 1.5 for five folds, and a test compares with differences that are
 as much larger. The correction was derived for repeated splits and is an approximation here. In the simulation of
-`benchmarks/coverage.py`, with five folds and 10, 20 and 40 groups, 78 to 88 % of the plain 95 % intervals held the
-truth and 92 to 98 % of the stretched ones; two encoders that are equally good had p < 0.05 in 10 to 13 %
-of data sets without the correction and in at most 1 % with it.
+`benchmarks/coverage.py`, with five folds and 10, 20 and 40 groups, 78 to 88% of the plain 95% intervals held the
+truth and 92 to 98% of the stretched ones; two encoders that are equally good had p < 0.05 in 10 to 13%
+of data sets without the correction and in at most 1% with it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Difference:
-    """First method minus second in one metric: value, 95 % interval and two-sided p of the permutation test.
+    """First method minus second in one metric: value, 95% interval and two-sided p of the permutation test.
 
     All are NaN where the metric is not defined, p also where nothing was permuted.
     """
@@ -98,7 +98,7 @@ def whole_and_drawn(draws: Draws) -> Draws:
 def bootstrap_interval(
     values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0, folds: int = 1
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of `values` (B,) or (B, N), by resampling whole units.
+    """Return the 95% percentile interval of the mean of `values` (B,) or (B, N), by resampling whole units.
 
     NaN is left out. Patches of one patient are alike; drawing patients and not patches keeps the interval honest. See
     `draw_units`; `folds` as for `percentile_interval`.
@@ -169,7 +169,7 @@ def evaluate(
     folds : int
         Of the cross-validation that the predictions come from; 1 for a single split.
 
-    Beside each of the HEADLINES is its 95 % percentile interval, `mAcc_ci` and so on, as [low, high]; in `per_class`
+    Beside each of the HEADLINES is its 95% percentile interval, `mAcc_ci` and so on, as [low, high]; in `per_class`
     also `accuracy_ci` and `ap_ci`. None where the metric is not defined.
 
     Examples
@@ -437,7 +437,7 @@ def percentile_interval(
     folds: int = 1,
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the defined values (R,) of bootstrap samples; NaN if none is defined.
+    """Return the 95% percentile interval of the defined values (R,) of bootstrap samples; NaN if none is defined.
 
     With several folds it is stretched about the `point` estimate for their dependence, where there is one; the module
     says by how much, and why. It is then cut off at the `bounds`.
@@ -457,7 +457,7 @@ def stretch(folds: int) -> float:
 
 
 MIN_GROUPS = 5
-# In simulations 95 % intervals of mAcc and mAP held the truth in 86 and 76 of 100 data sets with 5 groups, in 90 and 88
+# In simulations 95% intervals of mAcc and mAP held the truth in 86 and 76 of 100 data sets with 5 groups, in 90 and 88
 # with 20, in 95 with 60.
 ENOUGH_GROUPS = 40
 

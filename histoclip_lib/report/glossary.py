@@ -6,7 +6,7 @@ from IPython.display import Markdown
 
 GLOSSARY = {
     "mAcc": "The mean over the classes of the share of patches that are labelled correctly, eq. (6). It rewards the "
-    "common answer: a class present in 5 % of the patches is 95 % correct if it is never predicted.",
+    "common answer: a class present in 5% of the patches is 95% correct if it is never predicted.",
     "mAP": "The mean over the classes of average precision, the area under the precision-recall curve. It judges the "
     "ranking of patches and needs no threshold; by chance it is about the prevalence.",
     "AUROC": "The probability that a patch with a class is ranked above one without it; 0.5 is chance.",
@@ -21,8 +21,8 @@ GLOSSARY = {
     "Cross-entropy": "The mean of -log of the probability that a method gave to the truth; lower is better, and "
     "confident errors cost most.",
     "Brier score": "The mean squared difference of probability and truth; lower is better.",
-    "95 % interval": "Values that are compatible with the data: groups of patches (single patches if groups are "
-    "unknown) are drawn again and again, and 95 % of the results lie inside. In cross-validation it is widened.",
+    "95% interval": "Values that are compatible with the data: groups of patches (single patches if groups are "
+    "unknown) are drawn again and again, and 95% of the results lie inside. In cross-validation it is widened.",
     "p": "How often a difference as large comes up when the predictions of two methods are swapped at random. Holm's "
     "method corrects it for the number of comparisons; below 0.05 a difference counts.",
     "Held-out": "Patches that a model was not fitted on; only these are scored.",

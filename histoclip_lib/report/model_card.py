@@ -230,7 +230,7 @@ def _results(methods: dict[str, dict]) -> str:
         own = methods[name]
         cells = [score_text(own.get(key), own.get(f"{key}_ci")) for key in ("mAcc", "mAP", "macro_f1")]
         lines.append(f"| {label_of(name)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Brackets hold 95 % intervals."])
+    return "\n".join([*lines, "", "Brackets hold 95% intervals."])
 
 
 def _caveats(

@@ -54,7 +54,7 @@ def results_table(runs: list[RunMetrics], metric: str, without_runs: bool = True
     bodies += others
     if not bodies:
         return Markdown(f"No run has {metric} yet.")
-    caption = f"{metric} of every run with its 95 % bootstrap interval" + (
+    caption = f"{metric} of every run with its 95% bootstrap interval" + (
         "; values in italics are from the paper, which reports one HistoCLIP." if metric == "mAcc" else "."
     )
     header = element(
@@ -72,7 +72,7 @@ def run_cards(runs: list[RunMetrics | BrokenRun]) -> HTML | Markdown:
     if not cards:
         return Markdown("No run has been made yet. `histoclip run params/demo.yaml` makes the first.")
     legend = (
-        f"The blue line is the 95 % interval of HistoCLIP patch in mAcc, the dot its value, the orange tick the linear "
+        f"The blue line is the 95% interval of HistoCLIP patch in mAcc, the dot its value, the orange tick the linear "
         f"probe, on one axis from {axis[0]:.1f} to {axis[1]:.1f} for all runs."
     )
     return HTML(html(element("p", legend, class_="legend"), element("ul", *cards, class_="cards runs")))
@@ -173,7 +173,7 @@ def _drawn_interval(run: RunMetrics, axis: tuple[float, float]) -> Node | None:
     ours, probe = run.scores.get(OURS), run.scores.get(PROBE)
     if ours is None or ours.interval is None:
         return None
-    said = f"HistoCLIP patch {ours.value:.3f}, 95 % interval {range_text(ours.interval)}"
+    said = f"HistoCLIP patch {ours.value:.3f}, 95% interval {range_text(ours.interval)}"
     said += f", linear probe {probe.value:.3f}" if probe else ""
     return interval(ours.value, *ours.interval, probe.value if probe else None, axis, said)
 

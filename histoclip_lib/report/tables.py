@@ -85,10 +85,10 @@ def methods_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame:
     """Return the table of all methods, as in `metrics.json`, as text; beside the paper's mAcc where it has the data."""
     paper, lines = paper_numbers(dataset), {}
     for name, values in methods.items():
-        line = {"mAcc": number_text(values["mAcc"]), "mAcc, 95 %": range_text(values["mAcc_ci"])}
+        line = {"mAcc": number_text(values["mAcc"]), "mAcc, 95%": range_text(values["mAcc_ci"])}
         if paper:
             line["paper's mAcc"] = number_text(paper[name]) if name in paper else ""
-        line |= {"mAP": number_text(values["mAP"]), "mAP, 95 %": range_text(values["mAP_ci"])}
+        line |= {"mAP": number_text(values["mAP"]), "mAP, 95%": range_text(values["mAP_ci"])}
         line |= {METRICS[key]: number_text(values[key]) for key in list(METRICS)[2:]}
         line |= {label: number_text(values.get(key)) for key, label in PROPER.items()}
         lines[label_of(name)] = line
@@ -233,7 +233,7 @@ def table_one_frame(runs: list[RunMetrics | BrokenRun]) -> pd.DataFrame:
     for group in found.groups:
         for run in group.runs:
             add(f"{group.dataset}: {run.name}", {name: f"{score.value:.3f}" for name, score in run.scores.items()})
-            add("95 % interval", {name: range_text(score.interval) for name, score in run.scores.items()})
+            add("95% interval", {name: range_text(score.interval) for name, score in run.scores.items()})
         if group.paper:
             add(f"{group.dataset}: the paper", {name: f"{value:.3f}" for name, value in group.paper.items()})
     return pd.DataFrame(lines, index=names)
@@ -253,7 +253,7 @@ def paper_table(methods: dict[str, dict], dataset: str) -> pd.DataFrame | None:
     lines = {
         label_of(name): {
             "mAcc": f"{methods[name]['mAcc']:.3f}",
-            "95 % interval": range_text(methods[name]["mAcc_ci"]),
+            "95% interval": range_text(methods[name]["mAcc_ci"]),
             "the paper": f"{paper[name]:.3f}",
             "difference": f"{methods[name]['mAcc'] - paper[name]:+.3f}",
             "what is known": _known(name, methods, dataset),

@@ -132,7 +132,7 @@ class EncoderGrid:
             for method in methods()
             if any(method in run.scores for run in self.metrics.values())
         }
-        caption = "mAcc of every method with every encoder and its 95 % interval; a dash: the method does not apply."
+        caption = "mAcc of every method with every encoder and its 95% interval; a dash: the method does not apply."
         return Table(pd.DataFrame.from_dict(lines, orient="index"), caption) if lines else None
 
     def rank_plot(self) -> Image | None:

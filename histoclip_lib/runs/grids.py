@@ -194,7 +194,7 @@ def grid_table(runs: list[GridRun], reports: Path) -> pd.DataFrame:
             of_run = isinstance(summary, RunMetrics)
             score, average = (summary.scores.get(row), summary.mean_ap.get(row)) if of_run else (None, None)
             line[f"{label_of(row)}: mAcc"] = number_text(score.value if score else None)
-            line[f"{label_of(row)}: 95 %"] = range_text(score.interval if score else None) or UNDEFINED
+            line[f"{label_of(row)}: 95%"] = range_text(score.interval if score else None) or UNDEFINED
             line[f"{label_of(row)}: mAP"] = number_text(average.value if average else None)
         line["state"] = summary if isinstance(summary, str) else "finished" if summary.is_current else "started again"
         lines[run.name] = line

@@ -256,7 +256,7 @@ class TwoRuns:
         else:
             sentence = (
                 f"HistoCLIP with patch tokens in B {comparisons.finding(test)} that in A: mAcc {test.value:+.3f}, "
-                f"95 % interval {test.low:+.3f} to {test.high:+.3f}, {p_clause(test.p)}."
+                f"95% interval {test.low:+.3f} to {test.high:+.3f}, {p_clause(test.p)}."
             )
         return Markdown(f"**{sentence}**{_caveat(self.metrics)}")
 
@@ -294,7 +294,7 @@ class TwoRuns:
             lines[label_of(own.method)] = line
         return Table(
             pd.DataFrame.from_dict(lines, orient="index"),
-            "Each method in both runs, and B minus A with 95 % intervals.",
+            "Each method in both runs, and B minus A with 95% intervals.",
         )
 
     def classes(self) -> Table:

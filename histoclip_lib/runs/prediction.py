@@ -338,7 +338,7 @@ class PatchPredictions:
         left_out = f" {skipped:,} could not be read and {'is' if skipped == 1 else 'are'} left out." if skipped else ""
         return Markdown(
             f"**{count:,} images: {listed}.** {outside:,} ({outside / count:.0%}) are less like the training patches "
-            f"than 99 % of these are to each other: their predictions deserve a look.{left_out}"
+            f"than 99% of these are to each other: their predictions deserve a look.{left_out}"
         )
 
     def by_class(self) -> Table:
@@ -357,7 +357,7 @@ class PatchPredictions:
         return Table(pd.DataFrame.from_dict(lines, orient="index"), caption)
 
     def scores(self) -> Table | None:
-        """Return the metrics on the labels with 95 % intervals; None without labels."""
+        """Return the metrics on the labels with 95% intervals; None without labels."""
         if "label" not in self.table:
             return None
         units = bootstrap_units(self.patches, np.arange(len(self.patches)))
@@ -371,7 +371,7 @@ class PatchPredictions:
         what = "groups" if self.patches.groups is not None else "images"
         return Table(
             pd.DataFrame.from_dict(lines, orient="index"),
-            f"Metrics on the labels of {len(self.patches):,} images; in brackets the 95 % interval, a bootstrap over "
+            f"Metrics on the labels of {len(self.patches):,} images; in brackets the 95% interval, a bootstrap over "
             f"{what}.",
         )
 

@@ -75,7 +75,7 @@ class TargetStudy:
     Attributes
     ----------
     scores : DataFrame of `model`, `columns`, `auroc`, `low`, `high`
-        Of the cross-validated predictions, with the 95 % percentile interval of a bootstrap over groups; no lines where
+        Of the cross-validated predictions, with the 95% percentile interval of a bootstrap over groups; no lines where
         nothing was fitted.
     tests : DataFrame of `model`, `against`, `difference`, `low`, `high`, `p`
         Differences in AUROC: interval of the same bootstrap, two-sided p of a permutation test that swaps the
@@ -208,7 +208,7 @@ def class_burdens(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame of N lines: `class`, `share`, `share_low`, `share_high`, `mean`, `top_mean`
-        `share` is the part of the tissue that lies in positive tiles, each tile counted with its tissue. Its 95 %
+        `share` is the part of the tissue that lies in positive tiles, each tile counted with its tissue. Its 95%
         interval is Wilson's for the number of independent tiles that the variation between blocks of `BLOCK_TILES` x
         `BLOCK_TILES` tiles leaves, since neighbours are alike; NaN with fewer than `MIN_GROUPS` blocks. `mean` is that
         of the probabilities, counted alike, and `top_mean` of the `TOP` highest.
@@ -455,7 +455,7 @@ def burdens_by_metadata(slides: pd.DataFrame, classes: list[str], seed: int = 0)
     Returns
     -------
     DataFrame of `column`, `value`, `class`, `n_slides`, `n_groups`, `mean`, `low`, `high`
-        With the 95 % interval of a bootstrap over groups, NaN with fewer than `MIN_GROUPS` of them. A column of more
+        With the 95% interval of a bootstrap over groups, NaN with fewer than `MIN_GROUPS` of them. A column of more
         than `MAX_LEVELS` different numbers is divided at its median. Cells that are empty are left out.
     """
     import pandas as pd

@@ -127,7 +127,7 @@ def score_tiles(
     -------
     DataFrame of N lines
         `class`, `n_tiles` and `n_present` in truth; `auroc` of the probabilities over tiles; `dice` of the decisions,
-        2 TP / (2 TP + FP + FN) over tiles; each with `_low` and `_high` of the 95 % interval of a bootstrap over blocks
+        2 TP / (2 TP + FP + FN) over tiles; each with `_low` and `_high` of the 95% interval of a bootstrap over blocks
         of BLOCK_TILES x BLOCK_TILES tiles. NaN where it is not defined, and the intervals also with fewer than
         `uncertainty.MIN_GROUPS` blocks.
 

@@ -108,8 +108,8 @@ def test_on_a_terminal_a_run_shows_progress_keeps_others_out_and_can_be_interrup
     ours, theirs = pty.openpty()
     process = start("run", "sleeps.yaml", stderr=theirs)
     os.close(theirs)
-    text = read_until(ours, "encoding 41 %, 00:03 left")
-    assert re.search(r"  01_data  \d+ s \(first time\)  cell 3 of 3, encoding 41 %", text)
+    text = read_until(ours, "encoding 41%, 00:03 left")
+    assert re.search(r"  01_data  \d+ s \(first time\)  cell 3 of 3, encoding 41%", text)
 
     second = start("run", "sleeps.yaml")
     _, complaints = second.communicate(timeout=PATIENCE)

@@ -68,7 +68,7 @@ def test_a_long_notebook_reports_its_bar_from_time_to_time_and_no_warning(monkey
     play(open_console(file, 40), STARTED, CELL, BAR, WARNING, rest=0.7)
     lines = file.getvalue().splitlines()
     assert 2 <= len(lines) <= 5
-    assert lines[1] == "  03_train  0 s (last time 5 min 40 s)  cell 7 of 14, encoding with x 41 %, 00:03 left"
+    assert lines[1] == "  03_train  0 s (last time 5 min 40 s)  cell 7 of 14, encoding with x 41%, 00:03 left"
     time.sleep(0.4)
     assert len(file.getvalue().splitlines()) == len(lines)  # an error has ended it
 
@@ -80,7 +80,7 @@ def test_on_a_terminal_one_line_follows_the_notebook():
     file = Terminal()
     with shown(open_console(file)) as report:
         report(STARTED)
-        for event, expected in ((CELL, "cell 7 of 14, Other seeds"), (BAR, "cell 7 of 14, encoding with x 41 %")):
+        for event, expected in ((CELL, "cell 7 of 14, Other seeds"), (BAR, "cell 7 of 14, encoding with x 41%")):
             report(event)
             deadline = time.time() + 10
             while expected not in file.getvalue() and time.time() < deadline:
@@ -135,12 +135,12 @@ def test_no_color_and_dumb_terminals_get_plain_lines(monkeypatch, variable, valu
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("painting patches:   8%|▊         | 5/60 [00:03<00:34,  1.62patch/s]", "painting patches 8 %, 00:34 left"),
-        (" 41%|####1     | 24/60 [00:02<1:00:03, 11.20it/s]", "41 %, 1:00:03 left"),
-        ("a: b:   0%|          | 0/60 [00:00<?, ?patch/s]", "a: b 0 %"),
+        ("painting patches:   8%|▊         | 5/60 [00:03<00:34,  1.62patch/s]", "painting patches 8%, 00:34 left"),
+        (" 41%|####1     | 24/60 [00:02<1:00:03, 11.20it/s]", "41%, 1:00:03 left"),
+        ("a: b:   0%|          | 0/60 [00:00<?, ?patch/s]", "a: b 0%"),
         ("encoding: 100%|██████████| 60/60 [00:05<00:00, 10.59patch/s]", ""),
         ("12it [00:01,  9.00it/s]", None),
-        ("UserWarning: 95 % of it", None),
+        ("UserWarning: 95% of it", None),
         ("  return func(*args, **kwargs)", None),
     ],
 )

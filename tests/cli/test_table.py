@@ -48,7 +48,7 @@ def test_table_as_csv_and_markdown(invoke, write_metrics, tmp_path):
     write_metrics(tmp_path / "reports" / "first", dataset="a,b|c")
     lines = list(csv.reader(invoke("table", "--format", "csv").stdout.splitlines()))
     assert lines[0][:3] == ["run", "Majority", "Baseline"]
-    assert [line[:2] for line in lines[-2:]] == [["a,b|c: first", "0.812"], ["95 % interval", "0.750 – 0.875"]]
+    assert [line[:2] for line in lines[-2:]] == [["a,b|c: first", "0.812"], ["95% interval", "0.750 – 0.875"]]
     assert "| ` a,b\\|c: first ` | 0.812 |" in invoke("table", "--format", "markdown").stdout
     assert invoke("table", "--format", "html").exit_code == 2
 
@@ -116,7 +116,7 @@ def test_markdown_has_one_line_for_each_line_of_the_frame(metrics):
     assert lines[0].startswith("| run | Majority | Baseline |")
     assert set(lines[1]) == set("| -")
     assert "| synthetic: demo | 0.500 |" in lines[-2]
-    assert "| 95 % interval | 0.500 – 0.900 |" in lines[-1]
+    assert "| 95% interval | 0.500 – 0.900 |" in lines[-1]
     assert len(lines) == 2 + 3 + 2
     assert len({line.count("|") for line in lines}) == 1
 

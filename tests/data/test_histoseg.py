@@ -168,7 +168,7 @@ def write_mask(path: Path, stored: np.ndarray) -> None:
 
 STORED = np.full((32, 32), 4, dtype=np.uint8)  # 4: excluded
 STORED[:16] = 0  # class 1
-STORED[16, :5] = 2  # class 3, on less than 1 % of the patch
+STORED[16, :5] = 2  # class 3, on less than 1% of the patch
 STORED[17:20] = 3  # class 4
 
 

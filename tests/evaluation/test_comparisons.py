@@ -148,9 +148,18 @@ def test_differences_table_has_dashes_for_an_undefined_map():
 def test_correction_note_says_where_groups_are_too_few(units, compared, said):
     gap = Difference(0.1, 0.05, 0.15, 0.01)
     found = dict.fromkeys(list(labels())[:compared], Comparison(gap, gap))
-    note = correction_note(found, np.arange(40) % units)
+    note = correction_note(found, np.arange(40) % units, resamples=1000)
     assert f"for {compared} comparisons" in note
     assert (f"With {units} groups the smallest possible p is {p_text(2 / 2**units)}" in note) == said
+
+
+@pytest.mark.parametrize(
+    ("units", "resamples", "said"), [(20, 100, True), (20, 139, True), (20, 140, False), (9, 100, False)]
+)
+def test_correction_note_says_where_permutations_are_too_few(units, resamples, said):
+    gap = Difference(0.1, 0.05, 0.15, 0.01)
+    note = correction_note(dict.fromkeys(list(labels())[:7], Comparison(gap, gap)), np.arange(40) % units, resamples)
+    assert (f"mAP is tested by {resamples} permutations" in note) == said
 
 
 def test_all_pairs_are_row_minus_column_with_one_correction_for_all():

@@ -184,7 +184,7 @@ def test_a_rare_class_counts_in_the_samples_that_hold_it():
 
 
 def test_interval_has_nominal_coverage_and_less_when_patches_are_drawn():
-    """Groups with their own level, 300 data sets: 95 % intervals should hold the true mean in about 95 of 100."""
+    """Groups with their own level, 300 data sets: 95% intervals should hold the true mean in about 95 of 100."""
     random, by_group, by_patch = np.random.default_rng(0), 0, 0
     groups = np.repeat(np.arange(40), 10)
     for seed in range(300):

@@ -145,7 +145,7 @@ def test_seeds_are_other_seeds_on_the_same_split(case):
 
 def test_sizes_are_subsets_of_the_training_part(case):
     sizes = [study for study in plan_of(case, draws=3) if study.purpose == "size"]
-    assert {len(study.train) for study in sizes} == {2, 4, 14}  # 1 % and 3 % of 45 are both the least, 2
+    assert {len(study.train) for study in sizes} == {2, 4, 14}  # 1% and 3% of 45 are both the least, 2
     subsets = {study.train.tobytes() for study in sizes if len(study.train) == 14}
     assert len(subsets) == 3
     pairs = {(study.name, study.train.tobytes()) for study in sizes}  # probe and head see the same patches

@@ -670,9 +670,9 @@ def test_the_outline_is_drawn_and_taken_away_and_the_mask_has_a_legend(visit, pa
     colours = [tuple(bytes.fromhex(hue[1:])) for hue in case.attention().data["colours"]]
     quarters = [picture.getpixel(place) for place in ((9, 9), (SIDE - 9, 9), (9, SIDE - 9), (SIDE - 9, SIDE - 9))]
     assert quarters == [*colours[:3], (255, 255, 255)]
-    assert mask.get_attribute("aria-label").endswith(": tumor 25 %, stroma 25 %, lymphocyte 25 %")
+    assert mask.get_attribute("aria-label").endswith(": tumor 25%, stroma 25%, lymphocyte 25%")
     keys = dialog.locator(".legend .key").evaluate_all("all => all.map(one => one.textContent)")
-    assert keys == ["tumor 25 %", "stroma 25 %", "lymphocyte 25 %"]
+    assert keys == ["tumor 25%", "stroma 25%", "lymphocyte 25%"]
 
 
 def test_without_masks_nothing_speaks_of_them(visit, hostile):

@@ -249,7 +249,7 @@ def test_the_forest_has_every_interval_in_its_place_and_marks_histoclip_and_the_
     methods = {name: scored(k) for k, name in enumerate(labels)}
     figure = figures.forest_plot(methods, labels)
     alternative = draw(figure)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["mAcc, 95 % interval", "mAP, 95 % interval"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["mAcc, 95% interval", "mAP, 95% interval"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(reversed(labels.values()))
     for axes, metric in zip(figure.axes, ("mAcc", "mAP"), strict=True):
         drawn = {tuple(line.get_xdata()): line for line in axes.lines if line.get_linestyle() == "-"}

@@ -141,7 +141,7 @@ def test_intervals_are_drawn_on_one_axis(tmp_path):
     assert "from 0.6 to 0.9" in cards.select_one(".legend").get_text()
     dots = [float(dot["cx"]) for dot in cards.select("circle")]  # the axis ends 4 pixels inside of 200
     assert dots == pytest.approx([4 + 192 * (score - 0.6) / 0.3 for score in (0.88, 0.62)], abs=0.01)
-    said = "HistoCLIP patch 0.880, 95 % interval 0.860 – 0.900, linear probe 0.850"
+    said = "HistoCLIP patch 0.880, 95% interval 0.860 – 0.900, linear probe 0.850"
     assert cards.svg["aria-label"] == said
 
 

@@ -54,7 +54,7 @@ def test_methods_table_shows_both_intervals_and_the_paper(scored, dataset):
     assert line["mAcc"] == f"{values['mAcc']:.3f}"
     assert line["mAP"] == f"{values['mAP']:.3f}"
     for key in ("mAcc", "mAP"):
-        assert line[f"{key}, 95 %"] == "{:.3f} – {:.3f}".format(*values[f"{key}_ci"])
+        assert line[f"{key}, 95%"] == "{:.3f} – {:.3f}".format(*values[f"{key}_ci"])
     assert ("paper's mAcc" in table) == (dataset == "pannuke")
     if dataset == "pannuke":
         paper = {label: float(value) for label, value in table["paper's mAcc"].items() if value}
@@ -65,7 +65,7 @@ def test_undefined_metrics_are_dashes():
     patches = make()
     patches.labels[VAL] = 0
     scored = evaluate_methods({"majority": guesses(patches, VAL)}, patches, VAL, 20, 0)
-    line = tables.methods_table(scored, "folder").loc["Majority of train", ["mAP", "mAP, 95 %", "AUROC"]]
+    line = tables.methods_table(scored, "folder").loc["Majority of train", ["mAP", "mAP, 95%", "AUROC"]]
     assert line.tolist() == ["—", "", "—"]
     assert tables.per_class_table(scored, "ap").isna().to_numpy().all()
 
@@ -189,10 +189,10 @@ def test_table_one_puts_each_run_above_the_paper():
         "BCSS-WSSS: the paper",
         "LUAD-HistoSeg: the paper",
         "PanNuke: p",
-        "95 % interval",
+        "95% interval",
         "PanNuke: the paper",
         "consep: mine",
-        "95 % interval",
+        "95% interval",
     ]
     assert table.columns.tolist() == list(table_one_columns().values())
     assert table.iloc[2].tolist() == ["", "0.500", *[""] * 6]
@@ -226,7 +226,7 @@ def test_paper_table_compares_each_method_of_the_paper(dataset):
     np.testing.assert_allclose(table["the paper"].astype(float), list(paper.values()), atol=5.1e-4)
     expected = [methods[name]["mAcc"] - value for name, value in paper.items()]
     np.testing.assert_allclose(table["difference"].astype(float), expected, atol=5.1e-4)
-    assert table["95 % interval"].iloc[0] == "0.400 – 0.600"
+    assert table["95% interval"].iloc[0] == "0.400 – 0.600"
 
 
 def test_paper_table_explains_differences_with_the_numbers_of_the_run():

@@ -296,9 +296,9 @@ def test_the_table_has_a_line_for_each_run_and_what_varies(grid, tmp_path):
     first = table.iloc[0]
     assert (first["views"], first["seed"], first["state"]) == ("1", "0", "finished")
     assert first["Linear probe: mAcc"] == "0.812"
-    assert first["Linear probe: 95 %"] == "0.762 – 0.863"
+    assert first["Linear probe: 95%"] == "0.762 – 0.863"
     assert first["HistoCLIP, patch tokens: mAP"] == "0.750"
-    assert (first["HistoCLIP, global embedding: 95 %"], first["HistoCLIP, global embedding: mAP"]) == ("—", "—")
+    assert (first["HistoCLIP, global embedding: 95%"], first["HistoCLIP, global embedding: mAP"]) == ("—", "—")
     assert table.iloc[1]["state"] == "started again"
     assert "metrics.json cannot be read" in table.iloc[2]["state"]
     assert str(tmp_path) not in table.iloc[2]["state"]

@@ -151,7 +151,7 @@ def test_a_comparison_shows_every_difference(two_runs):
     assert text.count("same predictions") == 4  # two methods, two metrics
     for method in found.methods:
         assert method.same or f"{method.macc.value:+.3f} ({method.macc.interval[0]:+.3f} to" in text
-    assert f"{found.test.value:+.3f}, 95 % interval {found.test.low:+.3f} to" in compared.finding().data
+    assert f"{found.test.value:+.3f}, 95% interval {found.test.low:+.3f} to" in compared.finding().data
     assert f"{N_PATCHES} held-out patches" in compared.patches_note().data
     assert [line[0] for line in cells(compared.classes())] == CLASSES
 

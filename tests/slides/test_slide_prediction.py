@@ -179,7 +179,7 @@ def test_a_slide_without_tissue_is_refused(tmp_path):
     mask = save_image(tmp_path / "mask.png", np.full((60, 60), 255, np.uint8))
     assert (
         predict_slide(ColourMeter(), path, tmp_path / "out", mpp=0.5, tissue=mask).n_tiles == 24
-    )  # the last, 47 % of it on the slide, is not kept
+    )  # the last, 47% of it on the slide, is not kept
 
 
 def test_what_a_reader_should_know_is_noted(slide, tmp_path):

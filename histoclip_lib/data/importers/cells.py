@@ -119,7 +119,7 @@ def _mostly_images(cells: list[str]) -> bool:
 def read_cells(path: Path) -> Cells:
     """Read a table in text, or the first sheet of an Excel file.
 
-    The separator is the first of tab, comma, semicolon, bar and blank that gives the first line and 95 % of the others
+    The separator is the first of tab, comma, semicolon, bar and blank that gives the first line and 95% of the others
     the same number of cells, more than one. Lines before it that begin with `#`, and Excel's `sep=;`, are skipped. The
     first line is a header unless one of its cells is a number or the name of an image; where one of them is called like
     a column of files it is a header in any case.

@@ -2,8 +2,8 @@
 // JSON beside it; in JupyterLab anywidget calls `render`, and a kernel answers questions. Every text is set as text.
 
 function percent(fraction) {
-  if (fraction > 0 && fraction < 0.005) return "< 1 %";
-  return fraction < 1 && fraction > 0.995 ? "> 99 %" : `${Math.round(100 * fraction)} %`;
+  if (fraction > 0 && fraction < 0.005) return "< 1%";
+  return fraction < 1 && fraction > 0.995 ? "> 99%" : `${Math.round(100 * fraction)}%`;
 }
 const count = (number) => number.toLocaleString("en");
 
@@ -54,7 +54,7 @@ function outcome(label, p, data) {
 const mark = (kind) => `${kind === CORRECT ? "✓" : isWrong(kind) ? "✗" : "?"}\u00a0${kind.replace(" ", "\u00a0")}`;
 const confidence = (p) => Math.round(Math.abs(2 * p - 1) * 10000); // in hundredths of a per cent: whole numbers compare
 
-function slider(label, value, { min = 0, max = 100, step = 5, write = (number) => `${number} %` } = {}) {
+function slider(label, value, { min = 0, max = 100, step = 5, write = (number) => `${number}%` } = {}) {
   const input = element("input", { type: "range", min, max, step, value });
   const output = element("output", { "aria-hidden": "true" });
   const say = () => {
@@ -527,8 +527,8 @@ function viewer(data, ask) {
       element("div", { class: "range", hidden: !scored }, from.box, to.box),
       element("label", { hidden: !masked && !data.maps.length }, over,
         data.maps.length ? ` ${data.maps[0]} over the patches` : " Outlines over the patches")),
-    element("p", { class: "hint" }, ask ? "" : `${data.held} `, scored ? "The number is the probability p; confidence is 0 % at p = 0.5 and "
-      + "100 % at p = 0 and p = 1. " : "", "A click opens a patch; then the arrow keys turn, the wheel zooms."),
+    element("p", { class: "hint" }, ask ? "" : `${data.held} `, scored ? "The number is the probability p; confidence is 0% at p = 0.5 and "
+      + "100% at p = 0 and p = 1. " : "", "A click opens a patch; then the arrow keys turn, the wheel zooms."),
     status, list, more, dialog);
 }
 

@@ -66,7 +66,7 @@ def reliability_diagrams(
             axes.set_title(title, fontsize=8)
             said.append(f"{name}, {names[method]}: {before:.3f} and {after:.3f}")
     panels[0].scatter([], [], 30, ["white"], edgecolors="0.45", label="as it is")
-    panels[0].scatter([], [], 30, ["0.2"], label="with temperature, and 95 % interval")
+    panels[0].scatter([], [], 30, ["0.2"], label="with temperature, and 95% interval")
     drawn.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return described(
         drawn,

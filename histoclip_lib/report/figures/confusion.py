@@ -92,7 +92,7 @@ def recall_by_area_plot(table: pd.DataFrame, method: str) -> Figure:
         drawn,
         f"Recall by covered area, all classes together. {said}.",
         f"Sensitivity of {method} by how much of the patch a class covers ({overall['present'].sum():,} labels with "
-        "masks). Bars are 95 % Wilson intervals for all classes together, which treat patches as independent. Look at "
+        "masks). Bars are 95% Wilson intervals for all classes together, which treat patches as independent. Look at "
         "how steeply sensitivity falls to the left.",
     )
 
@@ -257,7 +257,7 @@ def co_occurrence_bias_map(biases: dict[str, CoOccurrenceBias], classes: list[st
         drawn,
         f"Heat maps of how the presence of one class changes the prediction of another. Significant: {said}.",
         "Difference in how often the class of the column is predicted between patches with and without the class of "
-        f"the row ({len(classes)} classes). An asterisk marks a simultaneous 95 % interval that excludes 0. That is an "
+        f"the row ({len(classes)} classes). An asterisk marks a simultaneous 95% interval that excludes 0. That is an "
         "association: the patches may also be harder for other reasons.",
     )
 

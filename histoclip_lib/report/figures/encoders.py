@@ -37,7 +37,7 @@ def methods_by_encoder(scored: dict[str, dict[str, tuple[float, tuple[float, flo
     axes.set_ylim(len(encoders) - 0.5, -0.5)
     for edge in range(len(encoders) - 1):
         axes.axhline(edge + 0.5, color=UNCOLOURED, lw=0.4)
-    axes.set_xlabel("mAcc, 95 % interval")
+    axes.set_xlabel("mAcc, 95% interval")
     axes.grid(axis="y", visible=False)
     drawn.legend(loc="outside lower center", ncols=min(3, len(scored)), fontsize=8, frameon=False)
     said = "; ".join(
@@ -81,7 +81,7 @@ def encoder_ranks(ranking: Ranking, method: str) -> Figure:
     axes.set_yticks(range(count), [wrapped(name) for name in names])
     axes.tick_params(axis="y", pad=8 + 9 * len(groups))
     axes.set_ylim(count - 0.4, -0.6)
-    axes.set_xlabel(f"mAcc of {label_of(method)} on the common patches, 95 % interval")
+    axes.set_xlabel(f"mAcc of {label_of(method)} on the common patches, 95% interval")
     axes.grid(axis="y", visible=False)
     pairs = "; ".join(
         f"{one} minus {other} {ranking.differences.loc[one, other]:+.3f} (p {ranking.p.loc[one, other]:.3f})"

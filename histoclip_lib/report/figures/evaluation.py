@@ -59,8 +59,8 @@ def forest_plot(methods: dict[str, dict], labels: dict[str, str]) -> Figure:
     shown = " and ".join(metrics)
     return described(
         drawn,
-        f"Forest plot of {shown} with 95 % intervals. {said}.",
-        f"{shown} of {len(methods)} methods on held-out patches, with 95 % intervals from the bootstrap. Methods "
+        f"Forest plot of {shown} with 95% intervals. {said}.",
+        f"{shown} of {len(methods)} methods on held-out patches, with 95% intervals from the bootstrap. Methods "
         "are scored on the same patches, so overlapping intervals do not rule out a significant difference.",
     )
 
@@ -84,7 +84,7 @@ def _forest(axes: Axes, methods: dict[str, dict], metric: str) -> None:
     if probe is not None:
         axes.axvline(probe, color=method_colour(PROBE), lw=1, ls="--", zorder=0)
         axes.set_title("dashed: linear probe", fontsize=9, color=method_colour(PROBE))
-    axes.set_xlabel(f"{metric}, 95 % interval")
+    axes.set_xlabel(f"{metric}, 95% interval")
     axes.margins(x=0.06)
     axes.tick_params(labelsize=10)
     axes.grid(axis="y", visible=False)

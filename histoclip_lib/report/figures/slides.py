@@ -182,6 +182,6 @@ def slide_burdens(slides: pd.DataFrame, classes: list[str]) -> Figure:
     return described(
         drawn,
         f"Share of the tissue that is positive, {count}. {'; '.join(said)}.",
-        f"Fraction of the tissue of {count} in positive tiles, with 95 % intervals that allow for similar neighbouring "
+        f"Fraction of the tissue of {count} in positive tiles, with 95% intervals that allow for similar neighbouring "
         "tiles. Look for slides that stand out.",
     )

@@ -161,7 +161,7 @@ class Attention(Chapter):
         """Return three measures of each set of maps, and by how much trained attention is above it."""
         if self.scores is None:
             return None
-        caption = f"Agreement with the masks of {len(self.run.val):,} patches, with 95 % intervals; higher is better."
+        caption = f"Agreement with the masks of {len(self.run.val):,} patches, with 95% intervals; higher is better."
         return Table(localisation.agreement_table(self.scores, self.samples), caption)
 
     def agreement_by_class(self) -> Table | None:
@@ -169,7 +169,7 @@ class Attention(Chapter):
         if self.scores is None:
             return None
         table = localisation.agreement_by_class(self.scores, self.classes, "ap", self.samples)
-        return Table(table, "Per-pixel average precision by class, with 95 % intervals; higher is better.")
+        return Table(table, "Per-pixel average precision by class, with 95% intervals; higher is better.")
 
     def best_and_worst(self) -> None:
         """Display the patches in which attention agrees best and worst with the mask."""

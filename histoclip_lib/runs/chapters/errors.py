@@ -18,7 +18,7 @@ from histoclip_lib.report.tables import Table
 from histoclip_lib.runs.chapters.base import OURS, PROBE, Chapter
 from histoclip_lib.runs.run import Run
 
-# After "with 95 % ".
+# After "with 95% ".
 WILSON = "Wilson intervals, which treat patches as independent and are too narrow where those of a group are alike."
 
 
@@ -63,7 +63,7 @@ class Errors(Chapter):
         missed, lower = table["present"] - table["found"], table["area"].str.split("%").str[0].astype(int)
         return Markdown(
             f"**{missed[lower < 10].sum():,} of {missed.sum():,} false negatives are of classes that cover less than "
-            f"10 % of the patch; of the {table['present'][lower >= 50].sum():,} that cover half or more, "
+            f"10% of the patch; of the {table['present'][lower >= 50].sum():,} that cover half or more, "
             f"{missed[lower >= 50].sum() or 'none'} "
             f"{'is a false negative' if missed[lower >= 50].sum() < 2 else 'are false negatives'}.**"
         )
@@ -85,13 +85,13 @@ class Errors(Chapter):
         wide = found.pivot(index="class", columns="area", values="cell").fillna("—")
         columns = sorted(wide.columns, key=lambda text: int(text.split("%")[0]))
         wide = wide.loc[found["class"].unique(), columns].rename_axis(None).rename_axis(None, axis=1)
-        return Table(wide, f"Sensitivity by the share of the patch that a class covers, with 95 % {WILSON}")
+        return Table(wide, f"Sensitivity by the share of the patch that a class covers, with 95% {WILSON}")
 
     def rates(self) -> Table:
         """Return sensitivity and specificity of each class at 0.5 with intervals by Wilson."""
         return Table(
             confusion.rates_table(self.truth, self.ours.decisions, self.classes),
-            f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95 % {WILSON}",
+            f"Sensitivity and specificity on {len(self.truth):,} held-out patches at 0.5, with 95% {WILSON}",
         )
 
     def threshold_explorer(self) -> explorers.Explorer:

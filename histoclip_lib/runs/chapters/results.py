@@ -84,7 +84,7 @@ class Results(Chapter):
 
     def table(self) -> Table:
         """Return the table of all methods."""
-        caption = f"All methods, scored {self.on_which}, with 95 % intervals; bold: the best of each column."
+        caption = f"All methods, scored {self.on_which}, with 95% intervals; bold: the best of each column."
         return Table(tables.methods_table(self._in_order, str(self.run["dataset"])), caption, tables.best_values())
 
     def interval_note(self) -> Markdown:
@@ -106,7 +106,7 @@ class Results(Chapter):
         Returns
         -------
         uncertainty.Comparison
-            HistoCLIP minus the other: value, 95 % interval and p of the permutation test, not corrected.
+            HistoCLIP minus the other: value, 95% interval and p of the permutation test, not corrected.
         """
         return uncertainty.compare(self.truth, self.methods[OURS], self.methods[method], self.units, *self.draws)
 
@@ -117,7 +117,7 @@ class Results(Chapter):
     def differences(self) -> Table:
         """Return HistoCLIP with patch tokens minus every other method, with corrected p."""
         caption = (
-            f"HistoCLIP with patch tokens minus each other method on {len(self.truth):,} held-out patches, with 95 % "
+            f"HistoCLIP with patch tokens minus each other method on {len(self.truth):,} held-out patches, with 95% "
             "intervals; positive values favour HistoCLIP. p is corrected by Holm's method for these comparisons. "
             "Intervals are not corrected, so one may exclude 0 although p is not below 0.05."
         )
@@ -125,7 +125,7 @@ class Results(Chapter):
 
     def correction_note(self) -> Markdown:
         """Say which differences remain significant after correction."""
-        return Markdown(comparisons.correction_note(self._against, self.units))
+        return Markdown(comparisons.correction_note(self._against, self.units, self.draws[0]))
 
     def all_pairs(self) -> Image:
         """Draw the difference in mAcc of every pair of methods."""
@@ -162,7 +162,7 @@ class Results(Chapter):
             self.truth, self.methods[OURS], self.classes, self._subgroups, self.units, *self.draws
         )
         caption = (
-            f"HistoCLIP with patch tokens by subgroup of {len(self.truth):,} held-out patches, with 95 % intervals "
+            f"HistoCLIP with patch tokens by subgroup of {len(self.truth):,} held-out patches, with 95% intervals "
             f"where there are {uncertainty.MIN_GROUPS} groups or more."
         )
         return Table(table, caption)
@@ -257,7 +257,7 @@ class Results(Chapter):
         )
         caption = (
             f"Thresholds that limit the mean false-negative rate (FNR) of each class to {alpha:.0%}, and their "
-            f"false-positive rate (FPR), with 95 % intervals on {len(self.truth):,} held-out patches. A low FNR "
+            f"false-positive rate (FPR), with 95% intervals on {len(self.truth):,} held-out patches. A low FNR "
             "costs FPR. Rates are means over the groups that have patches to count, so they differ from the pooled "
             "rates of 05 Errors."
         )

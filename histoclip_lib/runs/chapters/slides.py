@@ -152,7 +152,7 @@ class Slides:
                     "Dice": _measured(line["dice"], line["dice_low"], line["dice_high"]),
                 }
         caption = (
-            f"Agreement of the maps of {self.view.result.slide} with its labels, with 95 % intervals; decisions are "
+            f"Agreement of the maps of {self.view.result.slide} with its labels, with 95% intervals; decisions are "
             "made at the model's fitted thresholds. The bootstrap draws blocks of tiles: with fewer than about 20 of "
             "them the intervals are probably too narrow."
         )
@@ -181,7 +181,7 @@ class Slides:
             shown[name] = [_measured(*line) for line in self.slides[columns].to_numpy()]
         caption = (
             "Fraction of the tissue in tiles in which the class is predicted at the model's fitted threshold, with "
-            "95 % intervals. A tile counts as a whole, so this is not the area of the class."
+            "95% intervals. A tile counts as a whole, so this is not the area of the class."
         )
         return Table(shown.rename_axis(None), caption)
 
@@ -221,7 +221,7 @@ class Slides:
             value[line["class"]] = _measured(line["mean"], line["low"], line["high"])
         return Table(
             pd.DataFrame.from_dict(lines, orient="index"),
-            "Mean share of positive tissue by metadata, with 95 % intervals over groups.",
+            "Mean share of positive tissue by metadata, with 95% intervals over groups.",
         )
 
     def target(self) -> Markdown | None:
