@@ -45,12 +45,15 @@ class Registry(Generic[Entry]):
     def add(self, name: str, entry: Entry, module: str = "") -> None:
         """Register an entry; with its module, entries of the library are listed in the order of `modules`.
 
+        In a notebook a cell that is executed again replaces what it registered.
+
         Raises
         ------
         HistoCLIPError
             If another entry has the name.
         """
-        if name in self._entries and self._entries[name] != entry:
+        known = self._entries.get(name, entry)
+        if known != entry and not (_is_of_session(known) and _is_of_session(entry)):
             raise HistoCLIPError(f"{self.kind}: {name!r} is registered twice. Give one of the two another name.")
         self._entries[name], self._module[name] = entry, module
 
@@ -87,6 +90,11 @@ class Registry(Generic[Entry]):
     def __iter__(self) -> Iterator[str]:
         """Yield the names in the order of registration."""
         return iter(self.load())
+
+
+def _is_of_session(entry: object) -> bool:
+    functions = [entry] if callable(entry) else vars(entry).values()
+    return any(getattr(each, "__module__", "") == "__main__" for each in functions)
 
 
 @dataclass(frozen=True)

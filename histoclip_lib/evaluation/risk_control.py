@@ -156,8 +156,8 @@ def _mean_of_units(wrong: np.ndarray, counted: np.ndarray, draws: Draws) -> Diff
 def risk_note(alpha: float, n_units: int) -> str:
     """Say in Markdown what the thresholds promise, and what the promise rests on."""
     note = (
-        "For a new group (or patch, if groups are unknown) from the same source, the expected false-negative rate of "
-        f"each class is at most {100 * alpha:g}%. "
+        "For a new group (or patch, if groups are unknown or very few) from the same source, the expected "
+        f"false-negative rate of each class is at most {100 * alpha:g}%. "
         "This holds on average over groups and over the choice of training groups, not for every single group and not "
         "for another hospital. The thresholds come from out-of-fold predictions of models fitted on fewer patches than "
         "the final model; the last column of the table shows how well the guarantee holds."

@@ -174,6 +174,17 @@ def test_a_registered_strategy_is_scored_and_is_a_method(monkeypatch):
         strategy("always", label="Always")(lambda *arguments: None)
 
 
+def test_a_cell_that_is_executed_again_replaces_the_strategy_that_it_registered(monkeypatch):
+    for registry in (STRATEGIES, METHODS):
+        monkeypatch.setattr(registry, "_entries", dict(registry.load()))
+    cell = {"__name__": "__main__", "strategy": strategy}
+    for value in (1, 2):
+        exec(f"@strategy('mine', label='Mine')\ndef mine(*arguments):\n    return {value}", cell)
+    assert STRATEGIES["mine"].score() == 2
+    with pytest.raises(HistoCLIPError, match="'top_k' is registered twice"):
+        exec("@strategy('top_k', label='Mine')\ndef mine(*arguments):\n    return 3", cell)
+
+
 # Prompts
 
 

@@ -256,7 +256,7 @@ class Results(Chapter):
             fitted_on, out_of_fold, self.truth, self.methods, self.classes, self.samples, alpha, int(run["seed"])
         )
         caption = (
-            f"Thresholds that limit the mean false-negative rate (FNR) of each class to {alpha:.0%}, and their "
+            f"Thresholds that limit the mean false-negative rate (FNR) of each class to {100 * alpha:g}%, and their "
             f"false-positive rate (FPR), with 95% intervals on {len(self.truth):,} held-out patches. A low FNR "
             "costs FPR. Rates are means over the groups that have patches to count, so they differ from the pooled "
             "rates of 05 Errors."
