@@ -9,9 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -186,14 +185,19 @@ def predict_slide(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    with open_slide(slide_path, mpp) as slide, alone_in(folder, patience):
+    options = (mpp, overlap, min_tissue, views, batch_size)
+    identity = _identity(model, Path(slide_path), tissue, coordinates, options)
+    with ExitStack() as opened:
+        opened.enter_context(alone_in(folder, patience))
         sweep(folder)
-        plan = _Plan(model, slide, _tiles(model, slide, overlap, min_tissue, tissue, coordinates), views, batch_size)
         with suppress(HistoCLIPError):
             found = read_slide_result(folder)
-            if found.identity == plan.identity and found.error is None:
+            if found.identity == identity and found.error is None:  # the slide need not be opened
                 progress(found.n_tiles, found.n_tiles)
                 return found
+        slide = opened.enter_context(open_slide(slide_path, mpp))
+        table = _tiles(model, slide, overlap, min_tissue, tissue, coordinates)
+        plan = _Plan(model, slide, table, views, batch_size, identity)
         (folder / FACTS).unlink(missing_ok=True)  # from here on the folder is unfinished
         parts = folder / f"{PARTS}{plan.identity}"
         for old in set(folder.glob(f"{PARTS}*")) - {parts}:
@@ -249,18 +253,7 @@ class _Plan:
     table: pd.DataFrame  # the tiles
     views: int
     batch_size: int
-
-    @cached_property
-    def identity(self) -> str:
-        """Digest of all that decides the result."""
-        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in slide_files(self.slide.path)]
-        model = (self.model.identity, self.model.classes, [float(value) for value in self.model.thresholds])
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(
-            repr((FORMAT, __version__, model, files, self.slide.mpp, self.side, self.views, self.batch_size)).encode()
-        )
-        digest.update(self.table.to_numpy(np.float64).tobytes())
-        return digest.hexdigest()
+    identity: str  # see `_identity`
 
     @property
     def side(self) -> int:
@@ -304,6 +297,31 @@ class _Plan:
                 field = np.asarray(Image.fromarray(field).resize((size, size), Image.Resampling.BICUBIC))
             images[number] = field.transpose(2, 0, 1)
         return torch.from_numpy(images), failure
+
+
+def _identity(
+    model: TileModel,
+    slide: Path,
+    tissue: str | Path | None,
+    coordinates: pd.DataFrame | None,
+    options: tuple,
+) -> str:
+    """Return a digest of all that decides the result, without opening the slide: model, files, options and version."""
+    files = [*slide_files(slide), *([] if tissue is None else [Path(tissue)])]
+    facts = [(file.name, *_size_and_time(file)) for file in files]
+    of_model = (model.identity, model.classes, [float(value) for value in model.thresholds], float(model.ood_threshold))
+    of_model += (model.patch_px, model.mpp, model.pixels)
+    places = "" if coordinates is None else coordinates.to_csv(index=False)
+    given = repr((FORMAT, __version__, of_model, facts, options, places))
+    return hashlib.blake2b(given.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def _size_and_time(file: Path) -> tuple[int, ...]:
+    try:
+        facts = file.stat()
+    except OSError:  # opening it says what is wrong
+        return ()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _tiles(

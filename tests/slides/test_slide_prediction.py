@@ -131,17 +131,19 @@ def test_a_killed_process_leaves_what_the_next_one_continues(slide, tmp_path, sm
     assert read_everything(tmp_path / "cut") == read_everything(tmp_path / "whole")
 
 
-def test_a_finished_slide_is_not_predicted_again_unless_something_changed(slide, tmp_path):
+def test_a_finished_slide_is_not_opened_again_unless_something_changed(slide, tmp_path, monkeypatch):
     first = predict_slide(ColourMeter(), slide, tmp_path / "out", **OPTIONS)
-    model = ColourMeter()
-    assert predict_slide(model, slide, tmp_path / "out", **OPTIONS) == first
-    assert model.seen == []
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "open_slide", lambda *_: pytest.fail("the slide was opened"))
+        assert predict_slide(ColourMeter(), slide, tmp_path / "out", **OPTIONS) == first
     for change in (
         {"model": replace(ColourMeter(), identity="another")},
         {"overlap": 0.5},
         {"views": 2},
         {"mpp": 0.6},
         {"model": replace(ColourMeter(), thresholds=np.array([0.1, 0.1]))},
+        {"model": replace(ColourMeter(), mpp=0.6)},
+        {"tissue": save_image(tmp_path / "mask.png", np.full((80, 110), 255, np.uint8))},
     ):
         model = change.pop("model", ColourMeter())
         predict_slide(model, slide, tmp_path / "out", **{**OPTIONS, **change})
