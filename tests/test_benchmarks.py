@@ -3,6 +3,8 @@
 import runpy
 import sys
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,15 +67,24 @@ def test_many_patches_repeat_and_count_as_different(benchmarks):
     assert len({patches.source.digest(row) for row in (0, 40, 80)}) == 3
 
 
-def test_peak_memory_sees_what_was_held_for_a_moment(benchmarks):
-    import time
+def test_peak_memory_sees_what_a_process_and_its_worker_held_for_a_moment(benchmarks, monkeypatch):
+    import common
 
-    from common import PeakMemory
+    class Process:
+        held, looked_at = 30, Event()
 
-    with PeakMemory() as before:
-        time.sleep(0.05)
-    with PeakMemory() as during:
-        held = np.ones(40 * 2**20)  # 320 MiB
-        time.sleep(0.1)
-        del held
-    assert 300 < during.peak - before.peak < 400
+        def memory_info(self):
+            self.looked_at.set()
+            return SimpleNamespace(rss=self.held * 2**20, shared=10 * 2**20)
+
+        def children(self, recursive):
+            return [Process()]
+
+    monkeypatch.setattr(common.psutil, "Process", Process)
+    with common.PeakMemory() as found:
+        for held in (30, 350, 30):
+            Process.held = held
+            for _ in range(4):  # looks at both, and before that the end of an earlier one
+                Process.looked_at.clear()
+                assert Process.looked_at.wait(60)
+    assert found.peak == 2 * 340
