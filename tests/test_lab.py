@@ -81,7 +81,7 @@ def lab(tmp_path_factory, new_cache):
     try:
         started = time.time()
         while not (about := list((own / "RUNTIME").glob("jpserver-*.json"))):
-            assert server.poll() is None and time.time() < started + 60, (own / "log").read_text()
+            assert server.poll() is None and time.time() < started + LONGEST_WAIT, (own / "log").read_text()
             time.sleep(0.1)
         yield Lab(f"127.0.0.1:{json.loads(about[0].read_text())['port']}", folder)
     finally:
