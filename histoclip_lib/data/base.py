@@ -95,8 +95,8 @@ class PatchDataset:
     Raises
     ------
     HistoCLIPError
-        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, groups or anything
-        else is not known of each patch, a file is repeated, or a name is not valid Unicode.
+        If the data set is empty, `labels` has the wrong shape or a value other than 0, 1 or NaN, there are not as
+        many groups (or parts, tissues, mpp, metadata) as patches, a file is repeated, or a name is not valid Unicode.
 
     Examples
     --------

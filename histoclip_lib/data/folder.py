@@ -28,8 +28,8 @@ MAX_NAME = 255  # characters of a class or group: tables give every row the widt
 MAX_CLASSES = 254  # a mask stores them in 8 bits, beside 0 for none
 ABSENT = "does not exist"
 TABLES = (".csv", ".tsv", ".tab", ".xlsx")  # what people have instead of labels.csv
-# What makes a patient in names of groups that are alike: TCGA barcodes, and numbers however they are written. The keys
-# are for `group_pattern`; the second leaves names that are no numbers as they are.
+# The part of a group's name that identifies a patient: a TCGA barcode, or a number however it is written. The keys are
+# for `group_pattern`; the second does not change names that are not numbers.
 PATIENTS = {
     r"TCGA-\w{2}-\w{4}": re.compile(r"(TCGA-\w{2}-\w{4})\b.*"),
     r"^0*(.+?)(?:\.0*)?$": re.compile(r"0*([0-9]+)(?:\.0*)?"),

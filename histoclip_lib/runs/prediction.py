@@ -249,7 +249,7 @@ def write_prediction_pages(folder: Path, report: Callable[[StepEvent], None]) ->
     Raises
     ------
     HistoCLIPError
-        If there is nothing to show: there are no images, and no slide could be predicted.
+        If there is nothing to show, because there are no images and every slide failed.
     """
     from histoclip_lib.report.notebooks import PREDICTIONS, SLIDE, SLIDES, Link
     from histoclip_lib.report.run_pages import write_page

@@ -41,7 +41,7 @@ class SlideOptions:
     mpp, overlap, min_tissue, views, batch_size
         As there; the column `mpp` of `slides.csv` comes before `mpp`.
     tissue, coordinates : Path or None
-        A mask or polygons, and an H5 file of TRIDENT or CLAM; or a folder with one for each slide, called as it is;
+        A mask or polygons, and an H5 file of TRIDENT or CLAM; or a folder with one for each slide, named after it;
         TRIDENT adds `_patches`.
     patch_mpp : float or None
         Of the training patches, where the model does not say.
